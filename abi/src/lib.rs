@@ -1,0 +1,3 @@
+//! Every byte that crosses a border of Cloak, once.
+#![no_std]
+#![forbid(unsafe_code)]

@@ -1,0 +1,2 @@
+//! Evidence, measurement prediction, verification, policy and tokens.
+#![forbid(unsafe_code)]
