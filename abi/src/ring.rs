@@ -202,4 +202,4 @@ crate::tripwire!(size_of::<QueuePage>() <= QUEUE_PAGE, "QueuePage");
 crate::tripwire!(EVENTS_AT + size_of::<EventPage>() <= SLOTS_AT, "EventPage");
 crate::tripwire!(size_of::<Slot>() == 128, "Slot");
 crate::tripwire!(SLOTS_AT + SLOTS * size_of::<Slot>() <= BUFFERS_AT, "slots");
-crate::tripwire!(SHARED_LEN % (2 << 20) == 0, "shared region");
+crate::tripwire!(SHARED_LEN.is_multiple_of(2 << 20), "shared region");
