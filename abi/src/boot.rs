@@ -68,7 +68,9 @@ pub struct LibosHeader {
     pub upcall_libos: u64,
     /// Return address of the one kernel-call instruction.
     pub kcall: u64,
+    /// Where in the image the monitor leaves a copy of the [`BootBlock`].
+    pub boot_copy: u64,
 }
 
 crate::tripwire!(size_of::<BootBlock>() == 120, "BootBlock");
-crate::tripwire!(size_of::<LibosHeader>() == 64, "LibosHeader");
+crate::tripwire!(size_of::<LibosHeader>() == 72, "LibosHeader");

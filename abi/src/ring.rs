@@ -137,7 +137,7 @@ pub struct QueuePage {
     /// time slice.
     pub waiting: AtomicU32,
     pad1: [AtomicU32; 1],
-    /// Absolute deadline of a halt, in guest TSC ticks (0: none, `u64::MAX`: never).
+    /// Absolute deadline of a halt, in guest TSC ticks (`u64::MAX`: never).
     pub deadline: AtomicU64,
     pad2: [AtomicU64; 5],
     /// Next entry that the OS service writes.

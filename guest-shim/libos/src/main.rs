@@ -1,0 +1,3 @@
+//! The libos image.
+#![no_std]
+#![no_main]

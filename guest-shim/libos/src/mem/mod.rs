@@ -1,0 +1,3 @@
+//! Memory of the context: heap, frames, files in frames.
+
+pub mod pages;
