@@ -60,8 +60,10 @@ pub struct SharedHeader {
     pub vcpus: AtomicU32,
     /// Set by the monitor when the OS service has died: no answer will come.
     pub service_gone: AtomicU32,
-    /// Zero.
-    pub reserved: AtomicU32,
+    /// Threads that wait for a vCPU: when not 0, the monitor kicks vCPUs that have run for a time slice.
+    pub waiting: AtomicU32,
+    /// Guest TSC at which the next timer is due (`u64::MAX`: none), for when every vCPU is busy.
+    pub timer: AtomicU64,
     /// `--stats` counters that the libos leaves at its end, indexed by [`Stat`].
     pub stats: [AtomicU64; STATS],
     /// Panic message, UTF-8.
@@ -133,10 +135,7 @@ pub struct QueuePage {
     pub sq_tail: AtomicU32,
     /// [`crate::vcpu::VcpuState`] as a hint to wakers; written by the guest.
     pub state: AtomicU32,
-    /// Threads that wait for this or any vCPU: when not 0, the monitor kicks a vCPU that has run for a
-    /// time slice.
-    pub waiting: AtomicU32,
-    pad1: [AtomicU32; 1],
+    pad1: [AtomicU32; 2],
     /// Absolute deadline of a halt, in guest TSC ticks (`u64::MAX`: never).
     pub deadline: AtomicU64,
     pad2: [AtomicU64; 5],

@@ -159,7 +159,7 @@ impl Prepared {
         let entry = load::load(&memory, &plan)?;
         let handles: Arc<[_]> = wakes.into_iter().map(|wake| Arc::new(Handle::new(wake))).collect();
         let (sender, events) = channel();
-        let ticker = ticker::Ticker::start(shared.clone(), handles.clone())?;
+        let ticker = ticker::Ticker::start(shared.clone(), handles.clone(), clock)?;
         let running = Running { kvm_vm: vm, _memory: memory, shared, handles, cpuid, entry, clock, ticker, sender, events };
         signals::forward(running.shared.clone(), running.handles.clone());
         running.start_vcpu(0, first)?;

@@ -7,7 +7,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use super::OpenFile;
 use crate::errno::{Errno, SysResult};
-use crate::mem::pages::PageCache;
+use crate::mem::pages::{Frame, PageCache};
 use crate::sched::WaitQueue;
 use crate::user::Buf;
 
@@ -125,6 +125,15 @@ pub trait File: Send + Sync {
     fn map(&self, shared: bool) -> SysResult<Mapping> {
         let _ = shared;
         Err(Errno::ENODEV)
+    }
+    /// Page `page` of a shared mapping, brought in if it is not there. The default is for memory files.
+    fn shared_page(&self, pages: &Arc<PageCache>, page: u64) -> SysResult<Frame> {
+        pages.get_or_zero(page)
+    }
+    /// Writes back what shared mappings have written in pages `[first, last)`. The default is for memory files.
+    fn sync_pages(&self, pages: &Arc<PageCache>, first: u64, last: u64) -> SysResult<()> {
+        let _ = (pages, first, last);
+        Ok(())
     }
     /// Host descriptor, if there is one behind it.
     fn host_fd(&self) -> Option<u32> {

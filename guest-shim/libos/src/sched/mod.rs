@@ -4,8 +4,10 @@
 //! sleeping, with a token as in `std::thread`: an unpark before the park is not lost. Everything else
 //! ([`WaitQueue`], futexes, timers, requests) stands on it.
 
+mod lock;
 mod wait;
 
+pub use lock::{Guard, Lock};
 pub use wait::{Key, WaitQueue, Waker};
 
 #[cfg(feature = "bare")]
