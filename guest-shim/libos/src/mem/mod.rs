@@ -5,6 +5,10 @@ pub mod extents;
 pub mod pages;
 
 #[cfg(feature = "bare")]
+mod calls;
+#[cfg(feature = "bare")]
+pub use calls::SYSCALLS;
+#[cfg(feature = "bare")]
 pub mod frames;
 #[cfg(feature = "bare")]
 mod heap;

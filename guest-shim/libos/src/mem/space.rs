@@ -120,6 +120,11 @@ impl Space {
         self.inner.lock().fault(address, access)
     }
 
+    /// What identifies the word at `address` if it is in shared memory: its guest-physical address.
+    pub fn shared_key(&self, address: u64) -> Option<u64> {
+        tables::look(address).0.filter(tables::Leaf::is_shared).map(|leaf| leaf.gpa + address % PAGE)
+    }
+
     /// Maps; gives the address.
     ///
     /// # Errors
@@ -561,6 +566,12 @@ impl Inner {
     }
 }
 
+/// Whether the page at `va` is in memory.
+#[must_use]
+pub fn is_present(va: u64) -> bool {
+    tables::look(va).0.is_some()
+}
+
 /// Reads until the buffer is full or the file ends; gives the bytes.
 fn read_fully(file: &OpenFile, offset: u64, buf: &mut Buf) -> usize {
     let mut got = 0;
@@ -626,8 +637,8 @@ fn ranges(low: u64, high: u64, mapped: bool) -> Vec<(u64, u64)> {
     out
 }
 
-/// Writes zeros to mapped, own pages through the window (no fault, whatever the rights say).
-fn clear(first: u64, last: u64) {
+/// Writes zeros to the mapped, own pages of a range, through the window (no fault, whatever the rights say).
+pub fn clear(first: u64, last: u64) {
     let mut va = first;
     while va < last {
         let (leaf, next) = tables::look(va);

@@ -164,6 +164,15 @@ impl Batch {
     }
 }
 
+/// Makes every other vCPU pass through the kernel.
+pub fn barrier() {
+    let mut batch = Batch { count: 0, reduces: true };
+    batch.put(PageOpKind::Shoot, 0, 0, 0, 0);
+    batch.reduces = false;
+    // A shoot-down alone needs no table frames: it can't fail.
+    let _ = batch.run();
+}
+
 /// Flag of pages whose frame is not the address space's own.
 pub const SHARED: u64 = PTE_SHARED;
 /// Write permission, to be taken from or added to flags.

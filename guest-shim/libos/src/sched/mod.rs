@@ -4,6 +4,8 @@
 //! sleeping, with a token as in `std::thread`: an unpark before the park is not lost. Everything else
 //! ([`WaitQueue`], futexes, timers, requests) stands on it.
 
+#[cfg(feature = "bare")]
+pub mod futex;
 mod lock;
 mod wait;
 

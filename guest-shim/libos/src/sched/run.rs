@@ -61,7 +61,7 @@ pub struct Thread {
     on_cpu: AtomicBool,
     context: UnsafeCell<Context>,
     _stack: Option<Stack>,
-    _vector: Box<VectorArea>,
+    vector: UnsafeCell<Box<VectorArea>>,
     /// Registers with which it starts, or goes on after `execve`.
     pub start_frame: UnsafeCell<Frame>,
     /// Its number.
@@ -85,6 +85,9 @@ pub struct Thread {
     pub exiting: AtomicBool,
     /// Nice value.
     pub nice: AtomicI64,
+    /// Signal of the last exception, and what its frame must say besides.
+    pub fault_extra: Mutex<Option<(u32, crate::signal::FaultExtra)>>,
+    frame: Cell<*mut Frame>,
 }
 
 // SAFETY: `context`, `start_frame`, `started` and the control block's cells are touched only by the vCPU that
@@ -123,13 +126,28 @@ impl Thread {
     /// ENOMEM.
     pub fn new(process: Arc<Process>, tid: i32, frame: Frame, fs_base: u64) -> SysResult<Arc<Self>> {
         let stack = Stack::new().ok_or(Errno::ENOMEM)?;
-        let thread = Self::build(process, tid, Some(stack), frame);
+        let thread = Self::build(process, tid, Some(stack), frame, first);
         // SAFETY: not yet known to anybody else.
         unsafe { (*thread.context.get()).set_fs_base(fs_base) };
         Ok(thread)
     }
 
-    fn build(process: Arc<Process>, tid: i32, stack: Option<Stack>, frame: Frame) -> Arc<Self> {
+    /// A thread that starts in the libos.
+    ///
+    /// # Errors
+    /// ENOMEM.
+    pub fn with_entry(process: Arc<Process>, tid: i32, entry: extern "C" fn(u64) -> !) -> SysResult<Arc<Self>> {
+        let stack = Stack::new().ok_or(Errno::ENOMEM)?;
+        Ok(Self::build(process, tid, Some(stack), Frame::start(0, 0), entry))
+    }
+
+    fn build(
+        process: Arc<Process>,
+        tid: i32,
+        stack: Option<Stack>,
+        frame: Frame,
+        entry: extern "C" fn(u64) -> !,
+    ) -> Arc<Self> {
         let top = stack.as_ref().map_or(0, Stack::top);
         let vector = VectorArea::new();
         let area = vector.0.as_ptr() as u64;
@@ -146,10 +164,10 @@ impl Thread {
             on_cpu: AtomicBool::new(false),
             context: UnsafeCell::new(match top {
                 0 => Context::idle(area),
-                _ => arch::new_context(top, first, me.as_ptr() as u64, area),
+                _ => arch::new_context(top, entry, me.as_ptr() as u64, area),
             }),
             _stack: stack,
-            _vector: vector,
+            vector: UnsafeCell::new(vector),
             start_frame: UnsafeCell::new(frame),
             tid,
             process,
@@ -162,6 +180,8 @@ impl Thread {
             started: Cell::new(0),
             exiting: AtomicBool::new(false),
             nice: AtomicI64::new(0),
+            fault_extra: Mutex::new(None),
+            frame: Cell::new(core::ptr::null_mut()),
         })
     }
 
@@ -184,6 +204,12 @@ impl Thread {
     /// Lets a new thread run for the first time.
     pub fn start(self: &Arc<Self>) {
         enqueue(self.clone());
+    }
+
+    /// A new thread starts with its creator's vector state.
+    pub fn inherit_vector(&self) {
+        // SAFETY: the thread is not yet queued, so nobody else reaches its area.
+        arch::save_vector(unsafe { &mut (*self.vector.get()).0 });
     }
 
     /// Whether a signal waits to be delivered to it.
@@ -222,6 +248,34 @@ extern "C" fn first(thread: u64) -> ! {
 pub fn current() -> &'static Thread {
     // SAFETY: the current thread is kept alive by its vCPU.
     unsafe { &*(arch::tcb().thread.get() as *const Thread) }
+}
+
+/// To be called first by a thread that starts in the libos.
+pub fn begin() {
+    finish_switch();
+}
+
+/// The running thread goes to its program, with these registers.
+pub fn enter_program(frame: Frame) -> ! {
+    let slot = current().start_frame.get();
+    // SAFETY: the running thread's own; `resume` copies it to the stack's top, which is elsewhere.
+    unsafe {
+        *slot = frame;
+        arch::resume(&*slot)
+    }
+}
+
+/// Remembers the frame of the system call that the running thread is in.
+pub fn set_frame(frame: &mut Frame) {
+    current().frame.set(frame);
+}
+
+/// The frame of the system call that the running thread is in.
+#[allow(clippy::mut_from_ref)]
+pub fn frame() -> &'static mut Frame {
+    // SAFETY: set at the entry of the call that runs now; the entry code does not touch it meanwhile, and
+    // callers do not keep it.
+    unsafe { &mut *current().frame.get() }
 }
 
 /// The thread that runs this, to keep.
@@ -393,7 +447,7 @@ fn finish_switch() {
 
 /// Turns the code that runs on vCPU `index` into its idle thread.
 pub fn start_vcpu(index: usize, process: Arc<Process>) {
-    let idle = Thread::build(process, 0, None, Frame::start(0, 0));
+    let idle = Thread::build(process, 0, None, Frame::start(0, 0), first);
     idle.on_cpu.store(true, Ordering::Relaxed);
     // SAFETY: own vCPU's element, first use; the idle thread lives for ever.
     unsafe {

@@ -152,10 +152,7 @@ pub fn save_vector(area: &mut [u8; XSAVE_MAX]) {
 
 /// Loads vector state, after making its header one that can't fault.
 pub fn restore_vector(area: &mut [u8; XSAVE_MAX]) {
-    let (xcr0_low, _high): (u32, u32);
-    // SAFETY: OSXSAVE is on.
-    unsafe { asm!("xgetbv", in("ecx") 0, out("eax") xcr0_low, out("edx") _high, options(nomem, nostack)) };
-    let allowed = u64::from(xcr0_low & MASK_LOW);
+    let allowed = super::xcr0();
     let bv = u64::from_le_bytes(area[512..520].try_into().unwrap_or_default()) & allowed;
     area[512..520].copy_from_slice(&bv.to_le_bytes());
     area[520..576].fill(0);

@@ -104,6 +104,7 @@ global_asm!(
     ".quad libos_upcall_own",
     ".quad libos_kcall_return",
     ".quad {boot}",
+    ".quad libos_syscall_probe",
     ".text",
 
     ".macro SAVE",
@@ -238,6 +239,14 @@ global_asm!(
     "mov ecx, 1",
     "exchange_program_end:",
     "ret",
+    // Reads a word without serving a fault: ECX = 1 when it worked.
+    ".globl read_program", ".globl read_program_end",
+    "read_program:",
+    "xor ecx, ecx",
+    "mov eax, [rdi]",
+    "mov ecx, 1",
+    "read_program_end:",
+    "ret",
 
     // --- SYSCALL self-test: where does it land? ------------------------------------------------------
     // LSTAR points here once, at boot. At CPL 0 the way back is SYSRET; at CPL 3 a jump.
@@ -291,9 +300,11 @@ unsafe extern "C" {
     /// Compare-exchange; ECX = 1 when it did not fault.
     pub fn exchange_program();
     fn exchange_program_end();
+    /// Reads a word; ECX = 1 when it did not fault.
+    pub fn read_program();
+    fn read_program_end();
     fn libos_kcall();
     fn libos_patched();
-    fn libos_syscall_probe();
 }
 
 /// Where the copy routine that contains `rip` ends, if one does.
@@ -301,12 +312,19 @@ pub fn fixup(rip: u64) -> Option<u64> {
     let within = |start: unsafe extern "C" fn(), end: unsafe extern "C" fn()| {
         (start as *const () as u64..end as *const () as u64).contains(&rip).then_some(end as *const () as u64)
     };
-    within(copy_program, copy_program_end).or_else(|| within(exchange_program, exchange_program_end))
+    within(copy_program, copy_program_end)
+        .or_else(|| within(exchange_program, exchange_program_end))
+        .or_else(|| within(read_program, read_program_end))
 }
 
-/// Address that patched sites jump to, and of the SYSCALL self-test.
-pub fn user_entry_pointers() -> (u64, u64) {
-    (libos_patched as *const () as u64, libos_syscall_probe as *const () as u64)
+/// Whether a fault at `rip` is to be reported only, not served (the code there holds a spin lock).
+pub fn must_not_park(rip: u64) -> bool {
+    (read_program as *const () as u64..read_program_end as *const () as u64).contains(&rip)
+}
+
+/// Address that patched sites jump to.
+pub fn patched_entry() -> u64 {
+    libos_patched as *const () as u64
 }
 
 /// The kernel-call instruction.
@@ -328,6 +346,34 @@ pub fn tcb() -> &'static Tcb {
     unsafe { asm!("rdgsbase {}", out(reg) tcb, options(nomem, nostack, preserves_flags)) };
     // SAFETY: the block lives as long as its thread, which runs this.
     unsafe { &*tcb }
+}
+
+/// For the first vCPU before its idle thread exists.
+struct BootTcb(Tcb);
+// SAFETY: only the first vCPU uses it, before any other is started.
+unsafe impl Sync for BootTcb {}
+static BOOT_TCB: BootTcb = BootTcb(Tcb {
+    thread: Cell::new(0),
+    stack_top: Cell::new(0),
+    user_rsp: Cell::new(0),
+    vcpu_block: Cell::new(0),
+    vcpu_index: Cell::new(0),
+});
+
+/// Lets the first vCPU ask for its index before it has a thread.
+pub fn set_boot_tcb() {
+    // SAFETY: static.
+    unsafe { set_tcb(&raw const BOOT_TCB.0, 0) };
+}
+
+/// Whether SYSCALL stays at CPL 3 on this host. To be called while the kernel's LSTAR points at the probe.
+pub fn syscall_stays_in_user_mode() -> bool {
+    let selector: u64;
+    // SAFETY: the probe only reads CS and comes back; RCX and R11 are clobbered as by any SYSCALL.
+    unsafe {
+        asm!("syscall", lateout("rax") selector, out("rcx") _, out("r11") _, options(nostack));
+    }
+    selector & 3 == 3
 }
 
 /// Makes `tcb` the running thread's, on vCPU `index`.

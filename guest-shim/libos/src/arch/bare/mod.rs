@@ -5,7 +5,9 @@ mod entry;
 mod traps;
 
 pub use context::{Context, Stack, XSAVE_MAX, new_context, restore_vector, save_vector, set_fs_base, fs_base, switch, vector_len};
-pub use entry::{Frame, Regs, Tcb, resume, set_tcb, tcb, user_entry_pointers};
+pub use entry::{
+    Frame, Regs, Tcb, resume, set_boot_tcb, set_tcb, syscall_stays_in_user_mode, tcb, patched_entry,
+};
 
 use core::cell::UnsafeCell;
 use core::sync::atomic::Ordering;
@@ -119,6 +121,25 @@ pub fn compare_exchange_program(address: u64, old: u32, new: u32) -> SysResult<u
             inout("eax") old => found, out("ecx") ok);
     }
     if ok == 1 { Ok(found) } else { Err(Errno::EFAULT) }
+}
+
+/// Reads a word of the program's memory, if it is there now. Never parks.
+pub fn read_program_word(address: u64) -> Option<u32> {
+    crate::user::check_word(address).ok()?;
+    let (value, ok): (u32, u32);
+    // SAFETY: as `copy`; a fault gives ECX = 0.
+    unsafe {
+        core::arch::asm!("call {f}", f = sym entry::read_program, in("rdi") address, out("eax") value, out("ecx") ok);
+    }
+    (ok == 1).then_some(value)
+}
+
+/// Vector state components that are enabled.
+pub fn xcr0() -> u64 {
+    let (low, high): (u32, u32);
+    // SAFETY: OSXSAVE is on.
+    unsafe { core::arch::asm!("xgetbv", in("ecx") 0, out("eax") low, out("edx") high, options(nomem, nostack)) };
+    (u64::from(low) | u64::from(high) << 32) & 0x2e7
 }
 
 /// A random word from the CPU, if it has one.

@@ -4,7 +4,7 @@ use core::sync::atomic::Ordering;
 
 use cloak_abi::layout::KICK_VECTOR;
 
-use super::entry::{Frame, OwnTrap, fixup};
+use super::entry::{Frame, OwnTrap, fixup, must_not_park};
 use super::{panic_exit, vcpu_block, vcpu_index};
 use crate::mem::space::{Access, Fault};
 use crate::{host, sched, signal};
@@ -86,7 +86,7 @@ pub extern "C" fn upcall_own(trap: &mut OwnTrap) {
             trap.rip
         ));
     };
-    let served = vector == 14 && crate::mem::space::current().fault(address, access(error)).is_ok();
+    let served = vector == 14 && !must_not_park(trap.rip) && crate::mem::space::current().fault(address, access(error)).is_ok();
     if !served {
         trap.rip = end;
     }
