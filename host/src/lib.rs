@@ -1,0 +1,3 @@
+//! The host side of Cloak.
+
+pub mod os;
