@@ -51,7 +51,11 @@ pub fn get(call: &Call<'_>, scratch: &mut Scratch) -> Reply {
     let object = object(call, &entry, name_len, scratch)?;
     let name = take_text(&call.buffer(), 0, name_len, &mut scratch.other)?;
     room(call, 2, &mut scratch.bytes)?;
-    let len = rustix::fs::getxattr(magic_path(object.as_fd()), name, scratch.bytes.as_mut_slice())?;
+    let path = magic_path(object.as_fd());
+    if scratch.bytes.is_empty() {
+        return Ok(rustix::fs::getxattr_query(path, name)?.into());
+    }
+    let len = rustix::fs::getxattr(path, name, scratch.bytes.as_mut_slice())?;
     call.buffer().write(scratch.bytes.get(..len).unwrap_or_default());
     Ok(len.into())
 }
@@ -81,7 +85,11 @@ pub fn list(call: &Call<'_>, scratch: &mut Scratch) -> Reply {
     let entry = call.file(0)?;
     let object = object(call, &entry, 0, scratch)?;
     room(call, 2, &mut scratch.bytes)?;
-    let len = rustix::fs::listxattr(magic_path(object.as_fd()), scratch.bytes.as_mut_slice())?;
+    let path = magic_path(object.as_fd());
+    if scratch.bytes.is_empty() {
+        return Ok(rustix::fs::listxattr_query(path)?.into());
+    }
+    let len = rustix::fs::listxattr(path, scratch.bytes.as_mut_slice())?;
     call.buffer().write(scratch.bytes.get(..len).unwrap_or_default());
     Ok(len.into())
 }

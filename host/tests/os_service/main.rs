@@ -1,7 +1,10 @@
 //! The OS service as a process, driven by a guest in miniature.
 
+mod files;
 mod guest;
 mod ring;
+mod sockets;
+mod waiting;
 
 use std::process::ExitCode;
 
@@ -12,7 +15,7 @@ fn main() -> ExitCode {
         return code;
     }
     let mut trials: Vec<Trial> = Vec::new();
-    for (name, test) in [ring::TESTS].concat() {
+    for (name, test) in [ring::TESTS, files::TESTS, sockets::TESTS, waiting::TESTS].concat() {
         trials.push(Trial::test(name, move || {
             test();
             Ok(())
