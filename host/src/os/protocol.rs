@@ -183,3 +183,7 @@ mod tests {
         assert_eq!(event_target(states(&[VcpuState::Running]).iter()), None);
     }
 }
+
+#[cfg(all(test, loom))]
+#[path = "protocol_models.rs"]
+mod models;
