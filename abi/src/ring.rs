@@ -13,6 +13,16 @@
 //! `result`, then `done = seq`, then pushes the index on that vCPU's completion queue. A `done` that is not
 //! the `seq` of the request is not an answer. Everything read from here may be a lie: it is copied once,
 //! then parsed.
+//!
+//! Heads and tails count freely and wrap at 2^32; entry `n` of a queue is at `n` modulo its length. Each side
+//! keeps its own count in private memory and never reads it back from here.
+//!
+//! No wake-up is lost, because each side writes its own word, fences (SeqCst), and reads the other's: the
+//! guest stores `sq_tail` (release), fences, and rings the doorbell if `service_asleep` is 1; a vCPU that
+//! halts stores `state = Halted`, fences, looks at its completion queue and at the event queue once more, and
+//! only then leaves to the monitor. The service does the same from its side. A vCPU that leaves `Polling`,
+//! for whatever state, looks at the event queue once more as well: the service rings nobody for an event
+//! while one polls.
 
 use core::sync::atomic::{AtomicI64, AtomicU32, AtomicU64};
 
