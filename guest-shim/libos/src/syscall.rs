@@ -106,17 +106,25 @@ pub fn eperm(_: &Args) -> SysResult {
     Err(Errno::EPERM)
 }
 
-#[cfg(feature = "bare")]
 const AREAS: &[&[Entry]] = &[
     crate::fs::SYSCALLS,
+    crate::fs::pipe::SYSCALLS,
+    crate::fs::eventfd::SYSCALLS,
+    crate::fs::timerfd::SYSCALLS,
+    crate::fs::signalfd::SYSCALLS,
+    crate::fs::poll::SYSCALLS,
+    crate::fs::epoll::SYSCALLS,
     crate::net::SYSCALLS,
+    crate::sched::time_calls::SYSCALLS,
+    #[cfg(feature = "bare")]
     crate::mem::SYSCALLS,
+    #[cfg(feature = "bare")]
     crate::process::SYSCALLS,
+    #[cfg(feature = "bare")]
     crate::process::THREAD_SYSCALLS,
+    #[cfg(feature = "bare")]
     crate::signal::calls::SYSCALLS,
 ];
-#[cfg(not(feature = "bare"))]
-const AREAS: &[&[Entry]] = &[crate::fs::SYSCALLS, crate::net::SYSCALLS];
 
 /// The table, by number.
 pub static TABLE: [Option<Entry>; COUNT] = {

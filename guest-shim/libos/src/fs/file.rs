@@ -1,11 +1,13 @@
 //! What a descriptor can refer to.
 
 use alloc::sync::Arc;
+use alloc::vec::Vec;
 use core::any::Any;
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use super::OpenFile;
+use super::hostlink::Doubt;
 use crate::errno::{Errno, SysResult};
 use crate::mem::pages::{Frame, PageCache};
 use crate::sched::WaitQueue;
@@ -90,6 +92,14 @@ pub trait File: Send + Sync {
     /// Woken when [`File::poll`] may have changed; `None`: it never does.
     fn wait_queue(&self) -> Option<&WaitQueue> {
         None
+    }
+    /// Called before somebody waits on [`File::wait_queue`]; may park. Host files have reports begin here.
+    fn prepare_wait(&self) -> SysResult<()> {
+        Ok(())
+    }
+    /// Adds what the host must be asked about before [`File::poll`] can be believed as to `events`.
+    fn doubts(&self, file: &OpenFile, events: u32, doubts: &mut Vec<Doubt>) {
+        let _ = (file, events, doubts);
     }
     /// `lseek`.
     fn seek(&self, file: &OpenFile, offset: i64, whence: u32) -> SysResult<u64> {

@@ -4,9 +4,12 @@
 //! sleeping, with a token as in `std::thread`: an unpark before the park is not lost. Everything else
 //! ([`WaitQueue`], futexes, timers, requests) stands on it.
 
+pub mod clock;
 #[cfg(feature = "bare")]
 pub mod futex;
 mod lock;
+pub mod time_calls;
+pub mod timer;
 mod wait;
 
 pub use lock::{Guard, Lock};
