@@ -31,7 +31,11 @@ impl HostReadiness {
     #[must_use]
     pub fn register(initial: u32) -> Arc<Self> {
         let token = NEXT.fetch_add(1, Ordering::Relaxed) as u32;
-        let this = Arc::new(Self { state: AtomicU64::new(u64::from(initial)), queue: WaitQueue::new(), token });
+        let this = Arc::new(Self {
+            state: AtomicU64::new(u64::from(initial)),
+            queue: WaitQueue::new(),
+            token,
+        });
         WATCHED.lock().insert(token, Arc::downgrade(&this));
         this
     }
@@ -52,14 +56,18 @@ impl HostReadiness {
     pub fn clear(&self, snapshot: u64, bits: u32) {
         let new = snapshot & !u64::from(bits);
         // A failure means a newer report: keep it.
-        let _ = self.state.compare_exchange(snapshot, new, Ordering::SeqCst, Ordering::SeqCst);
+        let _ = self
+            .state
+            .compare_exchange(snapshot, new, Ordering::SeqCst, Ordering::SeqCst);
     }
 
     /// A report: `bits` became ready.
     pub fn report(&self, bits: u32) {
         let update = |old: u64| Some(((old >> 32).wrapping_add(1) << 32) | u64::from(old as u32 | bits));
         // `update` never gives None.
-        let _ = self.state.fetch_update(Ordering::SeqCst, Ordering::SeqCst, update);
+        let _ = self
+            .state
+            .fetch_update(Ordering::SeqCst, Ordering::SeqCst, update);
         self.queue.wake_all(bits);
     }
 }
