@@ -4,10 +4,12 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::any::Any;
 
+use cloak_abi::layout::PAGE;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use super::OpenFile;
 use super::hostlink::Doubt;
+use super::node::Node;
 use crate::errno::{Errno, SysResult};
 use crate::mem::pages::{Frame, PageCache};
 use crate::sched::WaitQueue;
@@ -136,14 +138,32 @@ pub trait File: Send + Sync {
         let _ = shared;
         Err(Errno::ENODEV)
     }
-    /// Page `page` of a shared mapping, brought in if it is not there. The default is for memory files.
-    fn shared_page(&self, pages: &Arc<PageCache>, page: u64) -> SysResult<Frame> {
-        pages.get_or_zero(page)
+    /// The frame of a page of a shared mapping ([`Mapping::Pages`]), brought in if it is not there.
+    /// `write`: it is going to be mapped writable.
+    ///
+    /// # Errors
+    /// ENXIO beyond the end of the file (the program gets SIGBUS); ENOMEM, EIO.
+    fn page(&self, page: u64, write: bool) -> SysResult<Frame> {
+        let _ = write;
+        match self.map(true)? {
+            Mapping::Pages(cache) if page < cache.size().div_ceil(PAGE) => cache.get_or_zero(page),
+            Mapping::Pages(_) => Err(Errno::ENXIO),
+            _ => Err(Errno::ENODEV),
+        }
     }
-    /// Writes back what shared mappings have written in pages `[first, last)`. The default is for memory files.
-    fn sync_pages(&self, pages: &Arc<PageCache>, first: u64, last: u64) -> SysResult<()> {
-        let _ = (pages, first, last);
+    /// Writes back what shared mappings changed in the bytes `[start, end)`: `msync`, `munmap`, exit.
+    fn sync_pages(&self, start: u64, end: u64) -> SysResult<()> {
+        let _ = (start, end);
         Ok(())
+    }
+    /// Commands of `fcntl` that only certain kinds know (F_SETPIPE_SZ, F_GETPIPE_SZ, F_ADD_SEALS, F_GET_SEALS).
+    fn fcntl(&self, file: &OpenFile, command: u32, argument: u64) -> SysResult {
+        let _ = (file, command, argument);
+        Err(Errno::EINVAL)
+    }
+    /// The node of an in-guest file system, if it is of one.
+    fn node(&self) -> Option<&Arc<dyn Node>> {
+        None
     }
     /// Host descriptor, if there is one behind it.
     fn host_fd(&self) -> Option<u32> {

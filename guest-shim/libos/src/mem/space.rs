@@ -180,8 +180,9 @@ impl Inner {
     /// The page is there but its entry has too few rights.
     fn upgrade(&mut self, page: u64, shared: bool) -> SysResult<()> {
         let Some((start, area)) = self.areas.find(page) else { return Ok(()) };
-        if let Backing::Pages(pages, offset, _) = &area.backing {
-            pages.mark_dirty((offset + (page - start)) / PAGE);
+        if let Backing::Pages(_, offset, Some(file)) = &area.backing {
+            // The file learns that the page may be dirty from now on.
+            file.file.page((offset + (page - start)) / PAGE, true)?;
         }
         let mut flags = tables::flags(area.protection);
         if shared {
@@ -263,21 +264,13 @@ impl Inner {
         file: Option<&Arc<OpenFile>>,
     ) -> Result<(), Fault> {
         let number = |va: u64| (offset + (va - start)) / PAGE;
+        let write = access == Access::Write;
         let wanted = match file {
-            Some(file) => {
-                if number(page) * PAGE >= pages.size() {
-                    return Err(Fault::Bus);
-                }
-                file.file.shared_page(pages, number(page)).map_err(|_| Fault::Bus)?
-            }
-            None => pages.get_or_zero(number(page)).map_err(|_| Fault::Bus)?,
-        };
-        if access == Access::Write {
-            pages.mark_dirty(number(page));
+            Some(file) => file.file.page(number(page), write),
+            None => pages.get_or_zero(number(page)),
         }
-        let mut flags = tables::flags(protection) | tables::SHARED;
-        // A first write must be seen, where somebody wants to know what to write back.
-        let tracked = file.is_some() && pages.is_tracked();
+        .map_err(|_| Fault::Bus)?;
+        let writable = protection.contains(Protection::WRITE);
         let mut batch = Batch::default();
         let low = (page & !(AROUND - 1)).max(start);
         let high = ((page & !(AROUND - 1)) + AROUND).min(end);
@@ -286,8 +279,10 @@ impl Inner {
             for va in (first..last).step_by(PAGE as usize) {
                 let frame = if va == page { Some(wanted.clone()) } else { pages.get(number(va)) };
                 let Some(frame) = frame else { continue };
-                flags |= tables::WRITE;
-                if !protection.contains(Protection::WRITE) || tracked && !pages.is_dirty(number(va)) {
+                // A first write to a file's page must be seen: it has to be written back.
+                let seen = file.is_none() || write && va == page;
+                let mut flags = tables::flags(protection) | tables::SHARED;
+                if !writable || !seen {
                     flags &= !tables::WRITE;
                 }
                 batch.map(va, frame.gpa(), PAGE, flags).map_err(|_| Fault::Bus)?;
@@ -391,7 +386,7 @@ impl Inner {
         // The last users of shared pages may write them back now.
         for (_, area) in removed {
             if let Backing::Pages(pages, _, Some(file)) = &area.backing {
-                let _ = file.file.sync_pages(pages, 0, u64::MAX);
+                let _ = file.file.sync_pages(0, u64::MAX);
             }
         }
         Ok(())
