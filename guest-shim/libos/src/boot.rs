@@ -6,7 +6,7 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::sync::atomic::Ordering;
 
-use cloak_abi::config::{Records, Tag, number, run_flags};
+use cloak_abi::config::{ConfigError, Records, Tag, number, run_flags};
 use cloak_abi::hostop::HostOp;
 use cloak_abi::kcall::Kcall;
 use cloak_abi::ring::{SHARED_MAGIC, exit_status};
@@ -14,7 +14,7 @@ use spin::Once;
 
 use crate::arch::{self, Frame};
 use crate::errno::Errno;
-use crate::fs::{FdTable, FsContext, MountConfig};
+use crate::fs::{FdTable, FsContext, MountRecord};
 use crate::host::{self, Request};
 use crate::mem::frames;
 use crate::process::{self, Credentials, Process, Program};
@@ -74,7 +74,12 @@ extern "C" fn run_program(_: u64) -> ! {
     sched::begin();
     let config = CONFIG.get().unwrap_or_else(|| arch::panic_exit("no configuration"));
     init_clock();
-    crate::fs::init(&config.mounts, config.stdio);
+    process::providers::install();
+    let memory = frames::usage().1 * 4096 / 2;
+    let files = Process::current().files.clone();
+    if crate::fs::init(&config.mounts, config.stdio, memory, &files).is_err() {
+        arch::panic_exit("the mounts of the configuration make no name space");
+    }
     let program = Program {
         path: config.program.clone(),
         arguments: config.arguments.clone(),
@@ -130,10 +135,10 @@ fn init_clock() {
         u64::from_le_bytes(w)
     };
     clock::init(clock::Base {
-        ticks: before + (after - before) / 2,
-        monotonic_ns: word(0),
-        realtime_ns: word(1),
-        boottime_ns: word(2),
+        tsc: before + (after - before) / 2,
+        mono_ns: word(0),
+        real_ns: word(1),
+        boot_ns: word(2),
     });
 }
 
@@ -144,7 +149,7 @@ struct Config {
     arguments: Vec<Vec<u8>>,
     environment: Vec<Vec<u8>>,
     cwd: Vec<u8>,
-    mounts: Vec<MountConfig>,
+    mounts: Vec<MountRecord>,
     credentials: Credentials,
     host_name: Vec<u8>,
     flags: u64,
@@ -169,17 +174,14 @@ impl Config {
         config
     }
 
-    fn take(&mut self, tag: Tag, value: &[u8]) -> Result<(), cloak_abi::config::ConfigError> {
+    fn take(&mut self, tag: Tag, value: &[u8]) -> Result<(), ConfigError> {
         let n = |i: usize| number(tag, value, i);
         match tag {
             Tag::Program => self.program = value.to_vec(),
             Tag::Arg => self.arguments.push(value.to_vec()),
             Tag::Env => self.environment.push(value.to_vec()),
             Tag::Cwd => self.cwd = value.to_vec(),
-            Tag::Mount => {
-                let head = n(0)?;
-                self.mounts.push(MountConfig { index: head as u32, flags: (head >> 32) as u32, path: value[8..].to_vec() });
-            }
+            Tag::Mount => self.mounts.push(MountRecord::parse(value).map_err(|_| ConfigError::Size(tag))?),
             Tag::Ids => {
                 self.credentials.uid = [n(0)? as u32; 4];
                 self.credentials.gid = [n(1)? as u32; 4];

@@ -80,6 +80,14 @@ pub fn get(key: Key, fd: &Arc<HostFd>, writable: bool, size: u64) -> Arc<SharedP
     pages
 }
 
+/// Writes back every page set: the program ends. What fails is lost, as at a crash of the host.
+pub fn sync_all() {
+    let all: Vec<_> = SETS.lock().values().filter_map(Weak::upgrade).collect();
+    for set in all {
+        let _ = set.write_back(0, u64::MAX);
+    }
+}
+
 impl SharedPages {
     /// The frame of a page, read in if it is not there. `write`: it is going to be mapped writable.
     ///

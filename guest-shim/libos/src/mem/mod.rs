@@ -15,4 +15,4 @@ mod heap;
 #[cfg(feature = "bare")]
 pub mod space;
 #[cfg(feature = "bare")]
-mod tables;
+pub mod tables;

@@ -384,8 +384,11 @@ impl Inner {
         let removed = self.areas.remove(start, end);
         self.drop_pages(removed.iter().map(|(s, a)| (*s, a.end)))?;
         // The last users of shared pages may write them back now.
-        for (_, area) in removed {
-            if let Backing::Pages(pages, _, Some(file)) = &area.backing {
+        for (start, area) in removed {
+            if area.protection.contains(Protection::EXECUTE) {
+                crate::patch::forget(start, area.end);
+            }
+            if let Backing::Pages(_, _, Some(file)) = &area.backing {
                 let _ = file.file.sync_pages(0, u64::MAX);
             }
         }

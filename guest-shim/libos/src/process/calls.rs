@@ -101,6 +101,11 @@ pub fn set_host_name(name: &[u8]) {
     HOST_NAME.lock()[..len].copy_from_slice(&name[..len]);
 }
 
+/// The host name.
+pub fn host_name() -> alloc::vec::Vec<u8> {
+    HOST_NAME.lock().iter().copied().take_while(|&b| b != 0).collect()
+}
+
 fn uid(which: usize) -> u64 {
     u64::from(Process::current().credentials.lock().uid[which])
 }

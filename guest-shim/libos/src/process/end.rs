@@ -41,7 +41,7 @@ pub fn exit_group(status: Status) -> ! {
     if process.exiting.swap(true, Ordering::SeqCst) {
         sched::end_thread(); // another thread is doing it
     }
-    crate::fs::sync_all();
+    crate::fs::shared_pages::sync_all();
     leave_statistics();
     let code = match status {
         Status::Exited(code) => exit_status::exited(code),

@@ -81,7 +81,7 @@ pub fn open(mut program: Program) -> SysResult<Executable> {
     }
     let mut path = program.path.clone();
     for _ in 0..SCRIPT_DEPTH {
-        let file = crate::fs::open_executable(&path)?;
+        let file = open_executable(&path)?;
         let mut head = [0u8; 256];
         let got = file.file.read_at(0, &mut Buf::own_mut(&mut head))?;
         if let Some((interpreter, argument)) = script(&head[..got]) {
@@ -99,6 +99,17 @@ pub fn open(mut program: Program) -> SysResult<Executable> {
         return Ok(Executable { file, elf, interpreter, program });
     }
     Err(Errno::ELOOP)
+}
+
+/// A regular file that the user may execute.
+fn open_executable(path: &[u8]) -> SysResult<Arc<OpenFile>> {
+    let file = crate::fs::open_kernel(path)?;
+    let stat = file.file.stat()?;
+    match stat.mode & 0o170_000 {
+        0o100_000 if stat.mode & 0o111 != 0 => Ok(file),
+        0o040_000 => Err(Errno::EISDIR),
+        _ => Err(Errno::EACCES),
+    }
 }
 
 /// The interpreter and its one argument in a `#!` line.
@@ -132,7 +143,7 @@ fn open_interpreter(file: &OpenFile, (offset, len): (u64, usize)) -> SysResult<(
     if path.pop() != Some(0) || path.contains(&0) {
         return Err(Errno::ENOEXEC);
     }
-    let interpreter = crate::fs::open_executable(&path)?;
+    let interpreter = open_executable(&path)?;
     let elf = describe(&interpreter)?;
     Ok((interpreter, elf))
 }

@@ -12,13 +12,15 @@ mod limits;
 #[cfg(feature = "bare")]
 mod load;
 #[cfg(feature = "bare")]
+pub mod providers;
+#[cfg(feature = "bare")]
 mod threads;
 #[cfg(feature = "bare")]
 pub mod vdso;
 
 pub use credentials::Credentials;
 #[cfg(feature = "bare")]
-pub use {calls::{SYSCALLS, set_host_name}, end::*, limits::Limits, load::*, threads::SYSCALLS as THREAD_SYSCALLS};
+pub use {calls::{SYSCALLS, host_name, set_host_name}, end::*, limits::Limits, load::*, threads::SYSCALLS as THREAD_SYSCALLS};
 
 use alloc::sync::Arc;
 #[cfg(feature = "bare")]
@@ -28,7 +30,7 @@ use spin::Mutex;
 
 use crate::fs::{FdTable, FsContext};
 #[cfg(feature = "bare")]
-use crate::{mem::space::Space, sched::Thread, sched::WaitQueue, signal::ProcessSignals};
+use crate::{mem::space::Space, sched::Thread, signal::ProcessSignals};
 
 /// A process.
 #[derive(Debug)]
@@ -47,9 +49,6 @@ pub struct Process {
     /// Signals.
     #[cfg(feature = "bare")]
     pub signals: ProcessSignals,
-    /// Woken when a signal arrives (`signalfd`).
-    #[cfg(feature = "bare")]
-    pub signal_queue: WaitQueue,
     /// Resource limits.
     #[cfg(feature = "bare")]
     pub limits: Limits,
@@ -94,7 +93,6 @@ impl Process {
             credentials: Mutex::new(credentials),
             space: Space::default(),
             signals: ProcessSignals::default(),
-            signal_queue: WaitQueue::new(),
             limits: Limits::default(),
             image: Mutex::new(ImageInfo::default()),
             threads: Mutex::new(BTreeMap::new()),

@@ -40,7 +40,7 @@ pub fn send_process(process: &Process, info: Info) -> bool {
         return true;
     }
     let added = process.signals.pending.add(info);
-    process.signal_queue.wake_all(0);
+    crate::fs::signals::arrived();
     let threads = process.threads();
     let takes = |t: &&Arc<Thread>| t.signals.wants(&process.signals);
     // One that sleeps hears it first; else one that runs is interrupted.
@@ -60,7 +60,7 @@ pub fn send_thread(thread: &Thread, info: Info) -> bool {
         return true;
     }
     let added = thread.signals.pending.add(info);
-    process.signal_queue.wake_all(0);
+    crate::fs::signals::arrived();
     notify(thread);
     added
 }

@@ -2,6 +2,7 @@
 
 mod context;
 mod entry;
+mod memory;
 mod traps;
 
 pub use context::{Context, Stack, XSAVE_MAX, new_context, restore_vector, save_vector, set_fs_base, fs_base, switch, vector_len};
