@@ -2,6 +2,7 @@
 
 mod files;
 mod guest;
+mod hostile;
 mod ring;
 mod sockets;
 mod waiting;
@@ -15,7 +16,7 @@ fn main() -> ExitCode {
         return code;
     }
     let mut trials: Vec<Trial> = Vec::new();
-    for (name, test) in [ring::TESTS, files::TESTS, sockets::TESTS, waiting::TESTS].concat() {
+    for (name, test) in [ring::TESTS, files::TESTS, sockets::TESTS, waiting::TESTS, hostile::TESTS].concat() {
         trials.push(Trial::test(name, move || {
             test();
             Ok(())
