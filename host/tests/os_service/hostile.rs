@@ -47,8 +47,21 @@ fn number() -> impl Strategy<Value = u64> {
 
 fn input() -> impl Strategy<Value = Vec<u8>> {
     let words: Vec<&'static [u8]> = vec![
-        b"a", b"b", b"dir", b"/", b"..", b"../..", b".", b"link", b"dir/a", b"\0", b"user.x", b"\x01\0", b"\x02\0",
-        b"\x14\0\0\0\0\0\0\0\x01\0\0\0\x01\0\0\0\x03\0\0\0", b"\x03\0\0\0\x01\0\0\0",
+        b"a",
+        b"b",
+        b"dir",
+        b"/",
+        b"..",
+        b"../..",
+        b".",
+        b"link",
+        b"dir/a",
+        b"\0",
+        b"user.x",
+        b"\x01\0",
+        b"\x02\0",
+        b"\x14\0\0\0\0\0\0\0\x01\0\0\0\x01\0\0\0\x03\0\0\0",
+        b"\x03\0\0\0\x01\0\0\0",
     ];
     vec(prop_oneof![4 => proptest::sample::select(words).prop_map(<[u8]>::to_vec), 1 => vec(any::<u8>(), 0..64)], 0..6)
         .prop_map(|parts| parts.concat())
@@ -63,7 +76,10 @@ fn request() -> impl Strategy<Value = Request> {
         1 => any::<u32>(),
     ];
     let free = (op, vec(number(), 6), input()).prop_map(|(op, args, input)| Request { op, args, input });
-    let open = (proptest::sample::select(vec![0u64, 0x42, 0x41, 0x20_0000, 0x1_0000]), "(a|b|dir|link|dir/a)")
+    let open = (
+        proptest::sample::select(vec![0u64, 0x42, 0x41, 0x20_0000, 0x1_0000]),
+        "(a|b|dir|link|dir/a)",
+    )
         .prop_map(|(flags, path): (u64, String)| Request {
             op: HostOp::Open as u32,
             args: vec![ROOT_FD.into(), flags, 0o777, path.len() as u64, 0, 0],
@@ -75,13 +91,19 @@ fn request() -> impl Strategy<Value = Request> {
 /// Stop would stop this test's own process group, and the standard streams are the developer's.
 fn is_safe(request: &Request) -> bool {
     request.op != HostOp::Stop as u32
-        && ![0, 2].iter().any(|n| request.args[*n] < 3 || request.args[*n] as u32 == 0)
+        && ![0, 2]
+            .iter()
+            .any(|n| request.args[*n] < 3 || request.args[*n] as u32 == 0)
 }
 
-fn process(guest: &Guest) -> Pid {
+/// The service's process.
+pub fn process(guest: &Guest) -> Pid {
     let info = format!("/proc/self/fdinfo/{}", guest.service.pidfd().as_raw_fd());
     let info = std::fs::read_to_string(info).expect("fdinfo");
-    let pid = info.lines().find_map(|line| line.strip_prefix("Pid:")).expect("a pidfd");
+    let pid = info
+        .lines()
+        .find_map(|line| line.strip_prefix("Pid:"))
+        .expect("a pidfd");
     Pid::from_raw(pid.trim().parse().expect("a number")).expect("alive")
 }
 
@@ -93,7 +115,9 @@ fn open_files(pid: Pid) -> Option<usize> {
 
 /// Keeps the book of what was given out.
 fn note(given: &mut BTreeSet<u64>, request: &Request, answer: Answer) {
-    let Ok(result) = u64::try_from(answer.result) else { return };
+    let Ok(result) = u64::try_from(answer.result) else {
+        return;
+    };
     match HostOp::from_u32(request.op) {
         Some(HostOp::Open | HostOp::Dup | HostOp::Socket | HostOp::Accept) => {
             given.insert(result);
@@ -113,21 +137,33 @@ fn random_requests() {
     std::fs::write(outer.path().join("outside"), b"untouched").expect("write");
     let mut guest = Guest::new(&inner);
     let pid = process(&guest);
-    let limit = Rlimit { current: Some(FILE_MOST), maximum: Some(FILE_MOST) };
+    let limit = Rlimit {
+        current: Some(FILE_MOST),
+        maximum: Some(FILE_MOST),
+    };
     prlimit(Some(pid), Resource::Fsize, limit).expect("limit on file sizes");
     guest.call(HostOp::Sync, &[0, 9], &[]);
     let before = open_files(pid);
-    let mut runner = TestRunner::new(Config { cases: 150, failure_persistence: None, ..Config::default() });
+    let mut runner = TestRunner::new(Config {
+        cases: 150,
+        failure_persistence: None,
+        ..Config::default()
+    });
     let guest = std::cell::RefCell::new(&mut guest);
     runner
         .run(&vec(request().prop_filter("safe", is_safe), 1..80), |requests| {
             let guest = &mut **guest.borrow_mut();
             let mut given = BTreeSet::new();
-            let sent: Vec<Ticket> =
-                requests.iter().map(|r| guest.submit_on(0, r.op, &r.args, &r.input)).collect();
+            let sent: Vec<Ticket> = requests
+                .iter()
+                .map(|r| guest.submit_on(0, r.op, &r.args, &r.input))
+                .collect();
             for (request, ticket) in requests.iter().zip(sent) {
                 let answer = guest.wait(ticket);
-                prop_assert!(answer.result >= -4095, "not an error number: {answer:?} for {request:?}");
+                prop_assert!(
+                    answer.result >= -4095,
+                    "not an error number: {answer:?} for {request:?}"
+                );
                 note(&mut given, request, answer);
             }
             while guest.completion(0).is_some() {}
@@ -139,7 +175,10 @@ fn random_requests() {
             Ok(())
         })
         .expect("holds");
-    assert_eq!(std::fs::read(outer.path().join("outside")).expect("still there"), b"untouched");
+    assert_eq!(
+        std::fs::read(outer.path().join("outside")).expect("still there"),
+        b"untouched"
+    );
     let names = std::fs::read_dir(outer.path()).expect("list").count();
     assert_eq!(names, 2, "nothing new beside the mount");
     match (before, open_files(pid)) {
@@ -149,18 +188,31 @@ fn random_requests() {
 }
 
 fn random_queues() {
-    let mut guest = Guest::with(Setup { vcpus: 2, ..Setup::new() });
-    let mut runner = TestRunner::new(Config { cases: 300, failure_persistence: None, ..Config::default() });
+    let mut guest = Guest::with(Setup {
+        vcpus: 2,
+        ..Setup::new()
+    });
+    let mut runner = TestRunner::new(Config {
+        cases: 300,
+        failure_persistence: None,
+        ..Config::default()
+    });
     let cell = std::cell::RefCell::new(&mut guest);
     runner
-        .run(&vec((0..2usize, prop_oneof![0..SLOTS as u32 * 2, any::<u32>()]), 0..200), |entries| {
-            let guest = &mut **cell.borrow_mut();
-            for (vcpu, index) in entries {
-                guest.push(vcpu, index);
-            }
-            guest.call(HostOp::Nop, &[], &[]).ok();
-            Ok(())
-        })
+        .run(
+            &vec(
+                (0..2usize, prop_oneof![0..SLOTS as u32 * 2, any::<u32>()]),
+                0..200,
+            ),
+            |entries| {
+                let guest = &mut **cell.borrow_mut();
+                for (vcpu, index) in entries {
+                    guest.push(vcpu, index);
+                }
+                guest.call(HostOp::Nop, &[], &[]).ok();
+                Ok(())
+            },
+        )
         .expect("holds");
     // A tail from nowhere, then one that is right again.
     let queue = guest.region.queue(guest.vcpu(1));
@@ -194,7 +246,13 @@ fn rewritten() {
             }
         });
         for n in 0..20_000u64 {
-            let op = [HostOp::Open, HostOp::MkDir, HostOp::Unlink, HostOp::Poll, HostOp::RecvMsg][n as usize % 5];
+            let op = [
+                HostOp::Open,
+                HostOp::MkDir,
+                HostOp::Unlink,
+                HostOp::Poll,
+                HostOp::RecvMsg,
+            ][n as usize % 5];
             let ticket = guest.submit(op, &[ROOT_FD.into(), 0x42, 0o700, 3, 0], b"a/b/c");
             let answer = guest.wait(ticket);
             if op == HostOp::Open && answer.result > 2 {
