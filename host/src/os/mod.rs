@@ -25,6 +25,8 @@ mod entry;
 mod error;
 mod files;
 mod filesystems;
+#[cfg(fuzzing)]
+pub mod fuzz;
 mod handover;
 mod ioctl;
 mod machine;
