@@ -19,7 +19,7 @@ const FAILED: u8 = 125;
 /// Descriptors that the guest can't have: ours, and room for paths on their way.
 const OWN_DESCRIPTORS: u32 = 256;
 
-/// Runs the service if this process was started by [`super::spawn`]; none otherwise. To be called first
+/// Runs the service if this process was started by [`super::spawn()`]; none otherwise. To be called first
 /// thing in `main`, before any thread is started or file opened.
 #[must_use]
 pub fn main_if_service() -> Option<ExitCode> {

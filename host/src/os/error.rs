@@ -43,7 +43,7 @@ pub enum OsError {
         /// Most allowed.
         most: usize,
     },
-    /// The hidden command line is not what [`super::spawn`] writes.
+    /// The hidden command line is not what [`super::spawn()`] writes.
     #[error("OS service: argument {0:?} was not written by this build")]
     Argument(String),
 }

@@ -107,18 +107,25 @@ pub fn receive(call: &Call<'_>) -> Reply {
 
 /// Control data without the messages that bring descriptors; those are closed. True when there were some.
 fn without_descriptors(control: &[u8]) -> (Vec<u8>, bool) {
+    let (passed, descriptors) = sort(control);
+    let dropped = !descriptors.is_empty();
+    drop(sys::adopt(descriptors.into_iter()));
+    (passed, dropped)
+}
+
+/// What the guest may have of control data, and the descriptors in the rest.
+pub(super) fn sort(control: &[u8]) -> (Vec<u8>, Vec<i32>) {
     let mut passed = Vec::with_capacity(control.len());
-    let mut dropped = false;
+    let mut descriptors = Vec::new();
     for message in Messages(control) {
         if message.level == libc::SOL_SOCKET && matches!(message.kind, SCM_RIGHTS | SCM_PIDFD) {
             let numbers = message.data.chunks_exact(4).filter_map(|n| n.try_into().ok());
-            drop(sys::adopt(numbers.map(i32::from_ne_bytes)));
-            dropped = true;
+            descriptors.extend(numbers.map(i32::from_ne_bytes));
         } else {
             passed.extend_from_slice(message.whole);
         }
     }
-    (passed, dropped)
+    (passed, descriptors)
 }
 
 /// One control message.
@@ -186,8 +193,9 @@ mod tests {
     #[test]
     fn descriptors_are_taken_out_and_the_rest_kept() {
         let kept = message(1, 29, b"12345678");
-        let mut bytes = message(libc::SOL_SOCKET, SCM_RIGHTS, &(-1i32).to_ne_bytes());
+        let numbers = [5i32.to_ne_bytes(), 6i32.to_ne_bytes()].concat();
+        let mut bytes = message(libc::SOL_SOCKET, SCM_RIGHTS, &numbers);
         bytes.extend_from_slice(&kept);
-        assert_eq!(without_descriptors(&bytes), (kept, true));
+        assert_eq!(sort(&bytes), (kept, vec![5, 6]));
     }
 }

@@ -13,7 +13,7 @@
 //!
 //! | module | what |
 //! |---|---|
-//! | [`spawn`](mod@spawn), `handover`, `entry` | start of the process, from both sides |
+//! | `spawn`, `handover`, `entry` | start of the process, from both sides |
 //! | `protocol`, `server`, `spin`, `workers` | the ring, sleeping and waking |
 //! | `region`, `sys` | the unsafe islands: shared memory, system calls on raw bytes |
 //! | `request`, `table`, `paths` | what a request is, which files there are, how paths resolve |
@@ -25,6 +25,8 @@ mod entry;
 mod error;
 mod files;
 mod filesystems;
+#[cfg(fuzzing)]
+pub mod fuzz;
 mod handover;
 mod ioctl;
 mod machine;

@@ -196,26 +196,43 @@ impl AsFd for Leaf<'_> {
     }
 }
 
-/// Opens the directory of a path's last component.
+/// Splits a path into that of the last component's directory, with its slash (empty: none), and the last
+/// component with the slashes after it.
 ///
 /// # Errors
-/// Those of [`open`]; `EBUSY` for a path that is only slashes.
-pub fn leaf<'p>(call: &Call<'_>, dir: BorrowedFd<'p>, path: &'p CStr) -> Result<Leaf<'p>, Refusal> {
+/// `EBUSY` for a path that is only slashes.
+pub fn split(path: &CStr) -> Result<(&[u8], &CStr), Errno> {
     let bytes = path.to_bytes_with_nul();
     let end = bytes
         .iter()
         .rposition(|b| *b != b'/' && *b != 0)
         .ok_or(Errno::BUSY)?;
-    let Some(slash) = bytes[..end].iter().rposition(|b| *b == b'/') else {
+    let start = bytes[..end]
+        .iter()
+        .rposition(|b| *b == b'/')
+        .map_or(0, |slash| slash + 1);
+    let name = CStr::from_bytes_with_nul(&bytes[start..]).map_err(|_| Errno::INVAL)?;
+    Ok((&bytes[..start], name))
+}
+
+/// Opens the directory of a path's last component.
+///
+/// # Errors
+/// Those of [`open`] and [`split`].
+pub fn leaf<'p>(call: &Call<'_>, dir: BorrowedFd<'p>, path: &'p CStr) -> Result<Leaf<'p>, Refusal> {
+    let (parent, name) = split(path)?;
+    if parent.is_empty() {
         return Ok(Leaf {
             dir: Dir::Given(dir),
-            name: path,
+            name,
         });
-    };
-    let name = CStr::from_bytes_with_nul(&bytes[slash + 1..]).map_err(|_| Errno::INVAL)?;
-    let mut parent = [0u8; PATH_MAX + 1];
-    parent[..=slash].copy_from_slice(&bytes[..=slash]);
-    let parent = CStr::from_bytes_until_nul(&parent).map_err(|_| Errno::NAMETOOLONG)?;
+    }
+    let mut bytes = [0u8; PATH_MAX + 1];
+    bytes
+        .get_mut(..parent.len())
+        .ok_or(Errno::NAMETOOLONG)?
+        .copy_from_slice(parent);
+    let parent = CStr::from_bytes_until_nul(&bytes).map_err(|_| Errno::NAMETOOLONG)?;
     let flags = OFlags::PATH | OFlags::DIRECTORY;
     let dir = open(call, dir, parent, flags, Mode::empty(), Resolve::Rooted)?;
     Ok(Leaf {
@@ -228,4 +245,31 @@ pub fn leaf<'p>(call: &Call<'_>, dir: BorrowedFd<'p>, path: &'p CStr) -> Result<
 pub fn magic_path(fd: BorrowedFd<'_>) -> String {
     use std::os::fd::AsRawFd;
     format!("/proc/self/fd/{}", fd.as_raw_fd())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_split_before_the_last_component() {
+        let parts = |path: &'static CStr| split(path).map(|(dir, name)| (dir, name.to_bytes()));
+        assert_eq!(parts(c"name"), Ok((&b""[..], &b"name"[..])));
+        assert_eq!(parts(c"name//"), Ok((&b""[..], &b"name//"[..])));
+        assert_eq!(parts(c"a/b/c"), Ok((&b"a/b/"[..], &b"c"[..])));
+        assert_eq!(parts(c"a/b/"), Ok((&b"a/"[..], &b"b/"[..])));
+        assert_eq!(parts(c"/x"), Ok((&b"/"[..], &b"x"[..])));
+        assert_eq!(parts(c"///"), Err(Errno::BUSY));
+        assert_eq!(parts(c""), Err(Errno::BUSY));
+    }
+
+    #[test]
+    fn one_component_is_no_path() {
+        for path in [c"..", c"a/b", c"a/", c"/"] {
+            assert_eq!(Resolve::Component.check(path), Err(Errno::INVAL), "{path:?}");
+        }
+        for path in [c".", c"...", c"a"] {
+            assert_eq!(Resolve::Component.check(path), Ok(()), "{path:?}");
+        }
+    }
 }

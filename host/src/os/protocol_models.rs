@@ -128,7 +128,12 @@ fn two_writers_share_a_completion_queue() {
             let (side, count) = (Arc::clone(&side), Arc::clone(&count));
             thread::spawn(move || {
                 // As `Shared::complete` does: the lock around the push, the look at the flag after it.
-                push(&mut count.lock().expect("not poisoned"), &side.tail, &side.entries, value);
+                push(
+                    &mut count.lock().expect("not poisoned"),
+                    &side.tail,
+                    &side.entries,
+                    value,
+                );
                 if must_ring(&side.flag, ASLEEP) {
                     side.bell.ring();
                 }
@@ -166,6 +171,9 @@ fn an_event_is_seen_by_a_poller_or_rings_somebody() {
             bells[vcpu].ring();
         }
         let seen = poller.join().expect("poller");
-        assert!(seen || bells.iter().any(Bell::was_rung), "nobody will look at the event");
+        assert!(
+            seen || bells.iter().any(Bell::was_rung),
+            "nobody will look at the event"
+        );
     });
 }

@@ -2,7 +2,7 @@
 //!
 //! Nothing here hands out a reference to plain bytes: the guest may write at any moment. There are atomics
 //! views of the contract's structures, and [`Buffer`], which copies in and out with atomic loads and
-//! stores, or is given to the kernel as an address ([`super::sys`]).
+//! stores, or is given to the kernel as an address (`sys`).
 #![allow(unsafe_code)]
 
 use std::marker::PhantomData;

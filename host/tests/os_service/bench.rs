@@ -33,22 +33,36 @@ fn main() -> ExitCode {
     report("pread of 1 byte, direct", ROUNDS, || {
         file.read_at(&mut block[..1], 0).expect("read");
     });
-    report("PRead of 1 byte", ROUNDS, || raw(&mut guest, HostOp::PRead, &[fd, 1, 0], b""));
+    report("PRead of 1 byte", ROUNDS, || {
+        raw(&mut guest, HostOp::PRead, &[fd, 1, 0], b"")
+    });
     report("pread of 64 KiB, direct", ROUNDS / 4, || {
         file.read_at(&mut block, 0).expect("read");
     });
-    report("PRead of 64 KiB", ROUNDS / 4, || raw(&mut guest, HostOp::PRead, &[fd, 64 << 10, 0], b""));
-    report("open + close, direct", ROUNDS, || drop(std::fs::File::open(&path).expect("open")));
+    report("PRead of 64 KiB", ROUNDS / 4, || {
+        raw(&mut guest, HostOp::PRead, &[fd, 64 << 10, 0], b"")
+    });
+    report("open + close, direct", ROUNDS, || {
+        drop(std::fs::File::open(&path).expect("open"))
+    });
     report("Open + Close", ROUNDS, || {
         let ticket = guest.submit(HostOp::Open, &[dir, 0, 0, 4, 0], b"data");
         let fd = spin(&mut guest, ticket);
         raw(&mut guest, HostOp::Close, &[fd], b"");
     });
-    report("Access", ROUNDS, || raw(&mut guest, HostOp::Access, &[dir, 4, 0, 4, 0], b"data"));
-    report("StatX", ROUNDS, || raw(&mut guest, HostOp::StatX, &[dir, 0, 0x7ff, 4, 0], b"data"));
-    report("StatX of one component", ROUNDS, || raw(&mut guest, HostOp::StatX, &[dir, 0, 0x7ff, 4, 1], b"data"));
+    report("Access", ROUNDS, || {
+        raw(&mut guest, HostOp::Access, &[dir, 4, 0, 4, 0], b"data")
+    });
+    report("StatX", ROUNDS, || {
+        raw(&mut guest, HostOp::StatX, &[dir, 0, 0x7ff, 4, 0], b"data")
+    });
+    report("StatX of one component", ROUNDS, || {
+        raw(&mut guest, HostOp::StatX, &[dir, 0, 0x7ff, 4, 1], b"data")
+    });
     throughput(&mut guest);
-    report("Sync of a clean file (a worker)", 2000, || raw(&mut guest, HostOp::Sync, &[fd, 0], b""));
+    report("Sync of a clean file (a worker)", 2000, || {
+        raw(&mut guest, HostOp::Sync, &[fd, 0], b"")
+    });
     asleep(&mut guest);
     start_up(directory.path());
     ExitCode::SUCCESS
@@ -102,7 +116,11 @@ fn throughput(guest: &mut Guest) {
     for ticket in tickets {
         spin(guest, ticket);
     }
-    println!("{:<42} {:>10.2?}", "Nop, 32 on their way, each", start.elapsed() / rounds);
+    println!(
+        "{:<42} {:>10.2?}",
+        "Nop, 32 on their way, each",
+        start.elapsed() / rounds
+    );
 }
 
 /// Each request comes after the service has gone to sleep.
@@ -122,7 +140,11 @@ fn start_up(directory: &std::path::Path) {
     for _ in 0..50 {
         let mounts = vec![(directory, cloak_host::os::Access::ReadWrite)];
         let start = Instant::now();
-        let mut guest = Guest::with(Setup { vcpus: 2, mounts, ..Setup::new() });
+        let mut guest = Guest::with(Setup {
+            vcpus: 2,
+            mounts,
+            ..Setup::new()
+        });
         spawned.push(start.elapsed());
         guest.call(HostOp::Nop, &[], b"").ok();
         answered.push(start.elapsed());

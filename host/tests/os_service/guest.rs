@@ -50,6 +50,7 @@ pub struct Ticket {
 /// The VM: region, bells, and the service itself.
 pub struct Guest {
     pub region: Region,
+    file: OwnedFd,
     pub service: OsService,
     pub doorbell: OwnedFd,
     pub wakes: Vec<OwnedFd>,
@@ -122,6 +123,7 @@ impl Guest {
         .expect("service");
         Self {
             region,
+            file,
             service,
             doorbell,
             wakes,
@@ -131,6 +133,11 @@ impl Guest {
             seq: 0,
             free: (0..QUEUE as u32).collect(),
         }
+    }
+
+    /// The region mapped once more, for another thread.
+    pub fn region_again(&self) -> Region {
+        Region::map(self.file.as_fd()).expect("map")
     }
 
     pub fn vcpu(&self, index: usize) -> VcpuIndex {
