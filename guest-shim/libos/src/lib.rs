@@ -31,4 +31,6 @@ pub mod net;
 pub mod process;
 pub mod sched;
 pub mod syscall;
+#[cfg(test)]
+pub mod testing;
 pub mod user;
