@@ -40,8 +40,14 @@ impl Address {
     /// EINVAL.
     pub fn new(from: &[u8]) -> SysResult<Self> {
         let mut bytes = [0; ADDR_MAX];
-        bytes.get_mut(..from.len()).ok_or(Errno::EINVAL)?.copy_from_slice(from);
-        Ok(Self { bytes, len: from.len() })
+        bytes
+            .get_mut(..from.len())
+            .ok_or(Errno::EINVAL)?
+            .copy_from_slice(from);
+        Ok(Self {
+            bytes,
+            len: from.len(),
+        })
     }
 
     /// Only a family: an end without a name.
@@ -82,7 +88,11 @@ impl Address {
             family::UNIX => (FAMILY..=UNIX_MAX).contains(&address.len),
             _ => false,
         };
-        if fits && address.family() == domain { Ok(Some(address)) } else { Err(Errno::EIO) }
+        if fits && address.family() == domain {
+            Ok(Some(address))
+        } else {
+            Err(Errno::EIO)
+        }
     }
 
     /// Writes it to the program, as much as `*len_address` says there is space for, and its real length
@@ -127,7 +137,11 @@ mod tests {
             bytes[0] = 2;
             bytes
         };
-        assert!(Address::from_host(&inet(16), family::INET).expect("fits").is_some());
+        assert!(
+            Address::from_host(&inet(16), family::INET)
+                .expect("fits")
+                .is_some()
+        );
         assert_eq!(Address::from_host(&[], family::INET), Ok(None));
         for (bytes, domain) in [
             (inet(15), family::INET),
@@ -145,9 +159,14 @@ mod tests {
     fn a_short_space_gets_the_beginning_and_the_real_length() {
         let address = Address::new(&[2, 0, 1, 2, 127, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0]).expect("fits");
         let (mut out, mut len) = ([9u8; 16], 4i32);
-        address.to_user(out.as_mut_ptr() as u64, &raw mut len as u64).expect("writable");
+        address
+            .to_user(out.as_mut_ptr() as u64, &raw mut len as u64)
+            .expect("writable");
         assert_eq!((len, &out[..5]), (16, &[2, 0, 1, 2, 9][..]));
         len = -1;
-        assert_eq!(address.to_user(out.as_mut_ptr() as u64, &raw mut len as u64), Err(Errno::EINVAL));
+        assert_eq!(
+            address.to_user(out.as_mut_ptr() as u64, &raw mut len as u64),
+            Err(Errno::EINVAL)
+        );
     }
 }

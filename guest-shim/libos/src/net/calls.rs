@@ -19,7 +19,10 @@ const NETLINK_ROUTE: i32 = 0;
 const OPTION_MAX: usize = 1024;
 
 /// Runs `work` on the socket behind `number`.
-pub(super) fn with<R>(number: i32, work: impl FnOnce(&dyn Socket, &OpenFile) -> SysResult<R>) -> SysResult<R> {
+pub(super) fn with<R>(
+    number: i32,
+    work: impl FnOnce(&dyn Socket, &OpenFile) -> SysResult<R>,
+) -> SysResult<R> {
     let open = fd::get(number)?;
     work(socket_of(&open)?, &open)
 }
@@ -68,7 +71,9 @@ pub(super) fn socket(args: &Args) -> SysResult {
         }
         family::NETLINK if protocol != NETLINK_ROUTE => Err(Errno::EPROTONOSUPPORT),
         family::NETLINK if kind == 2 => install(HostSocket::create(number, Kind::Datagram, protocol)?, flags),
-        family::NETLINK if kind == SOCK_RAW => install(HostSocket::create(number, Kind::Raw, protocol)?, flags),
+        family::NETLINK if kind == SOCK_RAW => {
+            install(HostSocket::create(number, Kind::Raw, protocol)?, flags)
+        }
         family::NETLINK => Err(Errno::ESOCKTNOSUPPORT),
         _ if domain == AF_PACKET => Err(Errno::EPERM),
         _ => Err(Errno::EAFNOSUPPORT),
@@ -83,7 +88,10 @@ pub(super) fn socketpair(args: &Args) -> SysResult {
     let (one, other) = UnixSocket::pair(unix_kind(kind, args.i32(2))?);
     let open = |socket: Arc<UnixSocket>| -> SysResult<_> {
         let name = anon::numbered("socket", socket.stat()?.ino);
-        Ok((OpenFile::new(socket, flags & O_NONBLOCK | 2, name), flags & O_CLOEXEC != 0))
+        Ok((
+            OpenFile::new(socket, flags & O_NONBLOCK | 2, name),
+            flags & O_CLOEXEC != 0,
+        ))
     };
     anon::install_pair(args.u64(3), open(one)?, open(other)?)
 }
@@ -120,7 +128,8 @@ pub(super) fn accept4(args: &Args) -> SysResult {
 fn accept_with(args: &Args, flags: u32) -> SysResult {
     let (file, from) = with(args.i32(0), |socket, file| socket.accept(file))?;
     if args.u64(1) != 0 {
-        from.unwrap_or(Address::unnamed(family::UNSPEC)).to_user(args.u64(1), args.u64(2))?;
+        from.unwrap_or(Address::unnamed(family::UNSPEC))
+            .to_user(args.u64(1), args.u64(2))?;
     }
     install(file, flags)
 }
@@ -146,7 +155,9 @@ pub(super) fn getpeername(args: &Args) -> SysResult {
 pub(super) fn getsockopt(args: &Args) -> SysResult {
     let space: i32 = user::read(args.u64(4))?;
     let space = usize::try_from(space).map_err(|_| Errno::EINVAL)?;
-    let value = with(args.i32(0), |socket, _| socket.option(args.i32(1), args.i32(2), space.min(OPTION_MAX)))?;
+    let value = with(args.i32(0), |socket, _| {
+        socket.option(args.i32(1), args.i32(2), space.min(OPTION_MAX))
+    })?;
     let len = value.len().min(space);
     user::copy_out(args.u64(3), &value[..len])?;
     user::write(args.u64(4), &(len as u32))?;
@@ -158,6 +169,8 @@ pub(super) fn setsockopt(args: &Args) -> SysResult {
     let mut value = [0; OPTION_MAX];
     let value = &mut value[..len.min(OPTION_MAX)];
     user::copy_in(value, args.u64(3))?;
-    with(args.i32(0), |socket, _| socket.set_option(args.i32(1), args.i32(2), value))?;
+    with(args.i32(0), |socket, _| {
+        socket.set_option(args.i32(1), args.i32(2), value)
+    })?;
     Ok(0)
 }

@@ -31,7 +31,11 @@ impl Sender {
     pub fn current() -> Self {
         let process = crate::process::Process::current();
         let credentials = process.credentials.lock();
-        Self { pid: process.pid, uid: credentials.uid[1], gid: credentials.gid[1] }
+        Self {
+            pid: process.pid,
+            uid: credentials.uid[1],
+            gid: credentials.gid[1],
+        }
     }
 
     /// As `struct ucred`.
@@ -87,7 +91,8 @@ const INCOMING: &[(i32, i32, usize, usize)] = &[
 ];
 
 fn allowed(list: &[(i32, i32, usize, usize)], level: i32, kind: i32, len: usize) -> bool {
-    list.iter().any(|&(l, k, least, most)| (l, k) == (level, kind) && (least..=most).contains(&len))
+    list.iter()
+        .any(|&(l, k, least, most)| (l, k) == (level, kind) && (least..=most).contains(&len))
 }
 
 /// The messages in `bytes`: level, type, data. An error stands for a length that does not fit.
@@ -167,7 +172,11 @@ impl Control {
     /// # Errors
     /// EINVAL when open files are in it: descriptors of the guest mean nothing outside.
     pub fn network_only(&self) -> SysResult<&[u8]> {
-        if self.rights.is_empty() { Ok(&self.network) } else { Err(Errno::EINVAL) }
+        if self.rights.is_empty() {
+            Ok(&self.network)
+        } else {
+            Err(Errno::EINVAL)
+        }
     }
 
     /// The messages for the program, in at most `space` bytes, and whether that was too little. Open files
@@ -184,7 +193,9 @@ impl Control {
             let files = &crate::process::Process::current().files;
             let wanted = self.rights.len();
             let given = self.rights.into_iter().take(room);
-            let numbers: Vec<i32> = given.map_while(|o| files.insert(o, close_on_exec, 0).ok()).collect();
+            let numbers: Vec<i32> = given
+                .map_while(|o| files.insert(o, close_on_exec, 0).ok())
+                .collect();
             cut |= numbers.len() < wanted;
             let data: Vec<u8> = numbers.iter().flat_map(|n| n.to_ne_bytes()).collect();
             if !data.is_empty() {
@@ -221,8 +232,16 @@ fn own_credentials(data: &[u8]) -> SysResult<Sender> {
     if data != own.bytes() && own.uid != 0 {
         return Err(Errno::EPERM);
     }
-    let word = |at: usize| data.get(at..at + 4).and_then(|b| b.try_into().ok()).map_or(0, u32::from_ne_bytes);
-    Ok(Sender { pid: word(0).cast_signed(), uid: word(4), gid: word(8) })
+    let word = |at: usize| {
+        data.get(at..at + 4)
+            .and_then(|b| b.try_into().ok())
+            .map_or(0, u32::from_ne_bytes)
+    };
+    Ok(Sender {
+        pid: word(0).cast_signed(),
+        uid: word(4),
+        gid: word(8),
+    })
 }
 
 #[cfg(test)]
@@ -238,7 +257,10 @@ mod tests {
         let delivered = bytes.clone();
         append(&mut bytes, 99, 99, &[3; 4]);
         assert_eq!(Control::from_program(&bytes).err(), Some(Errno::EINVAL));
-        assert_eq!(Control::from_host(&bytes).expect("well formed").network, delivered);
+        assert_eq!(
+            Control::from_host(&bytes).expect("well formed").network,
+            delivered
+        );
     }
 
     #[test]
@@ -247,8 +269,14 @@ mod tests {
         for round in 0..20_000u64 {
             let bytes: Vec<u8> = (0..round % 90)
                 .map(|_| {
-                    seed = seed.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
-                    if seed >> 62 == 0 { (seed >> 33) as u8 } else { (seed >> 60) as u8 * 8 }
+                    seed = seed
+                        .wrapping_mul(6364136223846793005)
+                        .wrapping_add(1442695040888963407);
+                    if seed >> 62 == 0 {
+                        (seed >> 33) as u8
+                    } else {
+                        (seed >> 60) as u8 * 8
+                    }
                 })
                 .collect();
             let _ = Control::from_program(&bytes);
@@ -260,11 +288,23 @@ mod tests {
 
     #[test]
     fn descriptors_that_do_not_fit_are_not_given_out() {
-        let file = || OpenFile::new(Arc::new(crate::fs::eventfd::EventFd::new(0, false)), 2, Vec::new());
-        let control = Control { rights: vec![file(), file(), file()], ..Control::default() };
+        let file = || {
+            OpenFile::new(
+                Arc::new(crate::fs::eventfd::EventFd::new(0, false)),
+                2,
+                Vec::new(),
+            )
+        };
+        let control = Control {
+            rights: vec![file(), file(), file()],
+            ..Control::default()
+        };
         let (bytes, cut) = control.into_program(HEADER + 8, true);
         assert_eq!((bytes.len(), cut), (HEADER + 8, true));
-        let control = Control { rights: vec![file()], ..Control::default() };
+        let control = Control {
+            rights: vec![file()],
+            ..Control::default()
+        };
         let (bytes, cut) = control.into_program(HEADER - 1, true);
         assert_eq!((bytes.len(), cut), (0, true));
     }

@@ -41,14 +41,21 @@ pub(super) fn sendto(args: &Args) -> SysResult {
     let mut from = Buf::user(args.u64(1), args.usize(2))?;
     let to = address_at(args.u64(4), args.usize(5))?;
     let flags = sendable(args.u32(3))?;
-    with(args.i32(0), |socket, file| socket.send(file, &mut from, to.as_ref(), Control::default(), flags))
-        .map(|sent| sent as u64)
+    with(args.i32(0), |socket, file| {
+        socket.send(file, &mut from, to.as_ref(), Control::default(), flags)
+    })
+    .map(|sent| sent as u64)
 }
 
 pub(super) fn recvfrom(args: &Args) -> SysResult {
     let mut to = Buf::user(args.u64(1), args.usize(2))?;
-    let wanted = Wanted { address: args.u64(4) != 0, control: 0 };
-    let received = with(args.i32(0), |socket, file| socket.receive(file, &mut to, wanted, args.u32(3)))?;
+    let wanted = Wanted {
+        address: args.u64(4) != 0,
+        control: 0,
+    };
+    let received = with(args.i32(0), |socket, file| {
+        socket.receive(file, &mut to, wanted, args.u32(3))
+    })?;
     if wanted.address {
         match received.from {
             Some(address) => address.to_user(args.u64(4), args.u64(5))?,
@@ -59,21 +66,35 @@ pub(super) fn recvfrom(args: &Args) -> SysResult {
 }
 
 fn address_at(address: u64, len: usize) -> SysResult<Option<Address>> {
-    if address == 0 || len == 0 { Ok(None) } else { Address::from_user(address, len).map(Some) }
+    if address == 0 || len == 0 {
+        Ok(None)
+    } else {
+        Address::from_user(address, len).map(Some)
+    }
 }
 
 fn sendable(flags: u32) -> SysResult<u32> {
-    if flags & msg::FASTOPEN != 0 { Err(Errno::EOPNOTSUPP) } else { Ok(flags) }
+    if flags & msg::FASTOPEN != 0 {
+        Err(Errno::EOPNOTSUPP)
+    } else {
+        Ok(flags)
+    }
 }
 
 fn segments(header: &Header) -> SysResult<Buf> {
-    let count = usize::try_from(header.segment_count).ok().filter(|&c| c <= IOV_MAX).ok_or(Errno::EMSGSIZE)?;
+    let count = usize::try_from(header.segment_count)
+        .ok()
+        .filter(|&c| c <= IOV_MAX)
+        .ok_or(Errno::EMSGSIZE)?;
     Buf::user_vector(header.segments, count)
 }
 
 pub(super) fn sendmsg(args: &Args) -> SysResult {
     let flags = sendable(args.u32(2))?;
-    with(args.i32(0), |socket, file| send_one(socket, file, args.u64(1), flags)).map(|sent| sent as u64)
+    with(args.i32(0), |socket, file| {
+        send_one(socket, file, args.u64(1), flags)
+    })
+    .map(|sent| sent as u64)
 }
 
 fn send_one(socket: &dyn Socket, file: &OpenFile, at: u64, flags: u32) -> SysResult<usize> {
@@ -95,14 +116,22 @@ fn send_one(socket: &dyn Socket, file: &OpenFile, at: u64, flags: u32) -> SysRes
 
 pub(super) fn recvmsg(args: &Args) -> SysResult {
     let flags = args.u32(2);
-    with(args.i32(0), |socket, file| receive_one(socket, file, args.u64(1), flags)).map(|len| len as u64)
+    with(args.i32(0), |socket, file| {
+        receive_one(socket, file, args.u64(1), flags)
+    })
+    .map(|len| len as u64)
 }
 
 fn receive_one(socket: &dyn Socket, file: &OpenFile, at: u64, flags: u32) -> SysResult<usize> {
     let header: Header = user::read(at)?;
     let mut to = segments(&header)?;
-    let space = usize::try_from(header.control_len).unwrap_or(CONTROL_MAX).min(CONTROL_MAX);
-    let wanted = Wanted { address: header.name != 0, control: if header.control == 0 { 0 } else { space } };
+    let space = usize::try_from(header.control_len)
+        .unwrap_or(CONTROL_MAX)
+        .min(CONTROL_MAX);
+    let wanted = Wanted {
+        address: header.name != 0,
+        control: if header.control == 0 { 0 } else { space },
+    };
     let received = socket.receive(file, &mut to, wanted, flags)?;
     tell(&header, at, received, wanted, flags)
 }
@@ -114,7 +143,9 @@ fn tell(header: &Header, at: u64, received: Received, wanted: Wanted, flags: u32
         user::copy_out(header.name, &name[..name.len().min(header.name_len as usize)])?;
         user::write(at + 8, &(name.len() as u32))?;
     }
-    let (control, cut) = received.control.into_program(wanted.control, flags & msg::CMSG_CLOEXEC != 0);
+    let (control, cut) = received
+        .control
+        .into_program(wanted.control, flags & msg::CMSG_CLOEXEC != 0);
     if !control.is_empty() {
         user::copy_out(header.control, &control)?;
     }
@@ -141,7 +172,11 @@ fn many(at: u64, count: u32, mut one: impl FnMut(u64, usize) -> SysResult<usize>
 
 pub(super) fn sendmmsg(args: &Args) -> SysResult {
     let flags = sendable(args.u32(3))?;
-    with(args.i32(0), |socket, file| many(args.u64(1), args.u32(2), |at, _| send_one(socket, file, at, flags)))
+    with(args.i32(0), |socket, file| {
+        many(args.u64(1), args.u32(2), |at, _| {
+            send_one(socket, file, at, flags)
+        })
+    })
 }
 
 pub(super) fn recvmmsg(args: &Args) -> SysResult {
@@ -153,7 +188,11 @@ pub(super) fn recvmmsg(args: &Args) -> SysResult {
             if i > 0 && deadline != u64::MAX && crate::arch::ticks() >= deadline {
                 return Err(Errno::EAGAIN);
             }
-            let hurry = if i > 0 && flags & WAITFORONE != 0 { msg::DONTWAIT } else { 0 };
+            let hurry = if i > 0 && flags & WAITFORONE != 0 {
+                msg::DONTWAIT
+            } else {
+                0
+            };
             receive_one(socket, file, at, flags & !WAITFORONE | hurry)
         })
     })
@@ -161,14 +200,26 @@ pub(super) fn recvmmsg(args: &Args) -> SysResult {
 
 /// For tests: a header over one segment.
 #[cfg(test)]
-pub(super) fn header_for_tests(segment: &[u64; 2], name: &mut [u8], control: &mut [u8]) -> alloc::vec::Vec<u8> {
+pub(super) fn header_for_tests(
+    segment: &[u64; 2],
+    name: &mut [u8],
+    control: &mut [u8],
+) -> alloc::vec::Vec<u8> {
     let header = Header {
-        name: if name.is_empty() { 0 } else { name.as_mut_ptr() as u64 },
+        name: if name.is_empty() {
+            0
+        } else {
+            name.as_mut_ptr() as u64
+        },
         name_len: name.len() as u32,
         pad: 0,
         segments: segment.as_ptr() as u64,
         segment_count: 1,
-        control: if control.is_empty() { 0 } else { control.as_mut_ptr() as u64 },
+        control: if control.is_empty() {
+            0
+        } else {
+            control.as_mut_ptr() as u64
+        },
         control_len: control.len() as u64,
         flags: 0,
         pad2: 0,

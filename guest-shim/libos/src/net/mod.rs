@@ -23,12 +23,24 @@ use crate::syscall::{Entry, full, partial};
 
 /// System calls served here.
 pub const SYSCALLS: &[Entry] = &[
-    partial(41, "socket", "iii", "raw and packet sockets give EPERM; netlink is the host's routing one", calls::socket),
+    partial(
+        41,
+        "socket",
+        "iii",
+        "raw and packet sockets give EPERM; netlink is the host's routing one",
+        calls::socket,
+    ),
     full(42, "connect", "fxu", calls::connect),
     full(43, "accept", "fxx", calls::accept),
     full(44, "sendto", "fxsxxu", messages::sendto),
     full(45, "recvfrom", "fxsxxx", messages::recvfrom),
-    partial(46, "sendmsg", "fxx", "descriptors pass between sockets of the guest only", messages::sendmsg),
+    partial(
+        46,
+        "sendmsg",
+        "fxx",
+        "descriptors pass between sockets of the guest only",
+        messages::sendmsg,
+    ),
     full(47, "recvmsg", "fxx", messages::recvmsg),
     full(48, "shutdown", "fi", calls::shutdown),
     full(49, "bind", "fxu", calls::bind),
@@ -36,7 +48,13 @@ pub const SYSCALLS: &[Entry] = &[
     full(51, "getsockname", "fxx", calls::getsockname),
     full(52, "getpeername", "fxx", calls::getpeername),
     full(53, "socketpair", "iiix", calls::socketpair),
-    partial(54, "setsockopt", "fiixu", "options on a list; socket filters are not on it", calls::setsockopt),
+    partial(
+        54,
+        "setsockopt",
+        "fiixu",
+        "options on a list; socket filters are not on it",
+        calls::setsockopt,
+    ),
     partial(55, "getsockopt", "fiixx", "options on a list", calls::getsockopt),
     full(288, "accept4", "fxxx", calls::accept4),
     full(299, "recvmmsg", "fxuxx", messages::recvmmsg),

@@ -85,7 +85,14 @@ pub trait Socket: File {
     /// The peer's.
     fn peer_name(&self) -> SysResult<Address>;
     /// Sends.
-    fn send(&self, file: &OpenFile, from: &mut Buf, to: Option<&Address>, control: Control, flags: u32) -> SysResult<usize>;
+    fn send(
+        &self,
+        file: &OpenFile,
+        from: &mut Buf,
+        to: Option<&Address>,
+        control: Control,
+        flags: u32,
+    ) -> SysResult<usize>;
     /// Receives.
     fn receive(&self, file: &OpenFile, to: &mut Buf, wanted: Wanted, flags: u32) -> SysResult<Received>;
     /// Value of an option, at most `space` bytes.
@@ -103,7 +110,9 @@ pub fn socket_of(open: &OpenFile) -> SysResult<&dyn Socket> {
     if let Some(socket) = any.downcast_ref::<HostSocket>() {
         return Ok(socket);
     }
-    any.downcast_ref::<UnixSocket>().map(|s| s as &dyn Socket).ok_or(Errno::ENOTSOCK)
+    any.downcast_ref::<UnixSocket>()
+        .map(|s| s as &dyn Socket)
+        .ok_or(Errno::ENOTSOCK)
 }
 
 /// SO_RCVTIMEO and SO_SNDTIMEO, in nanoseconds; 0: none.
@@ -149,14 +158,22 @@ impl Timeouts {
 }
 
 fn parse_time(value: &[u8]) -> SysResult<u64> {
-    let word = |at: usize| value.get(at..at + 8).and_then(|b| b.try_into().ok()).map(i64::from_ne_bytes);
+    let word = |at: usize| {
+        value
+            .get(at..at + 8)
+            .and_then(|b| b.try_into().ok())
+            .map(i64::from_ne_bytes)
+    };
     let (sec, micros) = word(0).zip(word(8)).ok_or(Errno::EINVAL)?;
     if !(0..1_000_000).contains(&micros) {
         return Err(Errno::EDOM);
     }
     // A negative time ends every wait at once.
     let sec = u64::try_from(sec);
-    Ok(sec.map_or(1, |sec| sec.saturating_mul(clock::SECOND).saturating_add(micros as u64 * 1000)))
+    Ok(sec.map_or(1, |sec| {
+        sec.saturating_mul(clock::SECOND)
+            .saturating_add(micros as u64 * 1000)
+    }))
 }
 
 fn deadline(cell: &AtomicU64) -> u64 {

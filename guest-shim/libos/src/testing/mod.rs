@@ -68,7 +68,15 @@ pub fn start() {
             assert!(epoll >= 0);
             // SAFETY: it is ours alone.
             let epoll = unsafe { OwnedFd::from_raw_fd(epoll) };
-            Service { files: HashMap::new(), next: 1000, served: [0; SLOTS], completed: 0, posted: 0, epoll }.run();
+            Service {
+                files: HashMap::new(),
+                next: 1000,
+                served: [0; SLOTS],
+                completed: 0,
+                posted: 0,
+                epoll,
+            }
+            .run();
         });
     });
 }
@@ -82,7 +90,11 @@ pub fn lie(fd: u64, lie: impl FnMut(&Asked, Reply) -> Reply + Send + 'static) {
 /// How many requests of this kind there were about host descriptor `fd` (0 for those about none or several).
 pub fn count(fd: u64, op: HostOp) -> usize {
     let counts = COUNTS.lock().unwrap_or_else(|e| e.into_inner());
-    counts.as_ref().and_then(|c| c.get(&(fd, op as u32))).copied().unwrap_or(0)
+    counts
+        .as_ref()
+        .and_then(|c| c.get(&(fd, op as u32)))
+        .copied()
+        .unwrap_or(0)
 }
 
 impl Service {
@@ -104,7 +116,11 @@ impl Service {
         let mut busy = false;
         for index in 0..SLOTS {
             // SAFETY: in the region; atomics only.
-            let slot: &Slot = unsafe { &*arch::shared_base().add(SLOTS_AT + index * size_of::<Slot>()).cast() };
+            let slot: &Slot = unsafe {
+                &*arch::shared_base()
+                    .add(SLOTS_AT + index * size_of::<Slot>())
+                    .cast()
+            };
             let seq = slot.seq.load(Ordering::Acquire);
             if seq == 0 || seq == self.served[index] {
                 continue;
@@ -126,17 +142,35 @@ impl Service {
     }
 
     fn answer(&mut self, asked: &Asked) -> Reply {
-        let about = if asked.op == HostOp::Poll { 0 } else { asked.args[0] };
+        let about = if asked.op == HostOp::Poll {
+            0
+        } else {
+            asked.args[0]
+        };
         {
             let mut counts = COUNTS.lock().unwrap_or_else(|e| e.into_inner());
-            *counts.get_or_insert_default().entry((about, asked.op as u32)).or_default() += 1;
+            *counts
+                .get_or_insert_default()
+                .entry((about, asked.op as u32))
+                .or_default() += 1;
         }
         let reply = match asked.op {
             HostOp::Nop => (0, 0),
-            HostOp::Close => (if self.files.remove(&asked.args[0]).is_some() { 0 } else { -9 }, 0),
+            HostOp::Close => (
+                if self.files.remove(&asked.args[0]).is_some() {
+                    0
+                } else {
+                    -9
+                },
+                0,
+            ),
             _ => sockets::serve(self, asked),
         };
-        let lie = LIES.lock().unwrap_or_else(|e| e.into_inner()).as_ref().and_then(|l| l.get(&about).cloned());
+        let lie = LIES
+            .lock()
+            .unwrap_or_else(|e| e.into_inner())
+            .as_ref()
+            .and_then(|l| l.get(&about).cloned());
         match lie {
             Some(lie) => lie.lock().unwrap_or_else(|e| e.into_inner())(asked, reply),
             None => reply,

@@ -27,7 +27,9 @@ impl HostSocket {
         let idle = self.phase() == phase::IDLE;
         if idle {
             // What an attempt before this one left behind.
-            self.link.readiness.clear(self.link.readiness.snapshot(), REPORTED);
+            self.link
+                .readiness
+                .clear(self.link.readiness.snapshot(), REPORTED);
         }
         loop {
             let snapshot = self.link.readiness.snapshot();
@@ -72,13 +74,28 @@ impl HostSocket {
     }
 
     /// Waits for the end of an attempt that the host has begun; `otherwise` is for who may not wait.
-    fn await_connection(&self, file: &OpenFile, snapshot: u64, otherwise: Errno, deadline: u64) -> SysResult<()> {
+    fn await_connection(
+        &self,
+        file: &OpenFile,
+        snapshot: u64,
+        otherwise: Errno,
+        deadline: u64,
+    ) -> SysResult<()> {
         if file.nonblocking() {
             return Err(otherwise);
         }
         let ends = ready::OUT | ready::ERR | ready::HUP;
-        let waiting = self.link.readiness.wait_after(snapshot, ready::OUT, ends, deadline);
-        waiting.map_err(|e| if e == Errno::ETIMEDOUT { otherwise } else { waited(e, deadline) })?;
+        let waiting = self
+            .link
+            .readiness
+            .wait_after(snapshot, ready::OUT, ends, deadline);
+        waiting.map_err(|e| {
+            if e == Errno::ETIMEDOUT {
+                otherwise
+            } else {
+                waited(e, deadline)
+            }
+        })?;
         match self.take_error()? {
             None => self.connected(),
             Some(error) => {
@@ -107,7 +124,9 @@ impl HostSocket {
         let to = if failed { phase::IDLE } else { phase::CONNECTED };
         if failed || self.link.readiness.ready() & ready::OUT != 0 {
             // Only an attempt can be settled.
-            let _ = self.phase.compare_exchange(phase::CONNECTING, to, Ordering::SeqCst, Ordering::SeqCst);
+            let _ = self
+                .phase
+                .compare_exchange(phase::CONNECTING, to, Ordering::SeqCst, Ordering::SeqCst);
         }
     }
 
@@ -136,7 +155,13 @@ impl HostSocket {
     }
 
     /// An attempt that began at `snapshot` found nothing: waits for `bits`, or says so.
-    pub(super) fn nothing_yet(&self, file: &OpenFile, snapshot: u64, bits: u32, deadline: u64) -> SysResult<()> {
+    pub(super) fn nothing_yet(
+        &self,
+        file: &OpenFile,
+        snapshot: u64,
+        bits: u32,
+        deadline: u64,
+    ) -> SysResult<()> {
         if file.nonblocking() {
             self.link.readiness.clear(snapshot, bits);
             return Err(Errno::EAGAIN);
@@ -146,7 +171,10 @@ impl HostSocket {
             return self.link.watch();
         }
         let wake = bits | ready::ERR | ready::HUP | ready::RDHUP;
-        self.link.readiness.wait_after(snapshot, bits, wake, deadline).map_err(|e| waited(e, deadline))
+        self.link
+            .readiness
+            .wait_after(snapshot, bits, wake, deadline)
+            .map_err(|e| waited(e, deadline))
     }
 }
 

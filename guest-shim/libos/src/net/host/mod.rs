@@ -61,16 +61,29 @@ impl HostSocket {
     /// # Errors
     /// Those of the OS side.
     pub fn create(domain: u16, kind: Kind, protocol: i32) -> SysResult<Arc<Self>> {
-        let args = [u64::from(domain), kind as u64, u64::from(protocol.cast_unsigned()), 0, 0, 0];
+        let args = [
+            u64::from(domain),
+            kind as u64,
+            u64::from(protocol.cast_unsigned()),
+            0,
+            0,
+            0,
+        ];
         let fd = HostFd::adopt(call(HostOp::Socket, args)?)?;
         let connected = !matches!(kind, Kind::Stream | Kind::SeqPacket);
-        Ok(Self::new(fd, domain, kind, if connected { phase::CONNECTED } else { phase::IDLE }))
+        Ok(Self::new(
+            fd,
+            domain,
+            kind,
+            if connected { phase::CONNECTED } else { phase::IDLE },
+        ))
     }
 
     fn new(fd: HostFd, domain: u16, kind: Kind, phase: u32) -> Arc<Self> {
         let link = HostLink::new(fd, ready::IN);
         // A fresh socket takes data.
-        link.readiness.confirm(link.readiness.snapshot(), ready::OUT, ready::OUT);
+        link.readiness
+            .confirm(link.readiness.snapshot(), ready::OUT, ready::OUT);
         Arc::new(Self {
             link,
             domain,
@@ -93,7 +106,11 @@ impl HostSocket {
     /// Leaves the idle phase; who polled it before is told what comes from now on.
     fn enter(&self, phase: u32) -> SysResult<()> {
         self.phase.store(phase, Ordering::SeqCst);
-        if self.wanted.load(Ordering::SeqCst) { self.link.watch() } else { Ok(()) }
+        if self.wanted.load(Ordering::SeqCst) {
+            self.link.watch()
+        } else {
+            Ok(())
+        }
     }
 
     fn is_stream(&self) -> bool {
@@ -112,7 +129,8 @@ impl File for HostSocket {
         if to.is_empty() && self.is_stream() {
             return Ok(0);
         }
-        self.receive(file, to, Wanted::default(), 0).map(|received| received.len)
+        self.receive(file, to, Wanted::default(), 0)
+            .map(|received| received.len)
     }
 
     fn write(&self, file: &OpenFile, from: &mut Buf) -> SysResult<usize> {
@@ -139,7 +157,11 @@ impl File for HostSocket {
     fn prepare_wait(&self) -> SysResult<()> {
         // First the note, then the look: `enter` does it the other way round.
         self.wanted.store(true, Ordering::SeqCst);
-        if self.phase() == phase::IDLE { Ok(()) } else { self.link.watch() }
+        if self.phase() == phase::IDLE {
+            Ok(())
+        } else {
+            self.link.watch()
+        }
     }
 
     fn doubts(&self, file: &OpenFile, events: u32, doubts: &mut Vec<Doubt>) {
@@ -173,12 +195,20 @@ impl Socket for HostSocket {
     fn bind(&self, address: &Address) -> SysResult<()> {
         let mut request = Request::new();
         request.put(0, address.bytes());
-        request.call(HostOp::Bind, [self.fd(), address.bytes().len() as u64, 0, 0, 0, 0]).ok()?;
+        request
+            .call(
+                HostOp::Bind,
+                [self.fd(), address.bytes().len() as u64, 0, 0, 0, 0],
+            )
+            .ok()?;
         Ok(())
     }
 
     fn listen(&self, backlog: i32) -> SysResult<()> {
-        call(HostOp::Listen, [self.fd(), u64::from(backlog.cast_unsigned()), 0, 0, 0, 0])?;
+        call(
+            HostOp::Listen,
+            [self.fd(), u64::from(backlog.cast_unsigned()), 0, 0, 0, 0],
+        )?;
         self.link.readiness.suspect(ready::IN);
         self.enter(phase::LISTENING)
     }
@@ -192,9 +222,14 @@ impl Socket for HostSocket {
     }
 
     fn shutdown(&self, how: i32) -> SysResult<()> {
-        call(HostOp::Shutdown, [self.fd(), u64::from(how.cast_unsigned()), 0, 0, 0, 0])?;
+        call(
+            HostOp::Shutdown,
+            [self.fd(), u64::from(how.cast_unsigned()), 0, 0, 0, 0],
+        )?;
         // The end of one's own reading is not always reported as an edge.
-        self.link.readiness.suspect(ready::IN | ready::OUT | ready::RDHUP | ready::HUP);
+        self.link
+            .readiness
+            .suspect(ready::IN | ready::OUT | ready::RDHUP | ready::HUP);
         Ok(())
     }
 
@@ -206,7 +241,14 @@ impl Socket for HostSocket {
         self.ask_name(1)
     }
 
-    fn send(&self, file: &OpenFile, from: &mut Buf, to: Option<&Address>, control: Control, flags: u32) -> SysResult<usize> {
+    fn send(
+        &self,
+        file: &OpenFile,
+        from: &mut Buf,
+        to: Option<&Address>,
+        control: Control,
+        flags: u32,
+    ) -> SysResult<usize> {
         let control = control.network_only()?;
         if self.is_stream() && to.is_none() && control.is_empty() {
             return self.send_stream(file, from, flags);

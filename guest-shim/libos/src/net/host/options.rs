@@ -42,7 +42,12 @@ const OPTIONS: &[(i32, &[i32], usize, bool)] = &[
     (IP, &[32, 33, 34, 35, 36, 39, 40, 49, 50, 51], 12, true),
     // ADDRFORM? no: UNICAST_HOPS MULTICAST_IF HOPS LOOP MTU_DISCOVER MTU RECVERR V6ONLY RECVPKTINFO
     // RECVHOPLIMIT DONTFRAG RECVTCLASS TCLASS AUTOFLOWLABEL ADDR_PREFERENCES MINHOPCOUNT FREEBIND
-    (IPV6, &[16, 17, 18, 19, 23, 24, 25, 26, 49, 51, 62, 66, 67, 70, 72, 73, 78], 4, true),
+    (
+        IPV6,
+        &[16, 17, 18, 19, 23, 24, 25, 26, 49, 51, 62, 66, 67, 70, 72, 73, 78],
+        4,
+        true,
+    ),
     // ADD_MEMBERSHIP DROP_MEMBERSHIP PKTINFO
     (IPV6, &[20, 21, 50], 20, true),
     // NODELAY MAXSEG CORK KEEPIDLE KEEPINTVL KEEPCNT SYNCNT LINGER2 DEFER_ACCEPT WINDOW_CLAMP QUICKACK
@@ -60,8 +65,12 @@ const OPTIONS: &[(i32, &[i32], usize, bool)] = &[
 
 /// Longest value and whether it may be set.
 fn find(level: i32, name: i32) -> SysResult<(usize, bool)> {
-    let known = OPTIONS.iter().find(|(l, names, ..)| *l == level && names.contains(&name));
-    known.map(|&(_, _, most, set)| (most, set)).ok_or(Errno::ENOPROTOOPT)
+    let known = OPTIONS
+        .iter()
+        .find(|(l, names, ..)| *l == level && names.contains(&name));
+    known
+        .map(|&(_, _, most, set)| (most, set))
+        .ok_or(Errno::ENOPROTOOPT)
 }
 
 impl HostSocket {
@@ -72,9 +81,15 @@ impl HostSocket {
         let space = space.min(find(level, name)?.0);
         let mut request = Request::new();
         let place = [u64::from(level.cast_unsigned()), u64::from(name.cast_unsigned())];
-        let answer = request.call(HostOp::GetSockOpt, [self.fd(), place[0], place[1], space as u64, 0, 0]);
+        let answer = request.call(
+            HostOp::GetSockOpt,
+            [self.fd(), place[0], place[1], space as u64, 0, 0],
+        );
         answer.ok()?;
-        let len = usize::try_from(answer.extra).ok().filter(|&l| l <= space).ok_or(Errno::EIO)?;
+        let len = usize::try_from(answer.extra)
+            .ok()
+            .filter(|&l| l <= space)
+            .ok_or(Errno::EIO)?;
         let mut value = vec![0; len];
         request.get(0, &mut value);
         if (level, name) == (SOCKET, SO_ERROR) {
@@ -97,7 +112,12 @@ impl HostSocket {
         let mut request = Request::new();
         request.put(0, value);
         let place = [u64::from(level.cast_unsigned()), u64::from(name.cast_unsigned())];
-        request.call(HostOp::SetSockOpt, [self.fd(), place[0], place[1], value.len() as u64, 0, 0]).ok()?;
+        request
+            .call(
+                HostOp::SetSockOpt,
+                [self.fd(), place[0], place[1], value.len() as u64, 0, 0],
+            )
+            .ok()?;
         Ok(())
     }
 }

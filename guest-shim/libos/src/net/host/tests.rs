@@ -32,7 +32,10 @@ pub(super) fn connected(flags: u32) -> (Arc<OpenFile>, Arc<HostSocket>, TcpStrea
     testing::start();
     let listener = TcpListener::bind("127.0.0.1:0").expect("binds");
     let port = listener.local_addr().expect("bound").port();
-    let (file, socket) = open(HostSocket::create(family::INET, Kind::Stream, 0).expect("creates"), 0);
+    let (file, socket) = open(
+        HostSocket::create(family::INET, Kind::Stream, 0).expect("creates"),
+        0,
+    );
     socket.connect(&file, &loopback(port)).expect("connects");
     file.set_flags(O_NONBLOCK, flags);
     let (peer, _) = listener.accept().expect("accepts");
@@ -52,7 +55,8 @@ fn write(file: &OpenFile, data: &[u8]) -> SysResult<usize> {
 }
 
 fn events(set: &Epoll, ms: u64) -> Vec<Event> {
-    set.wait(64, clock::deadline_in(ms * 1_000_000)).expect("no failure")
+    set.wait(64, clock::deadline_in(ms * 1_000_000))
+        .expect("no failure")
 }
 
 #[test]
@@ -86,7 +90,12 @@ fn large_transfers_pass_in_parts() {
     assert_eq!(write(&file, &data), Ok(data.len()));
     let mut back = vec![0; data.len()];
     let socket = file.file.as_any().downcast_ref::<HostSocket>().expect("a socket");
-    let got = socket.receive(&file, &mut Buf::own_mut(&mut back), Wanted::default(), msg::WAITALL);
+    let got = socket.receive(
+        &file,
+        &mut Buf::own_mut(&mut back),
+        Wanted::default(),
+        msg::WAITALL,
+    );
     assert_eq!(got.map(|r| r.len), Ok(data.len()));
     assert!(back == data);
     echo.join().expect("peer");
@@ -112,7 +121,13 @@ fn a_full_socket_gives_eagain_and_becomes_writable_again() {
         peer.read_exact(&mut sink).expect("reads");
         peer
     });
-    assert_eq!(events(&set, 5000), [Event { bits: ready::OUT, data: 1 }]);
+    assert_eq!(
+        events(&set, 5000),
+        [Event {
+            bits: ready::OUT,
+            data: 1
+        }]
+    );
     drop(reader.join());
 }
 
@@ -127,8 +142,18 @@ fn a_request_and_its_answer_cost_two_requests() {
     let before = [HostOp::Read, HostOp::Write, HostOp::RecvMsg].map(|op| testing::count(number, op));
     for _ in 0..turns {
         peer.write_all(b"get").expect("writes");
-        assert_eq!(events(&set, 5000), [Event { bits: ready::IN, data: 1 }]);
-        assert_eq!(socket.link.readiness.doubtful() & ready::IN, 0, "no question needed");
+        assert_eq!(
+            events(&set, 5000),
+            [Event {
+                bits: ready::IN,
+                data: 1
+            }]
+        );
+        assert_eq!(
+            socket.link.readiness.doubtful() & ready::IN,
+            0,
+            "no question needed"
+        );
         assert_eq!(read(&file, 16384), Ok(b"get".to_vec()));
         assert_eq!(write(&file, b"value"), Ok(5));
         let mut got = [0; 5];
@@ -145,7 +170,10 @@ fn level_triggered_waiting_is_exact_after_full_reads() {
     let set = Epoll::new();
     set.add(3, &file, ready::IN | ready::RDHUP, 1).expect("adds");
     peer.write_all(b"12345678").expect("writes");
-    let told = [Event { bits: ready::IN, data: 1 }];
+    let told = [Event {
+        bits: ready::IN,
+        data: 1,
+    }];
     assert_eq!(events(&set, 5000), told);
     assert_eq!(read(&file, 4), Ok(b"1234".to_vec()));
     assert_eq!(events(&set, 5000), told);
@@ -153,7 +181,13 @@ fn level_triggered_waiting_is_exact_after_full_reads() {
     assert_eq!(events(&set, 3), [], "a full read that took the last");
     assert_eq!(read(&file, 4), Err(Errno::EAGAIN));
     drop(peer);
-    assert_eq!(events(&set, 5000), [Event { bits: ready::IN | ready::RDHUP, data: 1 }]);
+    assert_eq!(
+        events(&set, 5000),
+        [Event {
+            bits: ready::IN | ready::RDHUP,
+            data: 1
+        }]
+    );
     assert_eq!(read(&file, 4), Ok(vec![]));
     assert_eq!(events(&set, 5000).len(), 1, "the end stays");
 }
@@ -175,7 +209,10 @@ fn edge_triggered_waiting_tells_of_new_data_only() {
 #[test]
 fn connections_are_accepted_and_refused() {
     testing::start();
-    let (file, socket) = open(HostSocket::create(family::INET, Kind::Stream, 0).expect("creates"), 0);
+    let (file, socket) = open(
+        HostSocket::create(family::INET, Kind::Stream, 0).expect("creates"),
+        0,
+    );
     socket.bind(&loopback(0)).expect("binds");
     socket.listen(5).expect("listens");
     let port = port_of(&socket.name().expect("named"));
@@ -193,7 +230,10 @@ fn connections_are_accepted_and_refused() {
     assert_eq!(socket.accept(&file).err(), Some(Errno::EAGAIN));
     drop(file);
     drop(socket);
-    let (file, socket) = open(HostSocket::create(family::INET, Kind::Stream, 0).expect("creates"), 0);
+    let (file, socket) = open(
+        HostSocket::create(family::INET, Kind::Stream, 0).expect("creates"),
+        0,
+    );
     assert_eq!(socket.poll(), ready::OUT | ready::WRNORM | ready::HUP);
     assert_eq!(socket.connect(&file, &loopback(port)), Err(Errno::ECONNREFUSED));
 }
@@ -207,12 +247,24 @@ fn a_nonblocking_connect_is_told_by_epoll() {
     let (file, socket) = open(socket, O_NONBLOCK);
     let set = Epoll::new();
     set.add(3, &file, ready::OUT | flag::ET, 1).expect("adds");
-    assert_eq!(events(&set, 1), [Event { bits: ready::OUT | ready::HUP, data: 1 }]);
+    assert_eq!(
+        events(&set, 1),
+        [Event {
+            bits: ready::OUT | ready::HUP,
+            data: 1
+        }]
+    );
     match socket.connect(&file, &loopback(port)) {
         Ok(()) | Err(Errno::EINPROGRESS) => {}
         other => panic!("{other:?}"),
     }
-    assert_eq!(events(&set, 5000), [Event { bits: ready::OUT, data: 1 }]);
+    assert_eq!(
+        events(&set, 5000),
+        [Event {
+            bits: ready::OUT,
+            data: 1
+        }]
+    );
     assert_eq!(socket.option(1, 4, 4), Ok(vec![0; 4]));
     assert!(socket.peer_name().is_ok());
 }
@@ -221,7 +273,10 @@ fn a_nonblocking_connect_is_told_by_epoll() {
 fn datagrams_keep_their_borders_and_senders() {
     testing::start();
     let peer = UdpSocket::bind("127.0.0.1:0").expect("binds");
-    let (file, socket) = open(HostSocket::create(family::INET, Kind::Datagram, 0).expect("creates"), 0);
+    let (file, socket) = open(
+        HostSocket::create(family::INET, Kind::Datagram, 0).expect("creates"),
+        0,
+    );
     socket.bind(&loopback(0)).expect("binds");
     let port = port_of(&socket.name().expect("named"));
     for data in [&b"first"[..], b"", b"third message"] {
@@ -229,17 +284,26 @@ fn datagrams_keep_their_borders_and_senders() {
     }
     let receive = |len: usize, flags: u32| {
         let mut out = vec![0; len];
-        let wanted = Wanted { address: true, control: 0 };
-        let got = socket.receive(&file, &mut Buf::own_mut(&mut out), wanted, flags).expect("receives");
+        let wanted = Wanted {
+            address: true,
+            control: 0,
+        };
+        let got = socket
+            .receive(&file, &mut Buf::own_mut(&mut out), wanted, flags)
+            .expect("receives");
         (got.len, got.flags, got.from.map(|a| port_of(&a)), out)
     };
-    let from = Some(peer.local_addr().expect("bound").port());
+    let sender = peer.local_addr().expect("bound").port();
+    let from = Some(sender);
     assert_eq!(receive(5, msg::PEEK), (5, 0, from, b"first".to_vec()));
     assert_eq!(receive(5, 0), (5, 0, from, b"first".to_vec()));
     assert_eq!(receive(5, 0).0, 0);
     assert_eq!(receive(5, msg::TRUNC), (13, msg::TRUNC, from, b"third".to_vec()));
-    let to = loopback(from.unwrap_or(0));
-    assert_eq!(socket.send(&file, &mut Buf::own(b"back"), Some(&to), Control::default(), 0), Ok(4));
+    let to = loopback(sender);
+    assert_eq!(
+        socket.send(&file, &mut Buf::own(b"back"), Some(&to), Control::default(), 0),
+        Ok(4)
+    );
     let mut got = [0; 10];
     assert_eq!(peer.recv(&mut got).expect("receives"), 4);
     let huge = vec![0; 200_000];
@@ -267,7 +331,11 @@ fn options_pass_by_list() {
     assert_eq!(socket.option(6, 1, 4), Ok(vec![1, 0, 0, 0]));
     assert_eq!(socket.option(1, 3, 4), Ok(vec![1, 0, 0, 0]));
     assert_eq!(socket.set_option(1, 3, &[0; 4]), Err(Errno::ENOPROTOOPT));
-    assert_eq!(socket.set_option(1, 26, &[0; 16]), Err(Errno::ENOPROTOOPT), "no filters");
+    assert_eq!(
+        socket.set_option(1, 26, &[0; 16]),
+        Err(Errno::ENOPROTOOPT),
+        "no filters"
+    );
     assert!(socket.option(6, 11, 1000).expect("TCP_INFO").len() > 100);
 }
 
@@ -281,7 +349,10 @@ fn a_broken_connection_is_told_and_a_waiting_poll_is_exact() {
     };
     // The descriptor waits, so what it shows was asked of the host.
     let mut watches = [watch(&file)];
-    assert_eq!(crate::fs::poll::wait_any(&mut watches, clock::deadline_in(2_000_000)), Ok(0));
+    assert_eq!(
+        crate::fs::poll::wait_any(&mut watches, clock::deadline_in(2_000_000)),
+        Ok(0)
+    );
     drop(peer);
     assert_eq!(crate::fs::poll::wait_any(&mut watches, u64::MAX), Ok(1));
     assert_eq!(read(&file, 10), Ok(vec![]));

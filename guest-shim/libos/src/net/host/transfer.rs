@@ -42,7 +42,11 @@ impl HostSocket {
     /// Sends all of `from`, or as much as there is room for when it must not wait.
     pub(super) fn send_stream(&self, file: &OpenFile, from: &mut Buf, flags: u32) -> SysResult<usize> {
         let deadline = self.timeouts.send_deadline();
-        let patience = Patience { file, hurried: flags & msg::DONTWAIT != 0, deadline };
+        let patience = Patience {
+            file,
+            hurried: flags & msg::DONTWAIT != 0,
+            deadline,
+        };
         let mut request = Request::new();
         let mut done = 0;
         loop {
@@ -62,7 +66,13 @@ impl HostSocket {
     }
 
     /// Sends the first `len` bytes of the buffer; fewer only when it must not wait.
-    fn send_part(&self, patience: &Patience<'_>, request: &mut Request, len: usize, flags: u32) -> SysResult<usize> {
+    fn send_part(
+        &self,
+        patience: &Patience<'_>,
+        request: &mut Request,
+        len: usize,
+        flags: u32,
+    ) -> SysResult<usize> {
         let mut done = 0;
         loop {
             let left = len - done;
@@ -94,7 +104,10 @@ impl HostSocket {
     fn ask_send(&self, request: &mut Request, len: usize, flags: u32) -> Answer {
         match flags & SENT {
             0 => request.call(HostOp::Write, [self.fd(), len as u64, 0, 0, 0, 0]),
-            flags => request.call(HostOp::SendMsg, [self.fd(), u64::from(flags), 0, 0, len as u64, 0]),
+            flags => request.call(
+                HostOp::SendMsg,
+                [self.fd(), u64::from(flags), 0, 0, len as u64, 0],
+            ),
         }
     }
 
@@ -108,9 +121,17 @@ impl HostSocket {
         flags: u32,
     ) -> SysResult<usize> {
         let deadline = self.timeouts.send_deadline();
-        let patience = Patience { file, hurried: flags & msg::DONTWAIT != 0, deadline };
+        let patience = Patience {
+            file,
+            hurried: flags & msg::DONTWAIT != 0,
+            deadline,
+        };
         let to = to.map_or(&[][..], Address::bytes);
-        let at = if to.is_empty() && control.is_empty() { 0 } else { PAYLOAD_AT };
+        let at = if to.is_empty() && control.is_empty() {
+            0
+        } else {
+            PAYLOAD_AT
+        };
         if control.len() > CONTROL_MAX {
             return Err(Errno::ENOBUFS);
         }
@@ -126,14 +147,25 @@ impl HostSocket {
             return Err(Errno::EFAULT);
         }
         let sizes = [to.len() as u64, control.len() as u64, len as u64];
-        let args = [self.fd(), u64::from(flags & SENT), sizes[0], sizes[1], sizes[2], 0];
+        let args = [
+            self.fd(),
+            u64::from(flags & SENT),
+            sizes[0],
+            sizes[1],
+            sizes[2],
+            0,
+        ];
         loop {
             let snapshot = self.link.readiness.snapshot();
             match request.call(HostOp::SendMsg, args).len(len) {
                 Err(Errno::EAGAIN) => self.nothing(&patience, snapshot, ready::OUT)?,
                 Err(error) => {
                     self.link.readiness.doubt(ready::ERR);
-                    return Err(if self.kind == Kind::Datagram { error } else { broken(error, flags) });
+                    return Err(if self.kind == Kind::Datagram {
+                        error
+                    } else {
+                        broken(error, flags)
+                    });
                 }
                 Ok(sent) => return Ok(sent),
             }
@@ -149,7 +181,11 @@ impl HostSocket {
         flags: u32,
     ) -> SysResult<Received> {
         let hurried = flags & (msg::DONTWAIT | msg::ERRQUEUE) != 0;
-        let patience = Patience { file, hurried, deadline: self.timeouts.receive_deadline() };
+        let patience = Patience {
+            file,
+            hurried,
+            deadline: self.timeouts.receive_deadline(),
+        };
         self.wait_first(&patience, flags)?;
         let mut received = loop {
             let snapshot = self.link.readiness.snapshot();
@@ -170,7 +206,9 @@ impl HostSocket {
         let waits = !patience.hurried && !patience.file.nonblocking() && flags & msg::OOB == 0;
         if waits && self.link.watching() && readiness.ready() & !ready::OUT == 0 {
             let some = || readiness.ready() & !ready::OUT != 0;
-            let waiting = readiness.queue.wait(patience.deadline, || some().then_some(Ok(())));
+            let waiting = readiness
+                .queue
+                .wait(patience.deadline, || some().then_some(Ok(())));
             return waiting.map_err(|e| crate::net::socket::waited(e, patience.deadline));
         }
         Ok(())
@@ -196,7 +234,11 @@ impl HostSocket {
 
     fn receive_once(&self, to: &mut Buf, wanted: Wanted, flags: u32, snapshot: u64) -> SysResult<Received> {
         let control = wanted.control.min(CONTROL_MAX);
-        let at = if wanted.address || control > 0 { PAYLOAD_AT } else { 0 };
+        let at = if wanted.address || control > 0 {
+            PAYLOAD_AT
+        } else {
+            0
+        };
         let space = to.len().min(CAPACITY - at);
         let mut request = Request::new();
         let plain = self.is_stream() && at == 0 && flags & RECEIVED == 0;
@@ -204,7 +246,14 @@ impl HostSocket {
             request.call(HostOp::Read, [self.fd(), space as u64, 0, 0, 0, 0])
         } else {
             let bits = u64::from(flags & RECEIVED);
-            let args = [self.fd(), bits, u64::from(wanted.address), control as u64, space as u64, 0];
+            let args = [
+                self.fd(),
+                bits,
+                u64::from(wanted.address),
+                control as u64,
+                space as u64,
+                0,
+            ];
             request.call(HostOp::RecvMsg, args)
         };
         // A cut message states its whole length when that was asked for.
@@ -212,7 +261,10 @@ impl HostSocket {
         let len = answer.len(if whole { MESSAGE_MAX } else { space });
         self.note(len, space, flags, snapshot);
         let len = len?;
-        let mut received = Received { len, ..Received::default() };
+        let mut received = Received {
+            len,
+            ..Received::default()
+        };
         if !plain {
             received.flags = answer.extra as u32 & STATED;
         }
@@ -235,7 +287,11 @@ impl HostSocket {
             Ok(_) if flags & msg::PEEK != 0 => {}
             Ok(_) if flags & (msg::OOB | msg::ERRQUEUE) != 0 => readiness.doubt(ready::PRI | ready::ERR),
             Ok(0) if self.is_stream() => {}
-            Ok(len) if len < space && short_means_empty(self.domain, self.kind) && snapshot as u32 & endings == 0 => {
+            Ok(len)
+                if len < space
+                    && short_means_empty(self.domain, self.kind)
+                    && snapshot as u32 & endings == 0 =>
+            {
                 readiness.clear(snapshot, ready::IN);
             }
             Ok(_) => readiness.doubt(ready::IN),
@@ -258,5 +314,9 @@ fn source(flags: u32) -> u32 {
 
 /// EPIPE comes with a signal unless that is not wanted.
 fn broken(error: Errno, flags: u32) -> Errno {
-    if error == Errno::EPIPE && flags & msg::NOSIGNAL == 0 { signals::broken_pipe() } else { error }
+    if error == Errno::EPIPE && flags & msg::NOSIGNAL == 0 {
+        signals::broken_pipe()
+    } else {
+        error
+    }
 }

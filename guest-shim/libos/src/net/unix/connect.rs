@@ -43,7 +43,13 @@ impl UnixSocket {
         }
         match &mut state.listener {
             Some(listener) => listener.backlog = backlog,
-            none => *none = Some(Listener { waiting: VecDeque::new(), backlog, who: Sender::current() }),
+            none => {
+                *none = Some(Listener {
+                    waiting: VecDeque::new(),
+                    backlog,
+                    who: Sender::current(),
+                })
+            }
         }
         Ok(())
     }
@@ -61,11 +67,17 @@ impl UnixSocket {
             None if file.nonblocking() => return Err(Errno::EAGAIN),
             None => {
                 let deadline = self.timeouts.receive_deadline();
-                self.inbox.readers.wait(deadline, next).map_err(|e| waited(e, deadline))?
+                self.inbox
+                    .readers
+                    .wait(deadline, next)
+                    .map_err(|e| waited(e, deadline))?
             }
         };
         self.inbox.writers.wake_all(0); // there is room in the backlog
-        let from = socket.peer().and_then(|peer| peer.name).unwrap_or(Address::unnamed(family::UNIX));
+        let from = socket
+            .peer()
+            .and_then(|peer| peer.name)
+            .unwrap_or(Address::unnamed(family::UNIX));
         Ok((socket, Some(from)))
     }
 
@@ -91,12 +103,18 @@ impl UnixSocket {
             self.state.lock().peer = None;
             return Ok(());
         }
-        let Target::Guest(target) = names::find(address)? else { return Err(Errno::ECONNREFUSED) };
+        let Target::Guest(target) = names::find(address)? else {
+            return Err(Errno::ECONNREFUSED);
+        };
         if target.kind != self.kind {
             return Err(Errno::EPROTOTYPE);
         }
         let name = target.state.lock().name;
-        let peer = Peer { inbox: target.inbox.clone(), name, who: Sender::current() };
+        let peer = Peer {
+            inbox: target.inbox.clone(),
+            name,
+            who: Sender::current(),
+        };
         self.state.lock().peer = Some(peer);
         self.inbox.pollers.wake_all(ready::OUT);
         Ok(())
@@ -112,10 +130,18 @@ impl UnixSocket {
         let who = match offer() {
             Some(result) => result?,
             None if file.nonblocking() => return Err(Errno::EAGAIN),
-            None => target.inbox.writers.wait(deadline, offer).map_err(|e| waited(e, deadline))?,
+            None => target
+                .inbox
+                .writers
+                .wait(deadline, offer)
+                .map_err(|e| waited(e, deadline))?,
         };
         let name = far.state.lock().name;
-        self.state.lock().peer = Some(Peer { inbox: far.inbox.clone(), name, who });
+        self.state.lock().peer = Some(Peer {
+            inbox: far.inbox.clone(),
+            name,
+            who,
+        });
         target.inbox.readers.wake_one();
         target.inbox.pollers.wake_all(ready::IN | ready::RDNORM);
         self.inbox.pollers.wake_all(ready::OUT);
@@ -127,14 +153,20 @@ impl UnixSocket {
         let near_name = near.state.lock().name;
         let mut state = self.state.lock();
         let name = state.name;
-        let Some(listener) = &mut state.listener else { return Some(Err(Errno::ECONNREFUSED)) };
+        let Some(listener) = &mut state.listener else {
+            return Some(Err(Errno::ECONNREFUSED));
+        };
         if listener.waiting.len() > listener.backlog {
             return None;
         }
         {
             let mut far_state = far.state.lock();
             far_state.name = name;
-            far_state.peer = Some(Peer { inbox: near.inbox.clone(), name: near_name, who: Sender::current() });
+            far_state.peer = Some(Peer {
+                inbox: near.inbox.clone(),
+                name: near_name,
+                who: Sender::current(),
+            });
         }
         listener.waiting.push_back(far.clone());
         Some(Ok(listener.who))

@@ -102,7 +102,12 @@ impl Inbox {
     pub fn writable(&self, asker: &Arc<Self>) -> bool {
         let mut state = self.state.lock();
         let room = state.closed || state.ended || state.used + OVERHEAD < CAPACITY / 2;
-        if !room && !state.blocked.iter().any(|w| core::ptr::eq(w.as_ptr(), Arc::as_ptr(asker))) {
+        if !room
+            && !state
+                .blocked
+                .iter()
+                .any(|w| core::ptr::eq(w.as_ptr(), Arc::as_ptr(asker)))
+        {
             state.blocked.retain(|w| w.strong_count() > 0);
             state.blocked.push(Arc::downgrade(asker));
         }
@@ -122,7 +127,9 @@ impl Inbox {
                 from: packet.from,
             };
             if peek {
-                taken.data.extend_from_slice(&packet.data[..space.min(packet.data.len())]);
+                taken
+                    .data
+                    .extend_from_slice(&packet.data[..space.min(packet.data.len())]);
                 return Some(taken);
             }
             let mut packet = state.packets.pop_front()?;
@@ -143,8 +150,12 @@ impl Inbox {
         let taken = {
             let mut state = self.state.lock();
             let first = state.packets.front()?;
-            let mut taken =
-                Taken { whole: 0, data: Vec::new(), control: control_of(first), from: first.from };
+            let mut taken = Taken {
+                whole: 0,
+                data: Vec::new(),
+                control: control_of(first),
+                from: first.from,
+            };
             let sender = first.sender;
             let (mut at, mut index) = (state.taken, 0);
             while let Some(packet) = state.packets.get(index) {
@@ -179,7 +190,10 @@ impl Inbox {
         if !peek {
             self.made_room();
         }
-        Some(Taken { whole: taken.data.len(), ..taken })
+        Some(Taken {
+            whole: taken.data.len(),
+            ..taken
+        })
     }
 
     fn made_room(&self) {
@@ -259,5 +273,9 @@ impl Inbox {
 }
 
 fn control_of(packet: &Packet) -> Control {
-    Control { network: Vec::new(), rights: packet.rights.clone(), sender: Some(packet.sender) }
+    Control {
+        network: Vec::new(),
+        rights: packet.rights.clone(),
+        sender: Some(packet.sender),
+    }
 }

@@ -89,8 +89,16 @@ impl UnixSocket {
     pub fn pair(kind: Kind) -> (Arc<Self>, Arc<Self>) {
         let (one, other) = (Self::new(kind), Self::new(kind));
         let who = Sender::current();
-        one.state.lock().peer = Some(Peer { inbox: other.inbox.clone(), name: None, who });
-        other.state.lock().peer = Some(Peer { inbox: one.inbox.clone(), name: None, who });
+        one.state.lock().peer = Some(Peer {
+            inbox: other.inbox.clone(),
+            name: None,
+            who,
+        });
+        other.state.lock().peer = Some(Peer {
+            inbox: one.inbox.clone(),
+            name: None,
+            who,
+        });
         (one, other)
     }
 
@@ -107,11 +115,20 @@ impl UnixSocket {
         Ok(match name {
             2 | 5 | 6 | 9 | 15 => number(0), // REUSEADDR DONTROUTE BROADCAST KEEPALIVE REUSEPORT
             3 => number(self.kind as usize),
-            4 => number(if self.inbox.take_reset() { Errno::ECONNRESET.number() as usize } else { 0 }),
+            4 => number(if self.inbox.take_reset() {
+                Errno::ECONNRESET.number() as usize
+            } else {
+                0
+            }),
             7 | 8 => number(CAPACITY),
             13 => alloc::vec![0; 8],
             16 => number(usize::from(self.pass_credentials.load(Ordering::Relaxed))),
-            17 => self.peer().map_or([0, 0, 0, 0, 255, 255, 255, 255, 255, 255, 255, 255], |p| p.who.bytes()).to_vec(),
+            17 => self
+                .peer()
+                .map_or([0, 0, 0, 0, 255, 255, 255, 255, 255, 255, 255, 255], |p| {
+                    p.who.bytes()
+                })
+                .to_vec(),
             18 => number(1),
             30 => number(usize::from(self.state.lock().listener.is_some())),
             38 => number(0),
@@ -150,7 +167,8 @@ impl File for UnixSocket {
         if to.is_empty() && !self.is_message() {
             return Ok(0);
         }
-        self.receive(file, to, Wanted::default(), 0).map(|received| received.len)
+        self.receive(file, to, Wanted::default(), 0)
+            .map(|received| received.len)
     }
 
     fn write(&self, file: &OpenFile, from: &mut Buf) -> SysResult<usize> {
@@ -167,12 +185,21 @@ impl File for UnixSocket {
         }
         let (peer, listening) = {
             let state = self.state.lock();
-            (state.peer.clone(), state.listener.as_ref().map(|l| !l.waiting.is_empty()))
+            (
+                state.peer.clone(),
+                state.listener.as_ref().map(|l| !l.waiting.is_empty()),
+            )
         };
         const READ: u32 = ready::IN | ready::RDNORM;
         const WRITE: u32 = ready::OUT | ready::WRNORM;
         match (listening, peer) {
-            (Some(waiting), _) => if waiting { READ } else { 0 },
+            (Some(waiting), _) => {
+                if waiting {
+                    READ
+                } else {
+                    0
+                }
+            }
             (None, None) if self.kind != Kind::Datagram => WRITE | ready::HUP,
             (None, peer) => {
                 let ended = self.inbox.has_ended();
@@ -192,7 +219,9 @@ impl File for UnixSocket {
     }
 
     fn prepare_wait(&self) -> SysResult<()> {
-        self.outside.get().map_or(Ok(()), |outside| outside.prepare_wait())
+        self.outside
+            .get()
+            .map_or(Ok(()), |outside| outside.prepare_wait())
     }
 
     fn doubts(&self, file: &OpenFile, events: u32, doubts: &mut Vec<Doubt>) {
@@ -269,7 +298,14 @@ impl Socket for UnixSocket {
         Ok(peer.name.unwrap_or(Address::unnamed(family::UNIX)))
     }
 
-    fn send(&self, file: &OpenFile, from: &mut Buf, to: Option<&Address>, control: Control, flags: u32) -> SysResult<usize> {
+    fn send(
+        &self,
+        file: &OpenFile,
+        from: &mut Buf,
+        to: Option<&Address>,
+        control: Control,
+        flags: u32,
+    ) -> SysResult<usize> {
         if let Some(outside) = self.outside.get() {
             return outside.send(file, from, to, control, flags);
         }
@@ -290,7 +326,11 @@ impl Socket for UnixSocket {
         if let Some(value) = self.timeouts.option(level, name) {
             return Ok(value);
         }
-        if level == 1 { self.own_option(name) } else { Err(Errno::EOPNOTSUPP) }
+        if level == 1 {
+            self.own_option(name)
+        } else {
+            Err(Errno::EOPNOTSUPP)
+        }
     }
 
     fn set_option(&self, level: i32, name: i32, value: &[u8]) -> SysResult<()> {
@@ -300,7 +340,11 @@ impl Socket for UnixSocket {
         if let Some(result) = self.timeouts.set_option(level, name, value) {
             return result;
         }
-        let number = value.first_chunk().copied().map(i32::from_ne_bytes).ok_or(Errno::EINVAL)?;
+        let number = value
+            .first_chunk()
+            .copied()
+            .map(i32::from_ne_bytes)
+            .ok_or(Errno::EINVAL)?;
         match (level, name) {
             (1, 16) => self.pass_credentials.store(number != 0, Ordering::Relaxed),
             // Taken and without effect: the queue has one size, and there is no network.

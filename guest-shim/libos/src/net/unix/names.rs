@@ -106,7 +106,8 @@ pub fn bind(socket: &Arc<UnixSocket>, address: &Address) -> SysResult<(Binding, 
                     let place = paths.create(path)?;
                     let keys = [Key::Node(place.node.0, place.node.1), Key::Path(place.path)];
                     let mut bound = BOUND.lock();
-                    keys.iter().for_each(|key| drop(bound.insert(key.clone(), Arc::downgrade(socket))));
+                    keys.iter()
+                        .for_each(|key| drop(bound.insert(key.clone(), Arc::downgrade(socket))));
                     keys.to_vec()
                 }
                 None => {
@@ -181,15 +182,18 @@ pub fn find(address: &Address) -> SysResult<Target> {
     let bound = |key: &Key| BOUND.lock().get(key).and_then(Weak::upgrade);
     match parse(address)? {
         Name::None => Err(Errno::EINVAL),
-        Name::Abstract(name) => {
-            bound(&Key::Abstract(name.to_vec())).map(Target::Guest).ok_or(Errno::ECONNREFUSED)
-        }
+        Name::Abstract(name) => bound(&Key::Abstract(name.to_vec()))
+            .map(Target::Guest)
+            .ok_or(Errno::ECONNREFUSED),
         Name::Path(path) => {
             let Some(paths) = PATHS.get() else {
-                return bound(&Key::Path(path.to_vec())).map(Target::Guest).ok_or(Errno::ENOENT);
+                return bound(&Key::Path(path.to_vec()))
+                    .map(Target::Guest)
+                    .ok_or(Errno::ENOENT);
             };
             let place = paths.find(path)?;
-            let socket = bound(&Key::Path(place.path)).or_else(|| bound(&Key::Node(place.node.0, place.node.1)));
+            let socket =
+                bound(&Key::Path(place.path)).or_else(|| bound(&Key::Node(place.node.0, place.node.1)));
             match (socket, place.host) {
                 (Some(socket), _) => Ok(Target::Guest(socket)),
                 (None, Some((directory, path))) => Ok(Target::Host(directory, path)),

@@ -48,9 +48,11 @@ impl UnixSocket {
         match (to, self.peer()) {
             (None, Some(peer)) => Ok(peer.inbox),
             (None, None) => Err(Errno::ENOTCONN),
-            (Some(_), peer) if self.kind != Kind::Datagram => {
-                Err(if peer.is_some() { Errno::EISCONN } else { Errno::EOPNOTSUPP })
-            }
+            (Some(_), peer) if self.kind != Kind::Datagram => Err(if peer.is_some() {
+                Errno::EISCONN
+            } else {
+                Errno::EOPNOTSUPP
+            }),
             (Some(address), _) => match names::find(address)? {
                 Target::Guest(socket) if socket.kind != self.kind => Err(Errno::EPROTOTYPE),
                 Target::Guest(socket) if socket.accepts_from(self) => Ok(socket.inbox.clone()),
@@ -62,7 +64,8 @@ impl UnixSocket {
 
     /// A connected datagram socket takes messages from its peer only.
     fn accepts_from(&self, sender: &Self) -> bool {
-        self.peer().is_none_or(|peer| Arc::ptr_eq(&peer.inbox, &sender.inbox))
+        self.peer()
+            .is_none_or(|peer| Arc::ptr_eq(&peer.inbox, &sender.inbox))
     }
 
     fn packet(&self, data: Vec<u8>, control: &mut Control) -> Packet {
@@ -122,7 +125,9 @@ impl UnixSocket {
 
     /// Puts the packet into `target`, waiting for room where that is allowed.
     fn push(&self, file: &OpenFile, target: &Inbox, packet: Packet, flags: u32) -> SysResult<()> {
-        let Some(packet) = target.push(packet)? else { return Ok(()) };
+        let Some(packet) = target.push(packet)? else {
+            return Ok(());
+        };
         if file.nonblocking() || flags & msg::DONTWAIT != 0 {
             target.writable(&self.inbox); // leaves word for pollers
             return Err(Errno::EAGAIN);
@@ -137,7 +142,10 @@ impl UnixSocket {
             }
             Err(error) => Some(Err(error)),
         };
-        target.writers.wait(deadline, attempt).map_err(|e| waited(e, deadline))
+        target
+            .writers
+            .wait(deadline, attempt)
+            .map_err(|e| waited(e, deadline))
     }
 
     pub(super) fn receive_inside(
@@ -148,13 +156,22 @@ impl UnixSocket {
         flags: u32,
     ) -> SysResult<Received> {
         if flags & (msg::OOB | msg::ERRQUEUE) != 0 {
-            return Err(if flags & msg::OOB != 0 { Errno::EOPNOTSUPP } else { Errno::EAGAIN });
+            return Err(if flags & msg::OOB != 0 {
+                Errno::EOPNOTSUPP
+            } else {
+                Errno::EAGAIN
+            });
         }
         if self.kind != Kind::Datagram && self.state.lock().peer.is_none() {
-            return Err(if self.kind == Kind::Stream { Errno::EINVAL } else { Errno::ENOTCONN });
+            return Err(if self.kind == Kind::Stream {
+                Errno::EINVAL
+            } else {
+                Errno::ENOTCONN
+            });
         }
         let mut received = self.receive_once(file, to, wanted, flags)?;
-        let all = flags & msg::WAITALL != 0 && flags & (msg::PEEK | msg::DONTWAIT) == 0 && !file.nonblocking();
+        let all =
+            flags & msg::WAITALL != 0 && flags & (msg::PEEK | msg::DONTWAIT) == 0 && !file.nonblocking();
         while all && !self.is_message() && !to.is_empty() && received.control.rights.is_empty() {
             match self.receive_once(file, to, Wanted::default(), flags) {
                 Ok(more) if more.len > 0 => received.len += more.len,
@@ -186,10 +203,15 @@ impl UnixSocket {
             None if file.nonblocking() || flags & msg::DONTWAIT != 0 => return Err(Errno::EAGAIN),
             None => {
                 let deadline = self.timeouts.receive_deadline();
-                self.inbox.readers.wait(deadline, attempt).map_err(|e| waited(e, deadline))?
+                self.inbox
+                    .readers
+                    .wait(deadline, attempt)
+                    .map_err(|e| waited(e, deadline))?
             }
         };
-        let Some(taken) = taken else { return Ok(Received::default()) };
+        let Some(taken) = taken else {
+            return Ok(Received::default());
+        };
         self.deliver(taken, to, wanted, flags)
     }
 
@@ -205,11 +227,21 @@ impl UnixSocket {
             control.rights.clear();
         }
         Ok(Received {
-            len: if cut && flags & msg::TRUNC != 0 { taken.whole } else { len },
+            len: if cut && flags & msg::TRUNC != 0 {
+                taken.whole
+            } else {
+                len
+            },
             flags: if cut { msg::TRUNC } else { 0 }
                 | if loses_files { msg::CTRUNC } else { 0 }
-                | if self.kind == Kind::SeqPacket && !cut { msg::EOR } else { 0 },
-            from: taken.from.filter(|_| wanted.address && self.kind == Kind::Datagram),
+                | if self.kind == Kind::SeqPacket && !cut {
+                    msg::EOR
+                } else {
+                    0
+                },
+            from: taken
+                .from
+                .filter(|_| wanted.address && self.kind == Kind::Datagram),
             control,
         })
     }
