@@ -39,4 +39,6 @@ pub mod signal;
 pub mod syscall;
 #[cfg(feature = "bare")]
 pub mod trace;
+#[cfg(test)]
+pub mod testing;
 pub mod user;
