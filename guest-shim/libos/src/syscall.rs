@@ -106,7 +106,17 @@ pub fn eperm(_: &Args) -> SysResult {
     Err(Errno::EPERM)
 }
 
-const AREAS: &[&[Entry]] = &[crate::fs::SYSCALLS, crate::net::SYSCALLS];
+const AREAS: &[&[Entry]] = &[
+    crate::fs::SYSCALLS,
+    crate::fs::pipe::SYSCALLS,
+    crate::fs::eventfd::SYSCALLS,
+    crate::fs::timerfd::SYSCALLS,
+    crate::fs::signalfd::SYSCALLS,
+    crate::fs::poll::SYSCALLS,
+    crate::fs::epoll::SYSCALLS,
+    crate::net::SYSCALLS,
+    crate::sched::time_calls::SYSCALLS,
+];
 
 /// The table, by number.
 pub static TABLE: [Option<Entry>; COUNT] = {

@@ -9,9 +9,12 @@
 //! | [`hostfile`], [`hostdir`], [`hoststream`], [`tty`], [`shared_pages`] | the host's files |
 //! | [`node`], [`nodedir`], [`tmpfs`], [`devfs`], [`special`] | file systems in the guest |
 //! | [`locks`], [`readiness`], [`attributes`], [`dirent`], [`flags`] | what they share |
-//! | [`providers`] | what files need to know of the rest of the libos |
+//! | [`poll`], [`epoll`], [`hostlink`] | waiting for many files |
+//! | [`pipe`], [`eventfd`], [`timerfd`], [`signalfd`], [`anon`] | what is no file of a file system |
+//! | [`providers`], [`signals`] | what files need to know of the rest of the libos |
 //! | `calls_*` | system calls |
 
+pub mod anon;
 pub mod attributes;
 mod calls_fd;
 mod calls_io;
@@ -20,12 +23,15 @@ mod calls_stat;
 mod context;
 mod devfs;
 pub mod dirent;
+pub mod epoll;
+pub mod eventfd;
 pub mod fd;
 pub mod file;
 pub mod flags;
 mod hostdir;
 pub mod hostfd;
 mod hostfile;
+pub mod hostlink;
 pub mod hostops;
 mod hoststream;
 mod init;
@@ -36,10 +42,15 @@ mod nodedir;
 pub mod open;
 pub mod path;
 mod pathfile;
+pub mod pipe;
+pub mod poll;
 pub mod providers;
 pub mod readiness;
 pub mod shared_pages;
+pub mod signalfd;
+pub mod signals;
 mod special;
+pub mod timerfd;
 pub mod tmpfs;
 mod tty;
 pub mod walk;
@@ -47,8 +58,10 @@ pub mod walk;
 pub use context::FsContext;
 pub use fd::{FdTable, OpenFile};
 pub use file::File;
-pub use init::{MountRecord, init, open_kernel};
+pub use init::{MountRecord, init, open_executable};
+pub use open::open_kernel;
 pub use providers::Providers;
+pub use shared_pages::sync_all;
 
 use crate::syscall::Entry;
 

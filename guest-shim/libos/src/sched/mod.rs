@@ -4,6 +4,9 @@
 //! sleeping, with a token as in `std::thread`: an unpark before the park is not lost. Everything else
 //! ([`WaitQueue`], futexes, timers, requests) stands on it.
 
+pub mod clock;
+pub mod time_calls;
+pub mod timer;
 mod wait;
 
 pub use wait::{Key, WaitQueue, Waker};
