@@ -16,10 +16,15 @@
 
 pub mod anon;
 pub mod attributes;
+mod calls_change;
+mod calls_copy;
 mod calls_fd;
 mod calls_io;
+mod calls_misc;
+mod calls_names;
 mod calls_open;
 mod calls_stat;
+mod calls_xattr;
 mod context;
 mod devfs;
 pub mod dirent;
@@ -67,10 +72,15 @@ use crate::syscall::Entry;
 
 /// The parts of the table of calls.
 const PARTS: &[&[Entry]] = &[
+    calls_change::SYSCALLS,
+    calls_copy::SYSCALLS,
     calls_fd::SYSCALLS,
     calls_io::SYSCALLS,
+    calls_misc::SYSCALLS,
+    calls_names::SYSCALLS,
     calls_open::SYSCALLS,
     calls_stat::SYSCALLS,
+    calls_xattr::SYSCALLS,
 ];
 
 const COUNT: usize = {
