@@ -71,7 +71,7 @@ impl HostFile {
             match step {
                 Ok((got, copied)) => {
                     done += copied;
-                    offset += copied as u64;
+                    offset = offset.saturating_add(copied as u64);
                     if got < want || copied < got {
                         break;
                     }
@@ -99,7 +99,7 @@ impl HostFile {
                         pages.written(&request, offset, wrote);
                     }
                     done += wrote;
-                    offset += wrote as u64;
+                    offset = offset.saturating_add(wrote as u64);
                     if wrote < want {
                         break;
                     }

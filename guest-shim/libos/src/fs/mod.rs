@@ -60,6 +60,11 @@ pub mod tmpfs;
 mod tty;
 pub mod walk;
 
+#[cfg(test)]
+pub mod fake;
+#[cfg(test)]
+mod tests;
+
 pub use context::FsContext;
 pub use fd::{FdTable, OpenFile};
 pub use file::File;
