@@ -3,7 +3,7 @@
 use alloc::sync::Arc;
 
 use super::flags::O_APPEND;
-use super::{OpenFile, fd, providers};
+use super::{OpenFile, fd};
 use crate::errno::{Errno, SysResult};
 use crate::syscall::{Args, Entry, full, partial};
 use crate::user::Buf;
@@ -22,8 +22,6 @@ pub const SYSCALLS: &[Entry] = &[
     partial(327, "preadv2", "fxuiix", "RWF_NOWAIT gives EOPNOTSUPP", preadv2),
     partial(328, "pwritev2", "fxuiix", "RWF_NOWAIT gives EOPNOTSUPP", pwritev2),
 ];
-
-const SIGPIPE: u32 = 13;
 
 const RWF_HIPRI: u32 = 1;
 const RWF_DSYNC: u32 = 2;
@@ -58,15 +56,7 @@ fn do_read(open: &OpenFile, to: &mut Buf) -> SysResult {
 }
 
 fn do_write(open: &OpenFile, from: &mut Buf) -> SysResult {
-    written(restartable(open.file.write(open, from)))
-}
-
-/// Nobody reads what was written: the signal comes with the error.
-fn written(result: SysResult<usize>) -> SysResult {
-    if result == Err(Errno::EPIPE) {
-        providers::get().raise(SIGPIPE);
-    }
-    result.map(|n| n as u64)
+    restartable(open.file.write(open, from)).map(|n| n as u64)
 }
 
 fn offset(args: &Args, n: usize) -> SysResult<u64> {
@@ -97,13 +87,18 @@ fn read_at(open: &OpenFile, offset: u64, to: &mut Buf) -> SysResult {
     restartable(open.file.read_at(offset, to)).map(|n| n as u64)
 }
 
+/// Writes at the end without moving the position.
+fn append(open: &OpenFile, from: &mut Buf) -> SysResult {
+    let size = u64::try_from(open.file.stat()?.size).unwrap_or(0);
+    open.file.write_at(size, from).map(|n| n as u64)
+}
+
 fn write_at(open: &OpenFile, offset: u64, from: &mut Buf) -> SysResult {
     if open.flags() & O_APPEND != 0 {
         // As on Linux (pwrite(2), BUGS): the data goes to the end, the position stays.
-        let size = open.file.stat()?.size;
-        return written(open.file.write_at(u64::try_from(size).unwrap_or(0), from));
+        return append(open, from);
     }
-    written(restartable(open.file.write_at(offset, from)))
+    restartable(open.file.write_at(offset, from)).map(|n| n as u64)
 }
 
 fn pread64(args: &Args) -> SysResult {
@@ -145,8 +140,7 @@ fn pwritev2(args: &Args) -> SysResult {
     let open = writer(args.i32(0))?;
     let mut from = Buf::user_vector(args.u64(1), args.usize(2))?;
     let done = if flags & RWF_APPEND != 0 {
-        let size = open.file.stat()?.size;
-        written(open.file.write_at(u64::try_from(size).unwrap_or(0), &mut from))?
+        append(&open, &mut from)?
     } else if args.i64(3) == -1 {
         do_write(&open, &mut from)?
     } else {

@@ -4,7 +4,6 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::any::Any;
 
-use cloak_abi::layout::PAGE;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use super::OpenFile;
@@ -138,22 +137,13 @@ pub trait File: Send + Sync {
         let _ = shared;
         Err(Errno::ENODEV)
     }
-    /// The frame of a page of a shared mapping ([`Mapping::Pages`]), brought in if it is not there.
-    /// `write`: it is going to be mapped writable.
-    ///
-    /// # Errors
-    /// ENXIO beyond the end of the file (the program gets SIGBUS); ENOMEM, EIO.
-    fn page(&self, page: u64, write: bool) -> SysResult<Frame> {
-        let _ = write;
-        match self.map(true)? {
-            Mapping::Pages(cache) if page < cache.size().div_ceil(PAGE) => cache.get_or_zero(page),
-            Mapping::Pages(_) => Err(Errno::ENXIO),
-            _ => Err(Errno::ENODEV),
-        }
+    /// Page `page` of a shared mapping, brought in if it is not there. The default is for memory files.
+    fn shared_page(&self, pages: &Arc<PageCache>, page: u64) -> SysResult<Frame> {
+        pages.get_or_zero(page)
     }
-    /// Writes back what shared mappings changed in the bytes `[start, end)`: `msync`, `munmap`, exit.
-    fn sync_pages(&self, start: u64, end: u64) -> SysResult<()> {
-        let _ = (start, end);
+    /// Writes back what shared mappings have written in pages `[first, last)`. The default is for memory files.
+    fn sync_pages(&self, pages: &Arc<PageCache>, first: u64, last: u64) -> SysResult<()> {
+        let _ = (pages, first, last);
         Ok(())
     }
     /// Commands of `fcntl` that only certain kinds know (F_SETPIPE_SZ, F_GETPIPE_SZ, F_ADD_SEALS, F_GET_SEALS).

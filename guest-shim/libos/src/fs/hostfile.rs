@@ -9,6 +9,7 @@ use alloc::sync::Arc;
 use core::any::Any;
 
 use cloak_abi::hostop::HostOp;
+use cloak_abi::layout::PAGE;
 use spin::Mutex;
 
 use super::OpenFile;
@@ -19,7 +20,7 @@ use super::hostops;
 use super::shared_pages::{self, SharedPages};
 use crate::errno::{Errno, SysResult};
 use crate::host::{CAPACITY, Request};
-use crate::mem::pages::Frame;
+use crate::mem::pages::{Frame, PageCache};
 use crate::user::Buf;
 
 /// Whose position reads and writes go by.
@@ -70,7 +71,7 @@ impl HostFile {
             match step {
                 Ok((got, copied)) => {
                     done += copied;
-                    offset += copied as u64;
+                    offset = offset.saturating_add(copied as u64);
                     if got < want || copied < got {
                         break;
                     }
@@ -98,7 +99,7 @@ impl HostFile {
                         pages.written(&request, offset, wrote);
                     }
                     done += wrote;
-                    offset += wrote as u64;
+                    offset = offset.saturating_add(wrote as u64);
                     if wrote < want {
                         break;
                     }
@@ -273,13 +274,13 @@ impl File for HostFile {
         }
     }
 
-    fn page(&self, page: u64, write: bool) -> SysResult<Frame> {
-        self.pages()?.page(page, write)
+    fn shared_page(&self, _pages: &Arc<PageCache>, page: u64) -> SysResult<Frame> {
+        self.pages()?.page(page)
     }
 
-    fn sync_pages(&self, start: u64, end: u64) -> SysResult<()> {
+    fn sync_pages(&self, _pages: &Arc<PageCache>, first: u64, last: u64) -> SysResult<()> {
         let pages = self.shared.lock().clone();
-        pages.map_or(Ok(()), |pages| pages.write_back(start, end))
+        pages.map_or(Ok(()), |pages| pages.write_back(first.saturating_mul(PAGE), last.saturating_mul(PAGE)))
     }
 
     fn host_fd(&self) -> Option<u32> {

@@ -1,21 +1,20 @@
 //! Host files that may make a reader or writer wait: terminals, FIFOs, character devices, standard streams.
 //!
-//! The service never waits; it says EAGAIN and reports readiness later. What was reported is a promise only
-//! until the next read or write, so [`File::poll`] asks the host once more after one ([`HostStream::stale`]):
-//! a program that polls, reads all there is and polls again must not be told of data that is gone.
+//! The service never waits; it says EAGAIN and reports readiness later ([`super::hostlink`]). Some files can't
+//! be watched because they never make anybody wait (`/dev/null` of the host): those are always ready.
 
 use alloc::sync::Arc;
 use alloc::vec;
+use alloc::vec::Vec;
 use core::any::Any;
 use core::sync::atomic::{AtomicBool, Ordering};
 
 use cloak_abi::hostop::HostOp;
 
-use super::fd::PositionLock;
 use super::file::{File, Stat, ready};
 use super::hostfd::HostFd;
-use super::readiness::HostReadiness;
-use super::{OpenFile, hostops, tty};
+use super::hostlink::{Doubt, HostLink};
+use super::{OpenFile, hostops, signals, tty};
 use crate::errno::{Errno, SysResult};
 use crate::host::{Answer, CAPACITY, Request};
 use crate::sched::WaitQueue;
@@ -26,78 +25,63 @@ const SIGTTOU: u64 = 22;
 const READABLE: u32 = ready::IN | ready::HUP | ready::ERR | ready::RDHUP;
 const WRITABLE: u32 = ready::OUT | ready::HUP | ready::ERR;
 
-/// Values of [`HostStream::watched`].
-const UNKNOWN: u64 = 0;
-const WATCHED: u64 = 1;
-const ALWAYS_READY: u64 = 2;
-
 /// An open stream.
 #[derive(Debug)]
 pub struct HostStream {
-    fd: HostFd,
-    readiness: Arc<HostReadiness>,
-    watched: PositionLock,
-    stale: AtomicBool,
+    link: Arc<HostLink>,
+    /// The service said that it can't be watched.
+    always_ready: AtomicBool,
 }
 
 impl HostStream {
     /// A stream that was opened.
     #[must_use]
     pub fn new(fd: HostFd) -> Self {
-        Self {
-            fd,
-            readiness: HostReadiness::register(0),
-            watched: PositionLock::default(),
-            stale: AtomicBool::new(true),
-        }
+        Self { link: HostLink::new(fd, ready::IN | ready::OUT), always_ready: AtomicBool::new(false) }
     }
 
-    /// Whether readiness is reported; asks for it the first time. False: it never makes anybody wait.
-    fn watch(&self) -> bool {
-        self.watched.with(|state| {
-            if *state == UNKNOWN {
-                let token = u64::from(self.readiness.token);
-                let result = hostops::plain(HostOp::Watch, &self.fd, token, 0, 0);
-                *state = if result.is_ok() { WATCHED } else { ALWAYS_READY };
+    /// Has readiness reported from now on, where the host can.
+    fn watch(&self) -> SysResult<()> {
+        match self.link.watch() {
+            Err(Errno::EPERM) => {
+                self.always_ready.store(true, Ordering::Relaxed);
+                Ok(())
             }
-            *state == WATCHED
-        })
-    }
-
-    /// Waits until something of `bits` was reported since `snapshot`.
-    fn wait(&self, snapshot: u64, bits: u32) -> SysResult<()> {
-        self.readiness.clear(snapshot, bits);
-        self.readiness.queue.wait(u64::MAX, || {
-            (self.readiness.ready() & bits != 0).then_some(Ok(()))
-        })
+            result => result,
+        }
     }
 
     /// Runs `attempt` until it gives something else than EAGAIN.
     fn retry(&self, file: &OpenFile, bits: u32, mut attempt: impl FnMut() -> Answer) -> SysResult<Answer> {
+        let readiness = &self.link.readiness;
+        let mut watched = false;
         let mut stopped = false;
         loop {
-            let snapshot = self.readiness.snapshot();
+            let snapshot = readiness.snapshot();
             let answer = attempt();
             match answer.ok() {
-                Err(Errno::EAGAIN) if file.nonblocking() => {
-                    self.readiness.clear(snapshot, bits);
-                    return Err(Errno::EAGAIN);
-                }
-                // What was there before the watch began may not be reported: try once more.
-                Err(Errno::EAGAIN) if self.watched.with(|w| *w) == UNKNOWN => {
-                    if !self.watch() {
+                Err(Errno::EAGAIN) => {
+                    readiness.clear(snapshot, bits);
+                    if file.nonblocking() || self.always_ready.load(Ordering::Relaxed) {
                         return Err(Errno::EAGAIN);
                     }
+                    if watched {
+                        readiness.queue.wait(u64::MAX, || (readiness.ready() & bits != 0).then_some(Ok(())))?;
+                    } else {
+                        // What came before the watch began may not be reported: try once more.
+                        self.watch()?;
+                        watched = true;
+                    }
                 }
-                Err(Errno::EAGAIN) => self.wait(snapshot, bits)?,
                 // Another job has the terminal: on Linux we would be stopped by this signal.
                 Err(Errno::EIO) if !stopped && matches!(answer.extra, SIGTTIN | SIGTTOU) => {
                     stopped = true;
                     crate::host::call(HostOp::Stop, [answer.extra, 0, 0, 0, 0, 0])?;
                 }
+                Err(Errno::EPIPE) => return Err(signals::broken_pipe()),
                 Err(e) => return Err(e),
                 Ok(_) => {
-                    self.stale.store(true, Ordering::Release);
+                    readiness.doubt(bits);
                     return Ok(answer);
                 }
             }
@@ -109,7 +93,7 @@ impl HostStream {
         let mut done = 0;
         loop {
             let left = len - done;
-            let args = [self.fd.number(), left as u64, 0, 0, 0, 0];
+            let args = [self.link.fd.number(), left as u64, 0, 0, 0, 0];
             let wrote = match self.retry(file, WRITABLE, || request.call(HostOp::Write, args)) {
                 Ok(answer) => answer.len(left)?,
                 Err(_) if done > 0 => return Ok(done),
@@ -125,36 +109,14 @@ impl HostStream {
             request.put(0, &rest);
         }
     }
-
-    fn refresh(&self) {
-        let snapshot = self.readiness.snapshot();
-        let wanted = ready::IN | ready::PRI | ready::OUT | ready::RDHUP;
-        let mut request = Request::new();
-        let mut entry = [0; 8];
-        entry[..4].copy_from_slice(&(self.fd.number() as u32).to_ne_bytes());
-        entry[4..6].copy_from_slice(&(wanted as u16).to_ne_bytes());
-        request.put(0, &entry);
-        if request.call(HostOp::Poll, [1, 0, 0, 0, 0, 0]).ok().is_err() {
-            return;
-        }
-        let entry = request.get_array::<8>(0);
-        let bits = u32::from(u16::from_ne_bytes([entry[6], entry[7]])) & (wanted | ready::ERR | ready::HUP);
-        self.stale.store(false, Ordering::Release);
-        self.readiness.clear(snapshot, !bits);
-        if bits & !self.readiness.ready() != 0 {
-            self.readiness.report(bits);
-        }
-    }
 }
 
 impl File for HostStream {
     fn read(&self, file: &OpenFile, to: &mut Buf) -> SysResult<usize> {
         let want = to.len().min(CAPACITY);
         let mut request = Request::new();
-        let args = [self.fd.number(), want as u64, 0, 0, 0, 0];
-        let got = self
-            .retry(file, READABLE, || request.call(HostOp::Read, args))?
-            .len(want)?;
+        let args = [self.link.fd.number(), want as u64, 0, 0, 0, 0];
+        let got = self.retry(file, READABLE, || request.call(HostOp::Read, args))?.len(want)?;
         request.get_into(0, to, got)
     }
 
@@ -178,36 +140,37 @@ impl File for HostStream {
     }
 
     fn stat(&self) -> SysResult<Stat> {
-        hostops::fstat(&self.fd)
+        hostops::fstat(&self.link.fd)
     }
 
     fn poll(&self) -> u32 {
-        if !self.watch() {
-            return ready::IN | ready::OUT | ready::RDNORM | ready::WRNORM;
-        }
-        if self.stale.load(Ordering::Acquire) {
-            self.refresh();
-        }
-        let bits = self.readiness.ready();
+        let always = self.always_ready.load(Ordering::Relaxed);
+        let bits = if always { ready::IN | ready::OUT } else { self.link.readiness.ready() };
         let also = |bit, normal| if bits & bit != 0 { normal } else { 0 };
         bits | also(ready::IN, ready::RDNORM) | also(ready::OUT, ready::WRNORM)
     }
 
     fn wait_queue(&self) -> Option<&WaitQueue> {
-        self.watch().then_some(&self.readiness.queue)
+        (!self.always_ready.load(Ordering::Relaxed)).then_some(&self.link.readiness.queue)
+    }
+
+    fn prepare_wait(&self) -> SysResult<()> {
+        self.watch()
+    }
+
+    fn doubts(&self, file: &OpenFile, events: u32, doubts: &mut Vec<Doubt>) {
+        if !self.always_ready.load(Ordering::Relaxed) {
+            self.link.doubts(file, events, doubts);
+        }
     }
 
     fn ioctl(&self, file: &OpenFile, request: u32, argument: u64) -> SysResult {
         let _ = file;
-        tty::ioctl(&self.fd, request, argument)
-    }
-
-    fn sync(&self, _data_only: bool) -> SysResult<()> {
-        Err(Errno::EINVAL)
+        tty::ioctl(&self.link.fd, request, argument)
     }
 
     fn host_fd(&self) -> Option<u32> {
-        u32::try_from(self.fd.number()).ok()
+        u32::try_from(self.link.fd.number()).ok()
     }
 
     fn as_any(&self) -> &dyn Any {

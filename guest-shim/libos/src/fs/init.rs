@@ -7,6 +7,8 @@ use cloak_abi::config::mount_flags;
 
 use super::mount::{self, Mount};
 use super::tmpfs::Tmpfs;
+use super::flags::{AT_FDCWD, S_IFMT, S_IFREG};
+use super::walk::Start;
 use super::{FdTable, OpenFile, devfs, open};
 use crate::errno::{Errno, SysResult};
 
@@ -94,10 +96,17 @@ pub fn init(records: &[MountRecord], stdio: [u32; 3], memory: u64, files: &FdTab
     Ok(())
 }
 
-/// Opens a file of the name space for the libos: the program to load and its interpreter.
+/// Opens a program to run, or its interpreter. An absolute path is taken from the root of the name space,
+/// so this works before there is a process.
 ///
 /// # Errors
-/// Those of open(2).
-pub fn open_kernel(path: &[u8]) -> SysResult<Arc<OpenFile>> {
-    open::open_kernel(path)
+/// Those of execve(2): ENOENT, EACCES for what is no regular file or not executable, ELOOP, EIO.
+pub fn open_executable(path: &[u8]) -> SysResult<Arc<OpenFile>> {
+    let start = if path.first() == Some(&b'/') { Start::root() } else { Start::of(AT_FDCWD, path)? };
+    let open = open::open_from(&start, path, 0, 0)?;
+    let mode = open.file.stat()?.mode;
+    if mode & S_IFMT != S_IFREG || mode & 0o111 == 0 {
+        return Err(Errno::EACCES);
+    }
+    Ok(open)
 }

@@ -9,15 +9,22 @@
 //! | [`hostfile`], [`hostdir`], [`hoststream`], [`tty`], [`shared_pages`] | the host's files |
 //! | [`node`], [`nodedir`], [`tmpfs`], [`devfs`], [`special`] | file systems in the guest |
 //! | [`locks`], [`readiness`], [`attributes`], [`dirent`], [`flags`] | what they share |
-//! | [`providers`] | what files need to know of the rest of the libos |
+//! | [`poll`], [`epoll`], [`hostlink`] | waiting for many files |
+//! | [`pipe`], [`eventfd`], [`timerfd`], [`signalfd`], [`anon`] | what is no file of a file system |
+//! | [`providers`], [`signals`] | what files need to know of the rest of the libos |
 //! | `calls_*` | system calls |
 
 pub mod anon;
 pub mod attributes;
+mod calls_change;
+mod calls_copy;
 mod calls_fd;
 mod calls_io;
+mod calls_misc;
+mod calls_names;
 mod calls_open;
 mod calls_stat;
+mod calls_xattr;
 mod context;
 mod devfs;
 pub mod dirent;
@@ -53,20 +60,32 @@ pub mod tmpfs;
 mod tty;
 pub mod walk;
 
+#[cfg(test)]
+pub mod fake;
+#[cfg(test)]
+mod tests;
+
 pub use context::FsContext;
 pub use fd::{FdTable, OpenFile};
 pub use file::File;
-pub use init::{MountRecord, init, open_kernel};
+pub use init::{MountRecord, init, open_executable};
+pub use open::open_kernel;
 pub use providers::Providers;
+pub use shared_pages::sync_all;
 
 use crate::syscall::Entry;
 
 /// The parts of the table of calls.
 const PARTS: &[&[Entry]] = &[
+    calls_change::SYSCALLS,
+    calls_copy::SYSCALLS,
     calls_fd::SYSCALLS,
     calls_io::SYSCALLS,
+    calls_misc::SYSCALLS,
+    calls_names::SYSCALLS,
     calls_open::SYSCALLS,
     calls_stat::SYSCALLS,
+    calls_xattr::SYSCALLS,
 ];
 
 const COUNT: usize = {

@@ -217,10 +217,6 @@ pub trait Providers: Send + Sync {
         let process = crate::process::Process::current();
         (process.pid == pid).then(|| process.fs.clone())
     }
-    /// A signal for the thread that runs this (SIGPIPE, SIGXFSZ).
-    fn raise(&self, signal: u32) {
-        let _ = signal;
-    }
     /// Text of `/proc/version`.
     fn version(&self) -> String {
         String::from("Linux version 6.1.0-cloak (cloak) #1 SMP PREEMPT_DYNAMIC")

@@ -5,10 +5,10 @@
 //! into the pages at once. So calls and mappings of the context agree; other programs of the host see a
 //! mapping's changes at the next write-back.
 //!
-//! The memory module tells which pages may be dirty: it asks with `write` when it maps a page writable, and
-//! from then on the page is written back each time, because nothing tells when the program writes it again.
+//! The memory module tells which pages may be dirty ([`PageCache::mark_dirty`], when it maps a page
+//! writable). From then on the page is written back each time, because nothing tells when the program
+//! writes it again.
 
-use alloc::collections::BTreeSet;
 use alloc::sync::{Arc, Weak};
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicUsize, Ordering};
@@ -38,7 +38,6 @@ pub struct SharedPages {
     key: Key,
     reader: Arc<HostFd>,
     writer: Mutex<Option<Arc<HostFd>>>,
-    dirty: Mutex<BTreeSet<u64>>,
 }
 
 /// The page set of an inode, if there is one.
@@ -58,11 +57,10 @@ pub fn get(key: Key, fd: &Arc<HostFd>, writable: bool, size: u64) -> Arc<SharedP
         key,
         reader: fd.clone(),
         writer: Mutex::new(None),
-        dirty: Mutex::new(BTreeSet::new()),
     });
     LIVE.fetch_add(1, Ordering::AcqRel);
-    // A new cache is empty: setting its size copies nothing and can't fail.
-    let _ = fresh.cache.resize(size);
+    fresh.cache.track();
+    fresh.cache.set_size(size);
     let pages = {
         let mut sets = SETS.lock();
         match sets.get(&key).and_then(Weak::upgrade) {
@@ -80,29 +78,27 @@ pub fn get(key: Key, fd: &Arc<HostFd>, writable: bool, size: u64) -> Arc<SharedP
     pages
 }
 
-/// Writes back every page set: the program ends. What fails is lost, as at a crash of the host.
+/// Writes back what all shared mappings of host files changed: at the end of the context, and `sync`.
 pub fn sync_all() {
     let all: Vec<_> = SETS.lock().values().filter_map(Weak::upgrade).collect();
-    for set in all {
-        let _ = set.write_back(0, u64::MAX);
+    for pages in all {
+        // As for a write-back by Linux's own flusher, there is nobody to tell.
+        let _ = pages.write_back(0, u64::MAX);
     }
 }
 
 impl SharedPages {
-    /// The frame of a page, read in if it is not there. `write`: it is going to be mapped writable.
+    /// The frame of a page, read in if it is not there.
     ///
     /// # Errors
     /// ENXIO beyond the end of the file (SIGBUS); EIO; ENOMEM.
-    pub fn page(&self, page: u64, write: bool) -> SysResult<Frame> {
+    pub fn page(&self, page: u64) -> SysResult<Frame> {
         if page >= self.cache.size().div_ceil(PAGE) {
             let size = super::hostops::fstat(&self.reader)?.size as u64;
             if page >= size.div_ceil(PAGE) {
                 return Err(Errno::ENXIO);
             }
             self.cache.resize(size)?;
-        }
-        if write {
-            self.dirty.lock().insert(page);
         }
         match self.cache.get(page) {
             Some(frame) => Ok(frame),
@@ -138,12 +134,8 @@ impl SharedPages {
     /// # Errors
     /// What the host reports of the first write that failed; the others are tried all the same.
     pub fn write_back(&self, start: u64, end: u64) -> SysResult<()> {
-        let pages: Vec<u64> = self
-            .dirty
-            .lock()
-            .range(start / PAGE..end.div_ceil(PAGE))
-            .copied()
-            .collect();
+        let span = start / PAGE..end.div_ceil(PAGE);
+        let pages: Vec<u64> = self.cache.dirty().into_iter().filter(|page| span.contains(page)).collect();
         if pages.is_empty() {
             return Ok(());
         }
@@ -232,7 +224,6 @@ impl SharedPages {
     /// # Errors
     /// ENOMEM.
     pub fn resize(&self, size: u64) -> SysResult<()> {
-        self.dirty.lock().split_off(&size.div_ceil(PAGE));
         self.cache.resize(size)
     }
 }

@@ -248,13 +248,9 @@ impl File for MemoryFile {
         Ok(Mapping::Pages(self.pages()?.clone()))
     }
 
-    fn page(&self, page: u64, write: bool) -> SysResult<Frame> {
-        let pages = self.pages()?;
+    fn shared_page(&self, pages: &Arc<PageCache>, page: u64) -> SysResult<Frame> {
         if page >= pages.size().div_ceil(PAGE) {
             return Err(Errno::ENXIO);
-        }
-        if write && self.inode.sealed(F_SEAL_WRITE) {
-            return Err(Errno::EPERM);
         }
         match pages.get(page) {
             Some(frame) => Ok(frame),
