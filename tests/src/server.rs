@@ -58,6 +58,14 @@ impl Server {
     /// When it does not end.
     pub fn stop(self, signal: Signal) -> Outcome {
         kill_process(self.running.pid(), signal).expect("the server still runs");
+        self.stop_asked()
+    }
+
+    /// Waits for its end, which the test has asked for through a client.
+    ///
+    /// # Panics
+    /// When it does not end.
+    pub fn stop_asked(self) -> Outcome {
         self.running.finish(STOP).unwrap_or_else(|error| panic!("{error}"))
     }
 }
