@@ -33,7 +33,7 @@ fn gzip_round_trip_of_64_mib() {
 fn awk_over_many_lines() {
     let Some(case) = busybox("awk") else { return };
     let input: String = (0..200_000).map(|i| format!("{} {} line\n", i, i * 7 % 1000)).collect();
-    let script = "{ sum[$2 % 10] += $1; n++ } END { for (i = 0; i < 10; i++) print i, sum[i]; print n, n % 97, length("x" n) }";
+    let script = "{ sum[$2 % 10] += $1; n++ } END { for (i = 0; i < 10; i++) print i, sum[i]; print n, n % 97, length(n) }";
     case.arg(script).stdin(input).succeeds_as_native();
 }
 
