@@ -23,8 +23,15 @@ fn cloaked(case: &Case) -> Outcome {
 fn refused(outcome: &Outcome, code: i32, words: &[&str]) {
     let said = outcome.error_text();
     assert_eq!(outcome.status.shell_code(), code, "{said}");
-    assert!(outcome.stdout.is_empty(), "standard output is not Cloak's: {}", outcome.text());
-    assert!(words.iter().any(|word| said.to_lowercase().contains(word)), "expected one of {words:?} in: {said}");
+    assert!(
+        outcome.stdout.is_empty(),
+        "standard output is not Cloak's: {}",
+        outcome.text()
+    );
+    assert!(
+        words.iter().any(|word| said.to_lowercase().contains(word)),
+        "expected one of {words:?} in: {said}"
+    );
     assert!(!said.contains("panicked at"), "{said}");
 }
 
@@ -41,8 +48,16 @@ fn executable(scratch: &Scratch, name: &str, bytes: impl AsRef<[u8]>) -> PathBuf
 #[test]
 fn a_program_that_is_not_there() {
     if needs::kvm() {
-        refused(&cloaked(&Case::new("/nowhere/at/all")), 127, &["no such file", "not found"]);
-        refused(&cloaked(&Case::new("no-such-program-on-any-path")), 127, &["no such file", "not found"]);
+        refused(
+            &cloaked(&Case::new("/nowhere/at/all")),
+            127,
+            &["no such file", "not found"],
+        );
+        refused(
+            &cloaked(&Case::new("no-such-program-on-any-path")),
+            127,
+            &["no such file", "not found"],
+        );
     }
 }
 
@@ -54,8 +69,16 @@ fn a_directory_and_a_file_that_may_not_run() {
     let scratch = Scratch::new();
     let plain = scratch.write("plain", fs::read(hello()).expect("it was built"));
     fs::set_permissions(&plain, fs::Permissions::from_mode(0o644)).expect("the owner may");
-    refused(&cloaked(&Case::new("/etc")), 126, &["directory", "permission denied"]);
-    refused(&cloaked(&Case::new(plain).volume(scratch.path())), 126, &["permission denied", "not executable"]);
+    refused(
+        &cloaked(&Case::new("/etc")),
+        126,
+        &["directory", "permission denied"],
+    );
+    refused(
+        &cloaked(&Case::new(plain).volume(scratch.path())),
+        126,
+        &["permission denied", "not executable"],
+    );
 }
 
 #[test]
@@ -84,7 +107,11 @@ fn files_that_are_no_programs() {
     for (name, bytes) in files {
         let program = executable(&scratch, name, bytes);
         let outcome = cloaked(&Case::new(program).volume(scratch.path()));
-        refused(&outcome, 126, &["elf", "exec format", "not a program", "executable"]);
+        refused(
+            &outcome,
+            126,
+            &["elf", "exec format", "not a program", "executable"],
+        );
     }
 }
 
@@ -96,13 +123,20 @@ fn an_interpreter_that_is_not_there() {
     let scratch = Scratch::new();
     let mut elf = fs::read(built("hello", Linkage::Dynamic).expect("gcc builds it")).expect("it was built");
     let name = b"/lib64/ld-linux-x86-64.so.2";
-    let at = elf.windows(name.len()).position(|window| window == name).expect("it names its interpreter");
+    let at = elf
+        .windows(name.len())
+        .position(|window| window == name)
+        .expect("it names its interpreter");
     elf[at + 1..at + 4].copy_from_slice(b"xyz");
     let program = executable(&scratch, "orphan", elf);
     let outcome = cloaked(&Case::new(program).volume(scratch.path()));
     let code = outcome.status.shell_code();
     assert!(code == 126 || code == 127, "{code}: {}", outcome.error_text());
-    assert!(outcome.error_text().contains("ld-linux"), "{}", outcome.error_text());
+    assert!(
+        outcome.error_text().contains("ld-linux"),
+        "{}",
+        outcome.error_text()
+    );
 }
 
 /// Each changed image ends: with an error, by a signal, or as if nothing were wrong. Only its headers are changed, so
@@ -124,13 +158,24 @@ fn corrupted_headers_never_hang() {
         if round % 4 == 0 {
             mutant.truncate(64 + usize::from(roll[0]) * elf.len() / 300);
         }
-        let case = Case::new(executable(&scratch, "mutant", mutant)).volume(scratch.path()).memory("256M");
-        let end = case.start(&Launcher::under_test()).finish(Duration::from_secs(30));
+        let case = Case::new(executable(&scratch, "mutant", mutant))
+            .volume(scratch.path())
+            .memory("256M");
+        let end = case
+            .start(&Launcher::under_test())
+            .finish(Duration::from_secs(30));
         match end {
-            Ok(outcome) => assert!(!outcome.error_text().contains("panicked at"), "{}", outcome.error_text()),
+            Ok(outcome) => assert!(
+                !outcome.error_text().contains("panicked at"),
+                "{}",
+                outcome.error_text()
+            ),
             Err(error) => {
                 let native = case.start(&Launcher::Native).finish(Duration::from_secs(5));
-                assert!(native.is_err(), "mutant {round} {roll:?} hangs cloaked only: {error}");
+                assert!(
+                    native.is_err(),
+                    "mutant {round} {roll:?} hangs cloaked only: {error}"
+                );
             }
         }
     }
@@ -155,8 +200,17 @@ fn options_that_are_none() {
     if !needs::kvm() {
         return;
     }
-    for option in ["--no-such-option", "--volume=/only-one-side", "--env=NOEQUALS", "--platform=abacus"] {
-        refused(&cloaked(&Case::new(hello()).option(option)), 125, &["option", "argument", "value", "expected"]);
+    for option in [
+        "--no-such-option",
+        "--volume=/only-one-side",
+        "--env=NOEQUALS",
+        "--platform=abacus",
+    ] {
+        refused(
+            &cloaked(&Case::new(hello()).option(option)),
+            125,
+            &["option", "argument", "value", "expected"],
+        );
     }
     let absent = Case::new(hello()).option("--volume=/no/such/folder:/x");
     refused(&cloaked(&absent), 125, &["no such file", "not found"]);
@@ -166,12 +220,22 @@ fn options_that_are_none() {
 fn in_changed_world(prepare: &str, prefix: &[&str]) -> Outcome {
     let scratch = Scratch::new();
     // Copied, so that a user without rights to this folder can run it too.
-    let Launcher::Cloak(binary) = Launcher::under_test() else { unreachable!("the launcher under test is Cloak") };
+    let Launcher::Cloak(binary) = Launcher::under_test() else {
+        unreachable!("the launcher under test is Cloak")
+    };
     let copy = |from: &Path, name: &str| executable(&scratch, name, fs::read(from).expect("it is there"));
     let (binary, program) = (copy(&binary, "cloak"), copy(&hello(), "hello"));
     let inner = Launcher::Cloak(binary).command(&Case::new(program));
     let mut command = Command::new("/usr/bin/unshare");
-    command.args(["--mount", "sh", "-c", &format!("set -e; {prepare} exec \"$@\""), "sh"]).args(prefix);
+    command
+        .args([
+            "--mount",
+            "sh",
+            "-c",
+            &format!("set -e; {prepare} exec \"$@\""),
+            "sh",
+        ])
+        .args(prefix);
     command.arg(inner.get_program()).args(inner.get_args());
     let outcome = Running::start(command, Vec::new()).and_then(|running| running.finish(PATIENCE));
     outcome.unwrap_or_else(|error| panic!("{error}"))
@@ -191,7 +255,11 @@ fn no_kvm_device() {
 #[test]
 fn a_kvm_device_that_is_not_kvm() {
     if needs::root() && needs::kvm() {
-        refused(&in_changed_world("mount --bind /dev/null /dev/kvm;", &[]), 125, &["/dev/kvm"]);
+        refused(
+            &in_changed_world("mount --bind /dev/null /dev/kvm;", &[]),
+            125,
+            &["/dev/kvm"],
+        );
     }
 }
 
@@ -200,7 +268,14 @@ fn no_permission_on_the_kvm_device() {
     if !needs::root() || !needs::kvm() {
         return;
     }
-    let other_user = ["setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups"];
+    let other_user = [
+        "setpriv",
+        "--reuid",
+        "65534",
+        "--regid",
+        "65534",
+        "--clear-groups",
+    ];
     // In the private name space a copy of the device with no rights for others, whatever this machine's has.
     let prepare = "f=$(mktemp -d); mount -t tmpfs tmpfs $f; mknod -m 600 $f/kvm c 10 232; mount --bind $f/kvm /dev/kvm; umount -l $f; rmdir $f;";
     refused(&in_changed_world(prepare, &other_user), 125, &["permission"]);

@@ -19,7 +19,9 @@ fn sha256sum_of_a_large_file() {
 
 #[test]
 fn gzip_round_trip_of_64_mib() {
-    let (Some(gzip), Some(gunzip)) = (busybox("gzip"), busybox("gunzip")) else { return };
+    let (Some(gzip), Some(gunzip)) = (busybox("gzip"), busybox("gunzip")) else {
+        return;
+    };
     // Half of it compresses, half does not.
     let mut bytes = noise(32 * MIB, 2);
     bytes.extend(b"all work and no play ".iter().cycle().take(32 * MIB));
@@ -32,14 +34,19 @@ fn gzip_round_trip_of_64_mib() {
 #[test]
 fn awk_over_many_lines() {
     let Some(case) = busybox("awk") else { return };
-    let input: String = (0..200_000).map(|i| format!("{} {} line\n", i, i * 7 % 1000)).collect();
+    let input: String = (0..200_000)
+        .map(|i| format!("{} {} line\n", i, i * 7 % 1000))
+        .collect();
     let script = "{ sum[$2 % 10] += $1; n++ } END { for (i = 0; i < 10; i++) print i, sum[i]; print n, n % 97, length(n) }";
     case.arg(script).stdin(input).succeeds_as_native();
 }
 
 #[test]
 fn sort_in_several_ways() {
-    let input: String = noise(400_000, 3).chunks(8).map(|word| format!("{}\n", word[0] as u32 * 1000 + word[1] as u32)).collect();
+    let input: String = noise(400_000, 3)
+        .chunks(8)
+        .map(|word| format!("{}\n", word[0] as u32 * 1000 + word[1] as u32))
+        .collect();
     for options in [vec!["-n"], vec!["-r"], vec!["-n", "-u"]] {
         let Some(case) = busybox("sort") else { return };
         case.args(options).stdin(input.clone()).succeeds_as_native();
@@ -49,14 +56,23 @@ fn sort_in_several_ways() {
 #[test]
 fn find_through_a_system_tree() {
     let Some(case) = busybox("find") else { return };
-    case.args(["/usr/share/perl", "/etc/ssl", "-type", "f", "-size", "+1k"]).succeeds_as_native();
+    case.args(["/usr/share/perl", "/etc/ssl", "-type", "f", "-size", "+1k"])
+        .succeeds_as_native();
 }
 
 #[test]
 fn ls_of_usr_lib() {
     for options in ["-l", "-la", "-lR"] {
         let Some(case) = busybox("ls") else { return };
-        case.args([options, if options == "-lR" { "/usr/lib/ssl" } else { "/usr/lib" }]).succeeds_as_native();
+        case.args([
+            options,
+            if options == "-lR" {
+                "/usr/lib/ssl"
+            } else {
+                "/usr/lib"
+            },
+        ])
+        .succeeds_as_native();
     }
 }
 
@@ -75,21 +91,39 @@ fn files_made_changed_and_removed() {
         &["rm", "-r", "a"],
     ];
     for (number, step) in steps.iter().enumerate() {
-        let Some(busybox) = needs::cloaked_program("busybox") else { return };
+        let Some(busybox) = needs::cloaked_program("busybox") else {
+            return;
+        };
         let (native, cloaked) = (scratch.join("native"), scratch.join("cloaked"));
         if number == 0 {
-            std::fs::create_dir_all(&native).and_then(|()| std::fs::create_dir_all(&cloaked)).expect("scratch");
+            std::fs::create_dir_all(&native)
+                .and_then(|()| std::fs::create_dir_all(&cloaked))
+                .expect("scratch");
         }
-        let case = Case::new(busybox).args(step.iter().copied()).volume(scratch.path());
+        let case = Case::new(busybox)
+            .args(step.iter().copied())
+            .volume(scratch.path());
         // The steps change files, so each way of running has its own folder.
-        let here = case.clone().in_folder(&native).run(&cloak_tests::Launcher::Native);
+        let here = case
+            .clone()
+            .in_folder(&native)
+            .run(&cloak_tests::Launcher::Native);
         let there = case.in_folder(&cloaked).run(&cloak_tests::Launcher::under_test());
         // dd tells its speed on standard error.
         let native_outcome = (here.status.shell_code(), here.text());
-        assert_eq!(native_outcome, (there.status.shell_code(), there.text()), "{step:?}: {}", there.error_text());
+        assert_eq!(
+            native_outcome,
+            (there.status.shell_code(), there.text()),
+            "{step:?}: {}",
+            there.error_text()
+        );
         assert_eq!(native_outcome.0, 0, "{step:?}: {}", here.error_text());
     }
-    let archive = |way: &str| std::fs::metadata(scratch.join(way).join("a.tar")).expect("tar made it").len();
+    let archive = |way: &str| {
+        std::fs::metadata(scratch.join(way).join("a.tar"))
+            .expect("tar made it")
+            .len()
+    };
     assert_eq!(archive("native"), archive("cloaked"));
     assert!(!scratch.join("cloaked").join("a").exists(), "rm left the folder");
 }
@@ -111,7 +145,9 @@ fn small_applets() {
         &["date", "-u", "-d", "@1234567890"],
     ];
     for arguments in cases {
-        let Some(path) = needs::cloaked_program("busybox") else { return };
+        let Some(path) = needs::cloaked_program("busybox") else {
+            return;
+        };
         Case::new(path).args(arguments.iter().copied()).same_as_native();
     }
 }

@@ -2,14 +2,15 @@
 //! listed with a reason in `tests/data/cpython-differences.toml`.
 
 use cloak_tests::{Launcher, cpython, needs};
-use std::path::Path;
 
 fn module(name: &str) {
     if needs::cloaked_program("/usr/bin/python3").is_none() {
         return;
     }
-    if !Path::new("/usr/lib/python3.11/test/test_json").exists() {
-        return needs::skip("CPython's regression suite is not installed (libpython3.11-testsuite)");
+    if !cpython::is_there(name) {
+        return needs::skip(&format!(
+            "CPython's {name} is not installed (scripts/install-test-packages)"
+        ));
     }
     let comparison = cpython::compare(name, &Launcher::under_test());
     let report = comparison.report(name);

@@ -6,14 +6,18 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
 fn greeting() -> Case {
-    Case::new("/bin/sh").args(["-c", "echo hello; echo \"$GREETING\"; exit 3"]).env("GREETING", "a b")
+    Case::new("/bin/sh")
+        .args(["-c", "echo hello; echo \"$GREETING\"; exit 3"])
+        .env("GREETING", "a b")
 }
 
 /// What the harness says about `case` under a stand-in; `None` when it is content.
 fn complaint(stand_in: &str, case: &Case) -> Option<String> {
     let launcher = Launcher::Cloak(built_stand_in(stand_in));
     let result = catch_unwind(AssertUnwindSafe(|| case.same_under(&launcher)));
-    result.err().map(|payload| payload.downcast_ref::<String>().cloned().unwrap_or_default())
+    result
+        .err()
+        .map(|payload| payload.downcast_ref::<String>().cloned().unwrap_or_default())
 }
 
 #[test]
@@ -30,7 +34,10 @@ fn a_wrong_byte_is_caught() {
 #[test]
 fn a_wrong_exit_code_is_caught() {
     let said = complaint("wrong-exit", &greeting()).expect("4 is not 3");
-    assert!(said.contains("native:  exit code 3; cloaked: exit code 4"), "{said}");
+    assert!(
+        said.contains("native:  exit code 3; cloaked: exit code 4"),
+        "{said}"
+    );
 }
 
 #[test]

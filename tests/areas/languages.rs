@@ -7,7 +7,9 @@ use std::process::Command;
 
 #[test]
 fn node_computes() {
-    let Some(node) = needs::cloaked_program("/usr/bin/node") else { return };
+    let Some(node) = needs::cloaked_program("/usr/bin/node") else {
+        return;
+    };
     let text = "const c = require('crypto'), z = require('zlib'), fs = require('fs');
         const m = new Map(); for (let i = 0; i < 300000; i++) m.set('k' + i % 5000, i);
         let s = 0; for (const v of m.values()) s += v; console.log(s, process.argv.slice(2).join());
@@ -15,13 +17,17 @@ fn node_computes() {
         console.log(z.gunzipSync(z.gzipSync(Buffer.alloc(1e6, 'abc'))).length);
         (async () => { for (let i = 0; i < 100; i++) await fs.promises.stat('/etc/passwd');
             await new Promise(r => setTimeout(r, 5)); console.log('done'); process.exitCode = 5; })();";
-    let outcome = Case::new(node).args(["-e", text, "--", "a", "b c"]).same_as_native();
+    let outcome = Case::new(node)
+        .args(["-e", text, "--", "a", "b c"])
+        .same_as_native();
     assert_eq!(outcome.status.shell_code(), 5, "{}", outcome.error_text());
 }
 
 #[test]
 fn node_workers() {
-    let Some(node) = needs::cloaked_program("/usr/bin/node") else { return };
+    let Some(node) = needs::cloaked_program("/usr/bin/node") else {
+        return;
+    };
     let scratch = Scratch::new();
     let script = scratch.write(
         "workers.js",
@@ -38,12 +44,18 @@ fn node_workers() {
              parentPort.postMessage(x);
          }",
     );
-    Case::new(node).arg(script).volume(scratch.path()).succeeds_as_native();
+    Case::new(node)
+        .arg(script)
+        .volume(scratch.path())
+        .succeeds_as_native();
 }
 
 #[test]
 fn node_http_server() {
-    let (Some(node), Some(curl)) = (needs::cloaked_program("/usr/bin/node"), needs::host_program("curl")) else {
+    let (Some(node), Some(curl)) = (
+        needs::cloaked_program("/usr/bin/node"),
+        needs::host_program("curl"),
+    ) else {
         return;
     };
     let text = "require('http').createServer((q, r) => { let n = 0; q.on('data', d => n += d.length);
@@ -58,7 +70,11 @@ fn node_http_server() {
         let upload = format!("@{}", body.display());
         let fetch = |path: &str, more: &[&str]| {
             let url = format!("http://127.0.0.1:{port}{path}");
-            let done = Command::new(&curl).args(["-s", "--noproxy", "*", &url]).args(more).output().expect("curl runs");
+            let done = Command::new(&curl)
+                .args(["-s", "--noproxy", "*", &url])
+                .args(more)
+                .output()
+                .expect("curl runs");
             String::from_utf8_lossy(&done.stdout).into_owned()
         };
         let got = [fetch("/a?b=c", &[]), fetch("/up", &["--data-binary", &upload])];
@@ -72,20 +88,27 @@ fn node_http_server() {
 
 /// The launcher of the Java that is installed, past the symbolic links of `/etc/alternatives`.
 fn java(tool: &str) -> Option<std::path::PathBuf> {
-    needs::cloaked_program(tool).map(|path| path.canonicalize().expect("an installed program has a real path"))
+    needs::cloaked_program(tool)
+        .map(|path| path.canonicalize().expect("an installed program has a real path"))
 }
 
 #[test]
 fn java_version() {
     if let Some(java) = java("java") {
-        Case::new(java).args(["-Xshare:auto", "-version"]).succeeds_as_native();
+        Case::new(java)
+            .args(["-Xshare:auto", "-version"])
+            .succeeds_as_native();
     }
 }
 
 #[test]
 fn java_runs_a_jar() {
-    let (Some(java), Some(javac)) = (java("java"), needs::host_program("javac")) else { return };
-    let Some(jar) = needs::host_program("jar") else { return };
+    let (Some(java), Some(javac)) = (java("java"), needs::host_program("javac")) else {
+        return;
+    };
+    let Some(jar) = needs::host_program("jar") else {
+        return;
+    };
     let scratch = Scratch::new();
     scratch.write(
         "Main.java",
@@ -103,12 +126,28 @@ fn java_runs_a_jar() {
            static int deep(int n) { return deep(n + 1) + 1; } }",
     );
     let run = |tool: &std::path::Path, arguments: &[&str]| {
-        let done = Command::new(tool).args(arguments).current_dir(scratch.path()).output().expect("the JDK runs");
+        let done = Command::new(tool)
+            .args(arguments)
+            .current_dir(scratch.path())
+            .output()
+            .expect("the JDK runs");
         assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
     };
     run(&javac, &["Main.java"]);
     run(&jar, &["cfe", "main.jar", "Main", "Main.class"]);
-    let case = Case::new(java).args(["-Xmx256m", "-XX:-UsePerfData", "-jar"]).arg(scratch.join("main.jar"));
-    let outcome = case.args(["one", "two"]).volume(scratch.path()).memory("2G").same_as_native();
-    assert_eq!(outcome.status.shell_code(), 2, "{}{}", outcome.text(), outcome.error_text());
+    let case = Case::new(java)
+        .args(["-Xmx256m", "-XX:-UsePerfData", "-jar"])
+        .arg(scratch.join("main.jar"));
+    let outcome = case
+        .args(["one", "two"])
+        .volume(scratch.path())
+        .memory("2G")
+        .same_as_native();
+    assert_eq!(
+        outcome.status.shell_code(),
+        2,
+        "{}{}",
+        outcome.text(),
+        outcome.error_text()
+    );
 }

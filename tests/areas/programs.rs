@@ -10,15 +10,23 @@ struct Place {
 
 impl Place {
     fn new() -> Self {
-        Place { scratch: Scratch::new() }
+        Place {
+            scratch: Scratch::new(),
+        }
     }
 
     fn case(&self, name: &str, linkage: Linkage) -> Option<Case> {
         let Some(program) = built(name, linkage) else {
-            needs::skip(&format!("no compiler here builds {name} {linkage:?} (musl-tools)"));
+            needs::skip(&format!(
+                "no compiler here builds {name} {linkage:?} (musl-tools)"
+            ));
             return None;
         };
-        Some(Case::new(program).volume(self.scratch.path()).arg(self.scratch.join("made")))
+        Some(
+            Case::new(program)
+                .volume(self.scratch.path())
+                .arg(self.scratch.join("made")),
+        )
     }
 }
 
@@ -65,17 +73,31 @@ conformance! {
 #[test]
 fn hello_in_every_linkage() {
     let place = Place::new();
-    for linkage in [Linkage::Dynamic, Linkage::Static, Linkage::StaticPie, Linkage::Musl] {
+    for linkage in [
+        Linkage::Dynamic,
+        Linkage::Static,
+        Linkage::StaticPie,
+        Linkage::Musl,
+    ] {
         if !needs::kvm() {
             return;
         }
-        let Some(case) = place.case("hello", linkage) else { continue };
+        let Some(case) = place.case("hello", linkage) else {
+            continue;
+        };
         let case = case.env("CLOAK_TEST_GREETING", "good day, \"friend\" = ß");
         case.succeeds_as_native();
         for code in ["1", "42", "125", "126", "127", "255"] {
             let program = built("hello", linkage).expect("it was there a moment ago");
-            let outcome = Case::new(program).args([code, "", "two words", "ünïcode", "-x", "--"]).same_as_native();
-            assert_eq!(outcome.status.shell_code().to_string(), code, "{}", outcome.text());
+            let outcome = Case::new(program)
+                .args([code, "", "two words", "ünïcode", "-x", "--"])
+                .same_as_native();
+            assert_eq!(
+                outcome.status.shell_code().to_string(),
+                code,
+                "{}",
+                outcome.text()
+            );
         }
     }
 }
@@ -115,7 +137,9 @@ fn stack_overflow_ends_with_139() {
         return;
     }
     for linkage in [Linkage::Dynamic, Linkage::Static, Linkage::Musl] {
-        let Some(program) = built("stack_overflow", linkage) else { continue };
+        let Some(program) = built("stack_overflow", linkage) else {
+            continue;
+        };
         for arguments in [vec![], vec!["in-a-thread"]] {
             let outcome = Case::new(&program).args(arguments).same_as_native();
             assert_eq!(outcome.status.shell_code(), 139);

@@ -22,7 +22,12 @@ fn version_with_ssl_and_sqlite3() {
 
 #[test]
 fn exit_codes_and_tracebacks() {
-    for text in ["raise SystemExit(9)", "import sys; sys.exit('a message')", "def f(): g()\nf()", "import os; os.abort()"] {
+    for text in [
+        "raise SystemExit(9)",
+        "import sys; sys.exit('a message')",
+        "def f(): g()\nf()",
+        "import os; os.abort()",
+    ] {
         let Some(case) = python() else { return };
         case.arg("-c").arg(text).same_as_native();
     }
@@ -55,18 +60,40 @@ fn sqlite3_in_memory_and_in_a_file() {
          \x20   print(c.execute('select count(*), sum(length(b)) from t').fetchone())\n\
          \x20   c.close()\n\
          os.unlink(sys.argv[1])";
-    case.arg("-c").arg(text).arg(scratch.join("t.db")).volume(scratch.path()).succeeds_as_native();
+    case.arg("-c")
+        .arg(text)
+        .arg(scratch.join("t.db"))
+        .volume(scratch.path())
+        .succeeds_as_native();
 }
 
 #[test]
 fn ssl_over_a_socket_pair() {
     let Some(case) = python() else { return };
-    let Some(openssl) = needs::host_program("openssl") else { return };
+    let Some(openssl) = needs::host_program("openssl") else {
+        return;
+    };
     let scratch = Scratch::new();
     let (key, cert) = (scratch.join("key.pem"), scratch.join("cert.pem"));
     let made = Command::new(openssl)
-        .args(["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2"])
-        .args(["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost", "-keyout"])
+        .args([
+            "req",
+            "-x509",
+            "-newkey",
+            "ec",
+            "-pkeyopt",
+            "ec_paramgen_curve:P-256",
+            "-nodes",
+            "-days",
+            "2",
+        ])
+        .args([
+            "-subj",
+            "/CN=localhost",
+            "-addext",
+            "subjectAltName=DNS:localhost",
+            "-keyout",
+        ])
         .arg(&key)
         .arg("-out")
         .arg(&cert)
@@ -89,7 +116,12 @@ fn ssl_over_a_socket_pair() {
          \x20       print(n, sum(got))\n\
          \x20   s.unwrap().close()\n\
          t.join(60)";
-    case.arg("-c").arg(text).arg(key).arg(cert).volume(scratch.path()).succeeds_as_native();
+    case.arg("-c")
+        .arg(text)
+        .arg(key)
+        .arg(cert)
+        .volume(scratch.path())
+        .succeeds_as_native();
 }
 
 #[test]
@@ -147,30 +179,47 @@ fn mmap_and_ctypes() {
          C = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_int), ctypes.POINTER(ctypes.c_int))\n\
          a = (ctypes.c_int * 6)(5, 3, 9, 1, 7, 2); libc.qsort(a, 6, 4, C(lambda x, y: x[0] - y[0])); print(list(a))\n\
          print(libc.open(b'/nowhere', 0), ctypes.get_errno())";
-    case.arg("-c").arg(text).arg(scratch.join("file")).volume(scratch.path()).succeeds_as_native();
+    case.arg("-c")
+        .arg(text)
+        .arg(scratch.join("file"))
+        .volume(scratch.path())
+        .succeeds_as_native();
 }
 
 #[test]
 fn http_server_answers_curl() {
-    let (Some(case), Some(curl)) = (python(), needs::host_program("curl")) else { return };
+    let (Some(case), Some(curl)) = (python(), needs::host_program("curl")) else {
+        return;
+    };
     let scratch = Scratch::new();
     scratch.write("page.txt", "a page\n".repeat(50_000));
     std::fs::create_dir(scratch.join("below")).expect("scratch is writable");
     let answers = |launcher: &Launcher| {
         let port = free_port();
-        let case = case.clone().args(["-m", "http.server", "--bind", "127.0.0.1"]).arg(port.to_string());
+        let case = case
+            .clone()
+            .args(["-m", "http.server", "--bind", "127.0.0.1"])
+            .arg(port.to_string());
         let case = case.in_folder(scratch.path()).volume(scratch.path());
         let server = Server::start(&case, launcher, port);
         let fetch = |path: &str| {
             let url = format!("http://{}{path}", server.address());
-            let done = Command::new(&curl).args(["-s", "-w", "%{http_code}", "--noproxy", "*", &url]).output();
+            let done = Command::new(&curl)
+                .args(["-s", "-w", "%{http_code}", "--noproxy", "*", &url])
+                .output();
             done.expect("curl runs").stdout
         };
-        let got: Vec<_> = ["/page.txt", "/", "/absent", "/below/"].into_iter().map(fetch).collect();
+        let got: Vec<_> = ["/page.txt", "/", "/absent", "/below/"]
+            .into_iter()
+            .map(fetch)
+            .collect();
         server.stop(Signal::INT);
         got
     };
     let native = answers(&Launcher::Native);
     assert!(native[0].ends_with(b"200") && native[2].ends_with(b"404"));
-    assert!(answers(&Launcher::under_test()) == native, "the cloaked server answers otherwise than the native one");
+    assert!(
+        answers(&Launcher::under_test()) == native,
+        "the cloaked server answers otherwise than the native one"
+    );
 }

@@ -7,15 +7,34 @@ use std::path::Path;
 use std::process::Command;
 
 fn client(program: &Path, arguments: &[&str]) -> String {
-    let done = Command::new(program).args(arguments).env_clear().output().expect("the client runs");
-    let (out, error) = (String::from_utf8_lossy(&done.stdout), String::from_utf8_lossy(&done.stderr));
-    assert!(done.status.success(), "{} {arguments:?}\n{out}\n{error}", program.display());
+    let done = Command::new(program)
+        .args(arguments)
+        .env_clear()
+        .output()
+        .expect("the client runs");
+    let (out, error) = (
+        String::from_utf8_lossy(&done.stdout),
+        String::from_utf8_lossy(&done.stderr),
+    );
+    assert!(
+        done.status.success(),
+        "{} {arguments:?}\n{out}\n{error}",
+        program.display()
+    );
     out.into_owned()
 }
 
 fn redis(folder: &Path, port: u16, program: &Path) -> Case {
     Case::new(program)
-        .args(["--save", "", "--appendonly", "no", "--bind", "127.0.0.1", "--port"])
+        .args([
+            "--save",
+            "",
+            "--appendonly",
+            "no",
+            "--bind",
+            "127.0.0.1",
+            "--port",
+        ])
         .arg(port.to_string())
         .arg("--dir")
         .arg(folder)
@@ -37,7 +56,19 @@ fn redis_server_with_redis_benchmark() {
         let server = Server::start(&redis(scratch.path(), port, &program), launcher, port);
         let port = port.to_string();
         for pipeline in ["1", "16"] {
-            let load = ["-p", &port, "-t", "set,get,incr,lpush,lrange_100,mset", "-n", "5000", "-c", "50", "-P", pipeline, "--csv"];
+            let load = [
+                "-p",
+                &port,
+                "-t",
+                "set,get,incr,lpush,lrange_100,mset",
+                "-n",
+                "5000",
+                "-c",
+                "50",
+                "-P",
+                pipeline,
+                "--csv",
+            ];
             let table = client(&benchmark, &load);
             assert!(table.lines().count() >= 7, "a test is missing:\n{table}");
         }
@@ -48,7 +79,9 @@ fn redis_server_with_redis_benchmark() {
             client(&cli, &["-p", &port, "eval", script, "0"]),
             client(&cli, &["-p", &port, "dbsize"]),
         ];
-        let _ = Command::new(&cli).args(["-p", &port, "shutdown", "nosave"]).output();
+        let _ = Command::new(&cli)
+            .args(["-p", &port, "shutdown", "nosave"])
+            .output();
         (answers, server.stop_asked().status)
     };
     let native = session(&Launcher::Native);
@@ -58,9 +91,11 @@ fn redis_server_with_redis_benchmark() {
 
 #[test]
 fn nginx_with_wrk() {
-    let (Some(program), Some(wrk), Some(curl)) =
-        (needs::cloaked_program("nginx"), needs::host_program("wrk"), needs::host_program("curl"))
-    else {
+    let (Some(program), Some(wrk), Some(curl)) = (
+        needs::cloaked_program("nginx"),
+        needs::host_program("wrk"),
+        needs::host_program("curl"),
+    ) else {
         return;
     };
     let scratch = Scratch::new();
@@ -71,7 +106,10 @@ fn nginx_with_wrk() {
         let server = Server::start(&nginx(&scratch, port, &program), launcher, port);
         let url = |path: &str| format!("http://127.0.0.1:{port}/{path}");
         let table = client(&wrk, &["-t1", "-c32", "-d2s", &url("one")]);
-        assert!(table.contains("Requests/sec") && !table.contains("Non-2xx"), "{table}");
+        assert!(
+            table.contains("Requests/sec") && !table.contains("Non-2xx"),
+            "{table}"
+        );
         let fetch = |path: &str| client(&curl, &["-s", "--noproxy", "*", "-w", "%{http_code}", &url(path)]);
         let answers = [fetch("one"), fetch("large"), fetch("absent")];
         (answers, server.stop(Signal::QUIT).status)
@@ -79,7 +117,10 @@ fn nginx_with_wrk() {
     let native = session(&Launcher::Native);
     assert!(native.0[1].len() > 1_600_000);
     let cloaked = session(&Launcher::under_test());
-    assert!(cloaked.0 == native.0, "the cloaked server answers otherwise than the native one");
+    assert!(
+        cloaked.0 == native.0,
+        "the cloaked server answers otherwise than the native one"
+    );
     assert_eq!(cloaked.1.shell_code(), native.1.shell_code());
 }
 
@@ -95,7 +136,12 @@ fn nginx(scratch: &Scratch, port: u16, program: &Path) -> Case {
     );
     let file = scratch.write("nginx.conf", settings);
     // Its start-up log is opened before the configuration is read.
-    Case::new(program).arg("-e").arg(scratch.join("error.log")).arg("-c").arg(file).volume(scratch.path())
+    Case::new(program)
+        .arg("-e")
+        .arg(scratch.join("error.log"))
+        .arg("-c")
+        .arg(file)
+        .volume(scratch.path())
 }
 
 #[test]
@@ -107,13 +153,17 @@ fn tokio_echo_serves_the_host() {
     let port = free_port();
     let case = Case::new(env!("CARGO_BIN_EXE_tokio-echo")).arg(port.to_string());
     let server = Server::start(&case, &Launcher::under_test(), port);
-    let mut streams: Vec<_> =
-        (0..20).map(|_| std::net::TcpStream::connect(server.address()).expect("it listens")).collect();
+    let mut streams: Vec<_> = (0..20)
+        .map(|_| std::net::TcpStream::connect(server.address()).expect("it listens"))
+        .collect();
     for round in 0..50_usize {
         for (number, stream) in streams.iter_mut().enumerate() {
             let sent = vec![(round * 20 + number) as u8; 1 + round * 97];
             let mut back = vec![0; sent.len()];
-            stream.write_all(&sent).and_then(|()| stream.read_exact(&mut back)).expect("it echoes");
+            stream
+                .write_all(&sent)
+                .and_then(|()| stream.read_exact(&mut back))
+                .expect("it echoes");
             assert_eq!(sent, back);
         }
     }

@@ -20,7 +20,9 @@ fn perl(script: &str) -> Option<Case> {
 
 #[test]
 fn megabytes_through_the_streams() {
-    let Some(cat) = needs::cloaked_program("cat") else { return };
+    let Some(cat) = needs::cloaked_program("cat") else {
+        return;
+    };
     let bytes = noise(16 << 20, 9);
     let outcome = Case::new(cat).stdin(bytes.clone()).succeeds_as_native();
     assert!(outcome.stdout == bytes);
@@ -28,16 +30,25 @@ fn megabytes_through_the_streams() {
 
 #[test]
 fn both_outputs_and_the_exit_code() {
-    let Some(case) = perl("print 'out'; print STDERR 'err'; exit 77") else { return };
+    let Some(case) = perl("print 'out'; print STDERR 'err'; exit 77") else {
+        return;
+    };
     let outcome = case.run(&Launcher::under_test());
-    assert_eq!((outcome.text().as_str(), outcome.error_text().as_str()), ("out", "err"));
+    assert_eq!(
+        (outcome.text().as_str(), outcome.error_text().as_str()),
+        ("out", "err")
+    );
     assert_eq!(outcome.status, Status::Exit(77));
 }
 
 #[test]
 fn death_by_each_signal() {
     for number in [1, 2, 3, 6, 9, 11, 13, 14, 15] {
-        let Some(case) = perl(&format!("$SIG{{PIPE}} = 'DEFAULT'; kill {number}, $$; sleep 100; exit 0")) else { return };
+        let Some(case) = perl(&format!(
+            "$SIG{{PIPE}} = 'DEFAULT'; kill {number}, $$; sleep 100; exit 0"
+        )) else {
+            return;
+        };
         let outcome = case.same_as_native();
         assert_eq!(outcome.status.shell_code(), 128 + number);
     }
@@ -48,7 +59,11 @@ fn signalled_from_outside(script: &str, signal: Signal) {
     let Some(case) = perl(script) else { return };
     let session = |launcher: &Launcher| {
         let mut running = case.start(launcher);
-        assert!(running.prints("ready", PATIENCE), "{}", String::from_utf8_lossy(&running.stderr_so_far()));
+        assert!(
+            running.prints("ready", PATIENCE),
+            "{}",
+            String::from_utf8_lossy(&running.stderr_so_far())
+        );
         kill_process(running.pid(), signal).expect("it runs");
         let outcome = running.finish(PATIENCE).unwrap_or_else(|error| panic!("{error}"));
         (outcome.text(), outcome.status.shell_code())
@@ -67,7 +82,9 @@ fn a_handled_signal_from_outside() {
         ("WINCH", Signal::WINCH),
         ("QUIT", Signal::QUIT),
     ] {
-        let script = format!("$SIG{{{name}}} = sub {{ print \"got {name}\\n\"; exit 5 }}; print \"ready\\n\"; sleep 1 while 1");
+        let script = format!(
+            "$SIG{{{name}}} = sub {{ print \"got {name}\\n\"; exit 5 }}; print \"ready\\n\"; sleep 1 while 1"
+        );
         signalled_from_outside(&script, signal);
     }
 }
@@ -86,17 +103,32 @@ fn a_signal_reaches_a_loop_without_calls() {
 
 #[test]
 fn a_reader_that_leaves_gives_sigpipe() {
-    let Some(case) = perl("$SIG{PIPE} = 'DEFAULT'; print 'x' x 100000 for 1 .. 1000; print STDERR 'wrote all'") else {
+    let Some(case) =
+        perl("$SIG{PIPE} = 'DEFAULT'; print 'x' x 100000 for 1 .. 1000; print STDERR 'wrote all'")
+    else {
         return;
     };
     let status = |launcher: &Launcher| {
         let mut command = launcher.command(&case);
-        let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("starts");
+        let mut child = command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("starts");
         let mut first = [0; 10];
-        child.stdout.take().expect("piped").read_exact(&mut first).expect("it writes");
+        child
+            .stdout
+            .take()
+            .expect("piped")
+            .read_exact(&mut first)
+            .expect("it writes");
         Status::from(child.wait().expect("it ends")).shell_code()
     };
-    assert_eq!((status(&Launcher::Native), status(&Launcher::under_test())), (141, 141));
+    assert_eq!(
+        (status(&Launcher::Native), status(&Launcher::under_test())),
+        (141, 141)
+    );
 }
 
 #[test]
@@ -108,13 +140,26 @@ fn closed_standard_streams() {
         let exit_code = |launcher: &Launcher| {
             let program = Case::new("/usr/bin/perl").args(["-e", "print STDOUT 'x'; exit 3"]);
             let inner = launcher.command(&program);
-            let words = std::iter::once(inner.get_program()).chain(inner.get_args()).map(|word| word.to_owned());
+            let words = std::iter::once(inner.get_program())
+                .chain(inner.get_args())
+                .map(|word| word.to_owned());
             let mut command = Command::new("/bin/sh");
-            command.arg("-c").arg(format!("exec \"$@\" {closed}")).arg("sh").args(words);
+            command
+                .arg("-c")
+                .arg(format!("exec \"$@\" {closed}"))
+                .arg("sh")
+                .args(words);
             let outcome = Running::start(command, Vec::new()).and_then(|running| running.finish(PATIENCE));
-            outcome.unwrap_or_else(|error| panic!("{error}")).status.shell_code()
+            outcome
+                .unwrap_or_else(|error| panic!("{error}"))
+                .status
+                .shell_code()
         };
-        assert_eq!(exit_code(&Launcher::under_test()), exit_code(&Launcher::Native), "{closed}");
+        assert_eq!(
+            exit_code(&Launcher::under_test()),
+            exit_code(&Launcher::Native),
+            "{closed}"
+        );
     }
 }
 
@@ -128,22 +173,58 @@ struct Terminal {
 impl Terminal {
     fn open(case: &Case, launcher: &Launcher) -> Self {
         let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).expect("a pseudo-terminal");
-        grantpt(&master).and_then(|()| unlockpt(&master)).expect("a pseudo-terminal");
-        let name = ptsname(&master, Vec::new()).expect("it has a name").into_string().expect("its name is ASCII");
-        let size = Winsize { ws_row: 33, ws_col: 111, ws_xpixel: 0, ws_ypixel: 0 };
+        grantpt(&master)
+            .and_then(|()| unlockpt(&master))
+            .expect("a pseudo-terminal");
+        let name = ptsname(&master, Vec::new())
+            .expect("it has a name")
+            .into_string()
+            .expect("its name is ASCII");
+        let size = Winsize {
+            ws_row: 33,
+            ws_col: 111,
+            ws_xpixel: 0,
+            ws_ypixel: 0,
+        };
         tcsetwinsize(&master, size).expect("it has a size");
-        let side = || File::options().read(true).write(true).open(&name).expect("the other side opens");
+        let side = || {
+            File::options()
+                .read(true)
+                .write(true)
+                .open(&name)
+                .expect("the other side opens")
+        };
         // `setsid --ctty` makes it the controlling terminal, which needs code between fork and exec otherwise.
         let inner = launcher.command(case);
         let mut command = Command::new("/usr/bin/setsid");
-        command.args(["--ctty", "--wait"]).arg(inner.get_program()).args(inner.get_args()).env_clear();
-        command.envs(inner.get_envs().filter_map(|(key, value)| value.map(|value| (key.to_owned(), value.to_owned()))));
-        let child = command.stdin(side()).stdout(side()).stderr(side()).process_group(0).spawn().expect("setsid runs");
-        Terminal { master: File::from(master), child, seen: Vec::new() }
+        command
+            .args(["--ctty", "--wait"])
+            .arg(inner.get_program())
+            .args(inner.get_args())
+            .env_clear();
+        command.envs(
+            inner
+                .get_envs()
+                .filter_map(|(key, value)| value.map(|value| (key.to_owned(), value.to_owned()))),
+        );
+        let child = command
+            .stdin(side())
+            .stdout(side())
+            .stderr(side())
+            .process_group(0)
+            .spawn()
+            .expect("setsid runs");
+        Terminal {
+            master: File::from(master),
+            child,
+            seen: Vec::new(),
+        }
     }
 
     fn type_in(&mut self, text: &str) {
-        self.master.write_all(text.as_bytes()).expect("the terminal takes it");
+        self.master
+            .write_all(text.as_bytes())
+            .expect("the terminal takes it");
     }
 
     /// Reads until `text` has come; a program that ends instead fails the test.
@@ -152,7 +233,10 @@ impl Terminal {
         while !String::from_utf8_lossy(&self.seen).contains(text) {
             match self.master.read(&mut buffer) {
                 Ok(count @ 1..) => self.seen.extend_from_slice(&buffer[..count]),
-                _ => panic!("the program ended before it printed {text:?}: {}", String::from_utf8_lossy(&self.seen)),
+                _ => panic!(
+                    "the program ended before it printed {text:?}: {}",
+                    String::from_utf8_lossy(&self.seen)
+                ),
             }
         }
     }
@@ -191,7 +275,12 @@ fn a_terminal_passes_through() {
         terminal.expect("ready\r\n");
         terminal.type_in("typed words\n");
         terminal.expect("line <typed words>");
-        let size = Winsize { ws_row: 44, ws_col: 99, ws_xpixel: 0, ws_ypixel: 0 };
+        let size = Winsize {
+            ws_row: 44,
+            ws_col: 99,
+            ws_xpixel: 0,
+            ws_ypixel: 0,
+        };
         tcsetwinsize(&terminal.master, size).expect("it has a size");
         terminal.expect("now 44x99");
         terminal.type_in("\x03");

@@ -13,7 +13,9 @@ const PIECES: u64 = 40;
 
 #[tokio::main(worker_threads = 4)]
 async fn main() -> io::Result<()> {
-    let port = std::env::args().nth(1).map_or(0, |text| text.parse().expect("the argument is a port"));
+    let port = std::env::args()
+        .nth(1)
+        .map_or(0, |text| text.parse().expect("the argument is a port"));
     let listener = TcpListener::bind(("127.0.0.1", port)).await?;
     let address = listener.local_addr()?;
     let server = tokio::spawn(serve(listener));
@@ -25,7 +27,9 @@ async fn main() -> io::Result<()> {
         let done = done.clone();
         tokio::spawn(async move {
             let stream = TcpStream::connect(address).await?;
-            done.send(talk(stream, client).await?).await.map_err(io::Error::other)
+            done.send(talk(stream, client).await?)
+                .await
+                .map_err(io::Error::other)
         });
     }
     drop(done);
@@ -53,12 +57,16 @@ async fn serve(listener: TcpListener) -> io::Result<()> {
 async fn talk(mut stream: TcpStream, client: u64) -> io::Result<u64> {
     let mut sum = 0_u64;
     for piece in 0..PIECES {
-        let sent: Vec<u8> = (0..1000 + piece * 37).map(|i| (i * 31 + client * 7 + piece) as u8).collect();
+        let sent: Vec<u8> = (0..1000 + piece * 37)
+            .map(|i| (i * 31 + client * 7 + piece) as u8)
+            .collect();
         stream.write_all(&sent).await?;
         let mut back = vec![0; sent.len()];
         stream.read_exact(&mut back).await?;
         assert_eq!(sent, back);
-        sum = back.iter().fold(sum, |sum, byte| sum.wrapping_mul(31).wrapping_add(u64::from(*byte)));
+        sum = back.iter().fold(sum, |sum, byte| {
+            sum.wrapping_mul(31).wrapping_add(u64::from(*byte))
+        });
     }
     Ok(sum)
 }

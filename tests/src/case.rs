@@ -30,7 +30,10 @@ impl Case {
     /// A run of `program` without arguments, with an empty standard input, on two processors.
     pub fn new(program: impl Into<PathBuf>) -> Self {
         let environment = [
-            ("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"),
+            (
+                "PATH",
+                "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+            ),
             ("HOME", "/root"),
             ("LANG", "C.UTF-8"),
             ("TZ", "UTC"),
@@ -114,7 +117,9 @@ impl Case {
     /// # Panics
     /// When the program cannot be started, or hangs.
     pub fn run(&self, launcher: &Launcher) -> Outcome {
-        self.start(launcher).finish(self.patience).unwrap_or_else(|error| panic!("{error}"))
+        self.start(launcher)
+            .finish(self.patience)
+            .unwrap_or_else(|error| panic!("{error}"))
     }
 
     /// Starts the case one way and leaves it running.

@@ -17,9 +17,10 @@ pub enum Launcher {
 impl Launcher {
     /// The launcher under test: `CLOAK_BIN`, or the release build of this workspace.
     pub fn under_test() -> Self {
-        let binary = env::var_os("CLOAK_BIN")
-            .map(PathBuf::from)
-            .map_or_else(|| workspace_root().join("target/release/cloak"), from_workspace_root);
+        let binary = env::var_os("CLOAK_BIN").map(PathBuf::from).map_or_else(
+            || workspace_root().join("target/release/cloak"),
+            from_workspace_root,
+        );
         assert!(
             binary.is_file(),
             "the launcher {} is not there: run `make build`, or name another one in CLOAK_BIN",
@@ -46,14 +47,23 @@ impl Launcher {
 
 fn native(case: &Case) -> Command {
     let mut command = Command::new(case.program());
-    command.args(case.arguments()).env_clear().envs(case.environment());
+    command
+        .args(case.arguments())
+        .env_clear()
+        .envs(case.environment());
     command
 }
 
 fn cloaked(binary: &Path, case: &Case) -> Command {
     let mut command = Command::new(binary);
-    command.env_clear().env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin");
-    command.arg("run").arg("--cpus").arg(case.processors().to_string());
+    command.env_clear().env(
+        "PATH",
+        "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+    );
+    command
+        .arg("run")
+        .arg("--cpus")
+        .arg(case.processors().to_string());
     if let Some(size) = case.memory_size() {
         command.arg("--memory").arg(size);
     }
@@ -67,17 +77,28 @@ fn cloaked(binary: &Path, case: &Case) -> Command {
         // The same path on both sides, so that a native run and a cloaked run name files alike.
         command.arg("--volume").arg(format!("{0}:{0}", folder.display()));
     }
-    command.args(case.options()).arg("--").arg(case.program()).args(case.arguments());
+    command
+        .args(case.options())
+        .arg("--")
+        .arg(case.program())
+        .args(case.arguments());
     command
 }
 
 /// The folder of the workspace's `Cargo.toml`.
 pub fn workspace_root() -> PathBuf {
     let tests = Path::new(env!("CARGO_MANIFEST_DIR"));
-    tests.parent().expect("the tests crate lies in the workspace").to_path_buf()
+    tests
+        .parent()
+        .expect("the tests crate lies in the workspace")
+        .to_path_buf()
 }
 
 /// Test binaries run in their own package's folder; a path on a user's command line is relative to the workspace.
 fn from_workspace_root(path: PathBuf) -> PathBuf {
-    if path.is_absolute() { path } else { workspace_root().join(path) }
+    if path.is_absolute() {
+        path
+    } else {
+        workspace_root().join(path)
+    }
 }

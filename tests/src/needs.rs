@@ -12,13 +12,19 @@ use std::thread;
 /// Notes that the running test cannot run here, and why.
 pub fn skip(reason: &str) {
     let test = thread::current().name().unwrap_or("a test").to_owned();
-    let binary = env::current_exe().ok().and_then(|path| path.file_stem().map(|name| name.to_owned()));
-    let area = binary.as_deref().and_then(|name| name.to_str()).and_then(|name| name.rsplit_once('-'));
+    let binary = env::current_exe()
+        .ok()
+        .and_then(|path| path.file_stem().map(|name| name.to_owned()));
+    let area = binary
+        .as_deref()
+        .and_then(|name| name.to_str())
+        .and_then(|name| name.rsplit_once('-'));
     let line = format!("{}::{test}: {reason}\n", area.map_or("tests", |(name, _)| name));
     eprint!("SKIPPED {line}");
     if let Some(path) = env::var_os("CLOAK_TEST_SKIPS") {
         let file = OpenOptions::new().append(true).create(true).open(&path);
-        file.and_then(|mut file| file.write_all(line.as_bytes())).expect("the summary file is writable");
+        file.and_then(|mut file| file.write_all(line.as_bytes()))
+            .expect("the summary file is writable");
     }
 }
 
@@ -59,7 +65,9 @@ pub fn cloaked_program(name: &str) -> Option<PathBuf> {
 pub fn host_program(name: &str) -> Option<PathBuf> {
     let found = find(name);
     if found.is_none() {
-        skip(&format!("{name} is not installed (scripts/install-test-packages)"));
+        skip(&format!(
+            "{name} is not installed (scripts/install-test-packages)"
+        ));
     }
     found
 }
@@ -70,7 +78,10 @@ fn find(name: &str) -> Option<PathBuf> {
         return Some(PathBuf::from(name)).filter(|path| path.exists());
     }
     let folders = ["/usr/bin", "/usr/sbin", "/bin", "/sbin"];
-    folders.iter().map(|folder| Path::new(folder).join(name)).find(|path| path.is_file())
+    folders
+        .iter()
+        .map(|folder| Path::new(folder).join(name))
+        .find(|path| path.is_file())
 }
 
 fn root_user() -> bool {

@@ -77,7 +77,11 @@ impl Outcome {
         } else {
             return None;
         };
-        Some(Difference { what, native: native.clone(), cloaked: self.clone() })
+        Some(Difference {
+            what,
+            native: native.clone(),
+            cloaked: self.clone(),
+        })
     }
 }
 
@@ -92,18 +96,32 @@ pub struct Difference {
 impl fmt::Display for Difference {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "{} differs between the native and the cloaked run", self.what)?;
-        writeln!(f, "native:  {}; cloaked: {}", self.native.status, self.cloaked.status)?;
+        writeln!(
+            f,
+            "native:  {}; cloaked: {}",
+            self.native.status, self.cloaked.status
+        )?;
         show_first_difference(f, "stdout", &self.native.stdout, &self.cloaked.stdout)?;
         show_first_difference(f, "stderr", &self.native.stderr, &self.cloaked.stderr)
     }
 }
 
-fn show_first_difference(f: &mut fmt::Formatter<'_>, name: &str, native: &[u8], cloaked: &[u8]) -> fmt::Result {
+fn show_first_difference(
+    f: &mut fmt::Formatter<'_>,
+    name: &str,
+    native: &[u8],
+    cloaked: &[u8],
+) -> fmt::Result {
     if native == cloaked {
         return Ok(());
     }
     let same = native.iter().zip(cloaked).take_while(|(a, b)| a == b).count();
-    writeln!(f, "{name}: {} bytes native, {} cloaked, alike up to byte {same}", native.len(), cloaked.len())?;
+    writeln!(
+        f,
+        "{name}: {} bytes native, {} cloaked, alike up to byte {same}",
+        native.len(),
+        cloaked.len()
+    )?;
     writeln!(f, "  native:  …{}", excerpt(native, same))?;
     writeln!(f, "  cloaked: …{}", excerpt(cloaked, same))
 }
@@ -120,26 +138,41 @@ mod tests {
     use super::*;
 
     fn outcome(code: i32, stdout: &str) -> Outcome {
-        Outcome { status: Status::Exit(code), stdout: stdout.into(), stderr: Vec::new() }
+        Outcome {
+            status: Status::Exit(code),
+            stdout: stdout.into(),
+            stderr: Vec::new(),
+        }
     }
 
     #[test]
     fn death_by_signal_equals_its_shell_code() {
-        let native = Outcome { status: Status::Signal(11), ..outcome(0, "x") };
+        let native = Outcome {
+            status: Status::Signal(11),
+            ..outcome(0, "x")
+        };
         assert!(outcome(139, "x").difference_from(&native).is_none());
         assert!(outcome(138, "x").difference_from(&native).is_some());
     }
 
     #[test]
     fn a_changed_byte_is_shown() {
-        let difference = outcome(0, "the quick fox").difference_from(&outcome(0, "the quack fox")).unwrap();
+        let difference = outcome(0, "the quick fox")
+            .difference_from(&outcome(0, "the quack fox"))
+            .unwrap();
         let shown = difference.to_string();
-        assert!(shown.contains("alike up to byte 6") && shown.contains("quack"), "{shown}");
+        assert!(
+            shown.contains("alike up to byte 6") && shown.contains("quack"),
+            "{shown}"
+        );
     }
 
     #[test]
     fn a_changed_stderr_is_a_difference() {
-        let loud = Outcome { stderr: b"warning".to_vec(), ..outcome(0, "x") };
+        let loud = Outcome {
+            stderr: b"warning".to_vec(),
+            ..outcome(0, "x")
+        };
         assert!(loud.difference_from(&outcome(0, "x")).is_some());
     }
 }

@@ -61,14 +61,27 @@ impl Running {
     /// When it cannot be executed.
     pub fn start(mut command: Command, input: Vec<u8>) -> Result<Self, RunError> {
         let name = format!("{command:?}");
-        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
-        let mut child = command.spawn().map_err(|source| RunError::Start { command: name.clone(), source })?;
+        command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .process_group(0);
+        let mut child = command.spawn().map_err(|source| RunError::Start {
+            command: name.clone(),
+            source,
+        })?;
         let mut stdin = child.stdin.take().expect("stdin is piped");
         // A program may leave without reading all of its input, so a broken pipe is no failure here.
         thread::spawn(move || stdin.write_all(&input));
         let stdout = Collector::new(child.stdout.take().expect("stdout is piped"));
         let stderr = Collector::new(child.stderr.take().expect("stderr is piped"));
-        Ok(Running { child, command: name, stdout, stderr, ended: false })
+        Ok(Running {
+            child,
+            command: name,
+            stdout,
+            stderr,
+            ended: false,
+        })
     }
 
     /// The process's number, to signal it.
@@ -120,11 +133,21 @@ impl Running {
                 stderr: tail(&self.stderr_so_far()),
             });
         }
-        let status = self.child.wait().map(Status::from).expect("the process has ended and was not waited for");
+        let status = self
+            .child
+            .wait()
+            .map(Status::from)
+            .expect("the process has ended and was not waited for");
         self.ended = true;
         match (self.stdout.all(DRAIN), self.stderr.all(DRAIN)) {
-            (Some(stdout), Some(stderr)) => Ok(Outcome { status, stdout, stderr }),
-            _ => Err(RunError::LeftBehind { command: self.command.clone() }),
+            (Some(stdout), Some(stderr)) => Ok(Outcome {
+                status,
+                stdout,
+                stderr,
+            }),
+            _ => Err(RunError::LeftBehind {
+                command: self.command.clone(),
+            }),
         }
     }
 
@@ -133,11 +156,16 @@ impl Running {
         if self.ended {
             return true;
         }
-        let Ok(handle) = pidfd_open(self.pid(), PidfdFlags::empty()) else { return false };
+        let Ok(handle) = pidfd_open(self.pid(), PidfdFlags::empty()) else {
+            return false;
+        };
         let deadline = Instant::now() + patience;
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
-            let timeout = Timespec { tv_sec: left.as_secs() as i64, tv_nsec: i64::from(left.subsec_nanos()) };
+            let timeout = Timespec {
+                tv_sec: left.as_secs() as i64,
+                tv_nsec: i64::from(left.subsec_nanos()),
+            };
             match poll(&mut [PollFd::new(&handle, PollFlags::IN)], Some(&timeout)) {
                 Ok(ready) => return ready > 0,
                 Err(rustix::io::Errno::INTR) => continue,
@@ -175,7 +203,9 @@ impl Collector {
         thread::spawn(move || {
             let mut buffer = vec![0; 64 * 1024];
             while let Ok(count @ 1..) = stream.read(&mut buffer) {
-                sink.lock().unwrap_or_else(PoisonError::into_inner).extend_from_slice(&buffer[..count]);
+                sink.lock()
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .extend_from_slice(&buffer[..count]);
             }
             let _ = send_end.send(());
         });
@@ -211,8 +241,14 @@ mod tests {
 
     #[test]
     fn everything_is_collected() {
-        let outcome = shell("cat; echo error >&2; exit 7").finish(Duration::from_secs(60)).unwrap();
-        let expected = Outcome { status: Status::Exit(7), stdout: b"input\n".to_vec(), stderr: b"error\n".to_vec() };
+        let outcome = shell("cat; echo error >&2; exit 7")
+            .finish(Duration::from_secs(60))
+            .unwrap();
+        let expected = Outcome {
+            status: Status::Exit(7),
+            stdout: b"input\n".to_vec(),
+            stderr: b"error\n".to_vec(),
+        };
         assert_eq!(outcome, expected);
     }
 
@@ -224,8 +260,13 @@ mod tests {
 
     #[test]
     fn a_hang_is_ended_and_told() {
-        let error = shell("echo before; sleep 1000").finish(Duration::from_millis(500)).unwrap_err();
-        assert!(matches!(&error, RunError::Hung { stdout, .. } if stdout == "before\n"), "{error}");
+        let error = shell("echo before; sleep 1000")
+            .finish(Duration::from_millis(500))
+            .unwrap_err();
+        assert!(
+            matches!(&error, RunError::Hung { stdout, .. } if stdout == "before\n"),
+            "{error}"
+        );
     }
 
     #[test]

@@ -24,8 +24,10 @@ impl Server {
     /// # Panics
     /// When it ends or does not answer in time; its output is shown.
     pub fn start(case: &Case, launcher: &Launcher, port: u16) -> Self {
-        let mut server =
-            Server { running: case.start(launcher), address: SocketAddrV4::new(Ipv4Addr::LOCALHOST, port) };
+        let mut server = Server {
+            running: case.start(launcher),
+            address: SocketAddrV4::new(Ipv4Addr::LOCALHOST, port),
+        };
         let deadline = Instant::now() + START;
         while TcpStream::connect(server.address).is_err() {
             let gone = server.running.has_ended();
@@ -66,7 +68,9 @@ impl Server {
     /// # Panics
     /// When it does not end.
     pub fn stop_asked(self) -> Outcome {
-        self.running.finish(STOP).unwrap_or_else(|error| panic!("{error}"))
+        self.running
+            .finish(STOP)
+            .unwrap_or_else(|error| panic!("{error}"))
     }
 }
 
@@ -76,5 +80,8 @@ impl Server {
 /// When the machine has none left.
 pub fn free_port() -> u16 {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("loopback has a free port");
-    listener.local_addr().expect("a bound socket has an address").port()
+    listener
+        .local_addr()
+        .expect("a bound socket has an address")
+        .port()
 }
