@@ -89,6 +89,11 @@ impl Running {
         Pid::from_child(&self.child)
     }
 
+    /// The command line that started it.
+    pub fn command(&self) -> &str {
+        &self.command
+    }
+
     /// What it has written on standard output up to now.
     pub fn stdout_so_far(&self) -> Vec<u8> {
         self.stdout.so_far()

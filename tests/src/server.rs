@@ -24,8 +24,16 @@ impl Server {
     /// # Panics
     /// When it ends or does not answer in time; its output is shown.
     pub fn start(case: &Case, launcher: &Launcher, port: u16) -> Self {
+        Server::attach(case.start(launcher), port)
+    }
+
+    /// Takes a process that runs already and waits until `port` answers on loopback.
+    ///
+    /// # Panics
+    /// As [`Server::start`].
+    pub fn attach(running: Running, port: u16) -> Self {
         let mut server = Server {
-            running: case.start(launcher),
+            running,
             address: SocketAddrV4::new(Ipv4Addr::LOCALHOST, port),
         };
         let deadline = Instant::now() + START;
@@ -34,7 +42,7 @@ impl Server {
             assert!(
                 !gone && Instant::now() < deadline,
                 "{} {} before port {port} answered\nstdout: {}\nstderr: {}",
-                case.program().display(),
+                server.running.command(),
                 if gone { "ended" } else { "ran out of time" },
                 String::from_utf8_lossy(&server.running.stdout_so_far()),
                 String::from_utf8_lossy(&server.running.stderr_so_far())
