@@ -15,7 +15,9 @@ from test import support
 
 # Seconds; a test that waits for what never comes ends the process with a trace of all threads. Whoever runs this
 # script then starts it again with the tests that are left.
-PATIENCE = 180
+PATIENCE = 120
+
+MORE_TESTS = os.environ.get("CPYTHON_MORE_TESTS", "/nonexistent")
 
 # Not run at all, natively neither: what they need is not Cloak's to give.
 LEFT_OUT = (
@@ -98,16 +100,25 @@ def without_left_out(suite):
     return unittest.TestSuite(kept)
 
 
+def parts(name):
+    """A package from elsewhere as its modules: its own loader looks only beside the packaged ones."""
+    folder = os.path.join(MORE_TESTS, name)
+    if not os.path.isdir(folder):
+        return [f"test.{name}"]
+    modules = sorted(file.removesuffix(".py") for file in os.listdir(folder) if file.startswith("test_"))
+    return [f"test.{name}.{module}" for module in modules]
+
+
 def main():
     # As `regrtest` without -u: nothing that is large, slow by design, or on a network.
     support.use_resources = []
     support.verbose = 1
     # Modules that Debian does not package beside the others.
-    test.__path__.extend(filter(None, [os.environ.get("CPYTHON_MORE_TESTS")]))
+    test.__path__.append(MORE_TESTS)
     faulthandler.enable()
     with tempfile.TemporaryDirectory(prefix="cpython-") as folder:
         os.chdir(folder)
-        names = [name if name.startswith("test.") else f"test.{name}" for name in sys.argv[2:]]
+        names = [part for name in sys.argv[2:] for part in parts(name.removeprefix("test."))]
         suite = without_left_out(unittest.defaultTestLoader.loadTestsFromNames(names))
         runner = unittest.TextTestRunner(verbosity=2, resultclass=Recorder)
         runner.run(suite)
