@@ -4,7 +4,7 @@ use crate::peer::{Peer, Started};
 use cloak_tests::launcher::workspace_root;
 use cloak_tests::process::RunError;
 use cloak_tests::scratch::noise;
-use cloak_tests::server::free_port;
+use cloak_tests::server::{NoAnswer, free_port};
 use cloak_tests::{Case, Outcome, Scratch, Server};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -21,6 +21,9 @@ pub enum MeasureError {
     /// The program did not run to its end.
     #[error(transparent)]
     Run(#[from] RunError),
+    /// A server did not come up.
+    #[error(transparent)]
+    Server(#[from] NoAnswer),
     /// It ran and failed.
     #[error("{what} ended with {status}: {stderr}")]
     Failed {
@@ -245,7 +248,7 @@ fn redis(_: &World, peer: &Peer) -> Result<Vec<Figure>, MeasureError> {
         ])
         .arg(port.to_string());
     let mut started = peer.start(&case)?;
-    let _server = Server::attach(started.running.take().expect("it was just started"), port);
+    let _server = Server::attach(started.running.take().expect("it was just started"), port)?;
     let port = port.to_string();
     let mut figures = Vec::new();
     for (pipeline, requests) in [("1", "100000"), ("16", "600000")] {
@@ -288,7 +291,7 @@ fn nginx(world: &World, peer: &Peer) -> Result<Vec<Figure>, MeasureError> {
         .arg("-c")
         .arg(file);
     let mut started = peer.start(&case.volume(own.path()).volume(world.scratch.path()))?;
-    let _server = Server::attach(started.running.take().expect("it was just started"), port);
+    let _server = Server::attach(started.running.take().expect("it was just started"), port)?;
     let table = client(
         "/usr/bin/wrk",
         &["-t1", "-c32", "-d4s", &format!("http://127.0.0.1:{port}/1k")],

@@ -10,6 +10,9 @@ use std::path::{Path, PathBuf};
 use std::process::{self, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 
+/// What a container engine gives by default and a server's start needs.
+const RIGHTS: &str = r#"["CAP_CHOWN","CAP_DAC_OVERRIDE","CAP_FOWNER","CAP_KILL","CAP_SETGID","CAP_SETUID"]"#;
+
 static NEXT: AtomicU32 = AtomicU32::new(0);
 
 /// How a peer starts a program.
@@ -210,6 +213,7 @@ fn configuration(case: &Case) -> String {
     }
     format!(
         r#"{{"ociVersion":"1.0.2","process":{{"terminal":false,"user":{{"uid":0,"gid":0}},"args":[{}],"env":[{}],"cwd":"/",
+        "capabilities":{{"bounding":{RIGHTS},"effective":{RIGHTS},"permitted":{RIGHTS}}},
         "rlimits":[{{"type":"RLIMIT_NOFILE","hard":10000,"soft":10000}}]}},"root":{{"path":"rootfs","readonly":false}},
         "mounts":[{mounts}],"linux":{{"namespaces":[{{"type":"pid"}},{{"type":"ipc"}},{{"type":"mount"}},{{"type":"uts"}}]}}}}"#,
         words(arguments),

@@ -12,7 +12,8 @@ fn module(name: &str) {
             "CPython's {name} is not installed (scripts/install-test-packages)"
         ));
     }
-    let comparison = cpython::compare(name, &Launcher::under_test());
+    let comparison =
+        cpython::compare(name, &Launcher::under_test()).unwrap_or_else(|nothing| panic!("{name}: {nothing}"));
     let report = comparison.report(name);
     println!("{report}");
     assert!(comparison.new.is_empty(), "{report}");

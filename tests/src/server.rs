@@ -12,6 +12,17 @@ use std::time::{Duration, Instant};
 const START: Duration = Duration::from_secs(120);
 const STOP: Duration = Duration::from_secs(60);
 
+/// A server that never answered.
+#[derive(Debug, thiserror::Error)]
+#[error("{command} {how} before port {port} answered\nstdout: {stdout}\nstderr: {stderr}")]
+pub struct NoAnswer {
+    command: String,
+    how: &'static str,
+    port: u16,
+    stdout: String,
+    stderr: String,
+}
+
 /// A running server; dropping it kills it.
 pub struct Server {
     running: Running,
@@ -24,14 +35,14 @@ impl Server {
     /// # Panics
     /// When it ends or does not answer in time; its output is shown.
     pub fn start(case: &Case, launcher: &Launcher, port: u16) -> Self {
-        Server::attach(case.start(launcher), port)
+        Server::attach(case.start(launcher), port).unwrap_or_else(|error| panic!("{error}"))
     }
 
     /// Takes a process that runs already and waits until `port` answers on loopback.
     ///
-    /// # Panics
-    /// As [`Server::start`].
-    pub fn attach(running: Running, port: u16) -> Self {
+    /// # Errors
+    /// When it ends or does not answer in time.
+    pub fn attach(running: Running, port: u16) -> Result<Self, NoAnswer> {
         let mut server = Server {
             running,
             address: SocketAddrV4::new(Ipv4Addr::LOCALHOST, port),
@@ -39,17 +50,18 @@ impl Server {
         let deadline = Instant::now() + START;
         while TcpStream::connect(server.address).is_err() {
             let gone = server.running.has_ended();
-            assert!(
-                !gone && Instant::now() < deadline,
-                "{} {} before port {port} answered\nstdout: {}\nstderr: {}",
-                server.running.command(),
-                if gone { "ended" } else { "ran out of time" },
-                String::from_utf8_lossy(&server.running.stdout_so_far()),
-                String::from_utf8_lossy(&server.running.stderr_so_far())
-            );
+            if gone || Instant::now() >= deadline {
+                return Err(NoAnswer {
+                    command: server.running.command().to_owned(),
+                    how: if gone { "ended" } else { "ran out of time" },
+                    port,
+                    stdout: String::from_utf8_lossy(&server.running.stdout_so_far()).into_owned(),
+                    stderr: String::from_utf8_lossy(&server.running.stderr_so_far()).into_owned(),
+                });
+            }
             thread::sleep(Duration::from_millis(10));
         }
-        server
+        Ok(server)
     }
 
     /// Where it listens.
