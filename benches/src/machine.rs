@@ -49,8 +49,9 @@ pub fn when() -> String {
 }
 
 fn kvm_module() -> String {
-    let modules = fs::read_to_string("/proc/modules").unwrap_or_default();
-    let names = modules.lines().filter_map(|line| line.split(' ').next());
+    // Loaded and built-in modules alike, as far as they have parameters, which all kinds of KVM have.
+    let modules = fs::read_dir("/sys/module").into_iter().flatten().flatten();
+    let names = modules.map(|module| module.file_name().to_string_lossy().into_owned());
     let kinds: Vec<_> = names.filter(|name| name.starts_with("kvm_")).collect();
     match (kinds.is_empty(), fs::exists("/dev/kvm").unwrap_or(false)) {
         (false, _) => kinds.join(" and "),

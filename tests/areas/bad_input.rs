@@ -225,7 +225,7 @@ fn in_changed_world(prepare: &str, prefix: &[&str]) -> Outcome {
     };
     let copy = |from: &Path, name: &str| executable(&scratch, name, fs::read(from).expect("it is there"));
     let (binary, program) = (copy(&binary, "cloak"), copy(&hello(), "hello"));
-    let inner = Launcher::Cloak(binary).command(&Case::new(program));
+    let inner = Launcher::Cloak(binary).command(&Case::new(program).volume(scratch.path()));
     let mut command = Command::new("/usr/bin/unshare");
     command
         .args([

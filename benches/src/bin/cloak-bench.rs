@@ -36,7 +36,8 @@ fn main() -> ExitCode {
     }
 }
 
-/// Peers take turns within a round, so that a slow minute of the machine falls on all of them.
+/// Peers take turns within a round, so that a slow minute of the machine falls on all of them, and each round begins
+/// with another peer, so that none is always the one that finds the caches cold.
 fn measure(options: &Options, peers: &[Peer]) -> Results {
     let (world, mut results) = (World::new(), Results::default());
     for round in 1..=options.rounds {
@@ -44,7 +45,8 @@ fn measure(options: &Options, peers: &[Peer]) -> Results {
             .iter()
             .filter(|group| Options::wants(&options.only, group.name))
         {
-            for peer in peers {
+            for turn in 0..peers.len() {
+                let peer = &peers[(turn + round) % peers.len()];
                 eprintln!(
                     "round {round} of {}: {} under {}",
                     options.rounds,
