@@ -1,0 +1,78 @@
+//! What the monitor leaves for the shim to find: the boot block (kernel) and the header at the start of
+//! the libos image (from which the kernel learns the libos's entry points).
+
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+/// "CLOAKBB1", little endian.
+pub const BOOT_MAGIC: u64 = u64::from_le_bytes(*b"CLOAKBB1");
+/// "CLOAKLO1", little endian.
+pub const LIBOS_MAGIC: u64 = u64::from_le_bytes(*b"CLOAKLO1");
+
+/// At [`crate::layout::BOOT_GPA`]. Written by the monitor before the first instruction.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct BootBlock {
+    /// [`BOOT_MAGIC`].
+    pub magic: u64,
+    /// [`crate::VERSION`].
+    pub version: u32,
+    /// Number of vCPUs, 1..=[`crate::layout::MAX_VCPUS`].
+    pub vcpus: u32,
+    /// Bytes of RAM below the hole, a multiple of [`crate::layout::LARGE`].
+    pub ram_low: u64,
+    /// Bytes of RAM from [`crate::layout::HOLE_END`] up, a multiple of [`crate::layout::LARGE`].
+    pub ram_high: u64,
+    /// First guest-physical address of the page-table pool.
+    pub table_pool: u64,
+    /// First guest-physical address after the pool; from here on frames are the context's.
+    pub table_pool_end: u64,
+    /// First page of the pool that the monitor has not used.
+    pub table_pool_next: u64,
+    /// First context frame that holds nothing (after the libos image, vCPU pages and configuration).
+    pub free_frames: u64,
+    /// Guest-physical address of the libos image's first byte.
+    pub libos_gpa: u64,
+    /// Guest-physical address of vCPU 0's [`crate::vcpu::VcpuBlock`]; the others follow it.
+    pub vcpu_blocks: u64,
+    /// Guest-physical address of the configuration ([`crate::config`]).
+    pub config_gpa: u64,
+    /// Bytes of the configuration.
+    pub config_len: u64,
+    /// Bytes of the shared region.
+    pub shared_len: u64,
+    /// Frequency of the guest's time-stamp counter, kHz.
+    pub tsc_khz: u64,
+    /// Platform the monitor says this is (0 plain). The shim checks what it can.
+    pub platform: u32,
+    /// Zero.
+    pub reserved: u32,
+}
+
+/// First bytes of the libos image: where the kernel enters it. All addresses are guest-virtual.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct LibosHeader {
+    /// [`LIBOS_MAGIC`].
+    pub magic: u64,
+    /// [`crate::VERSION`].
+    pub version: u64,
+    /// First instruction of each vCPU at CPL 3; RDI = vCPU index, RSP undefined.
+    pub start: u64,
+    /// `SYSCALL` entry at CPL 3: RCX = return address, R11 = flags, as after the instruction.
+    pub syscall: u64,
+    /// The same, when RCX and R11 have been stashed in the [`crate::vcpu::VcpuBlock`].
+    pub syscall_stashed: u64,
+    /// An exception or interrupt came while the program ran.
+    pub upcall_user: u64,
+    /// An exception came while the libos ran; its stack is in use.
+    pub upcall_libos: u64,
+    /// Return address of the one kernel-call instruction.
+    pub kcall: u64,
+    /// Where in the image the monitor leaves a copy of the [`BootBlock`].
+    pub boot_copy: u64,
+    /// Code that finds out, at boot, at which privilege level a `SYSCALL` lands.
+    pub syscall_probe: u64,
+}
+
+crate::tripwire!(size_of::<BootBlock>() == 120, "BootBlock");
+crate::tripwire!(size_of::<LibosHeader>() == 80, "LibosHeader");

@@ -1,0 +1,193 @@
+//! What to run: the configuration that the monitor puts into private RAM for the libos.
+//!
+//! A sequence of records: `u32 tag | u32 length | bytes`, padded to 4 bytes, in any order, lists by
+//! repetition. Numbers are little-endian u64. An unknown tag is an error: both ends are of one build.
+
+macro_rules! tags {
+    ($($(#[$doc:meta])* $name:ident = $n:literal,)*) => {
+        /// Record tags.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+        #[repr(u32)]
+        pub enum Tag { $($(#[$doc])* $name = $n,)* }
+
+        impl Tag {
+            const fn from_u32(n: u32) -> Option<Self> {
+                match n { $($n => Some(Self::$name),)* _ => None }
+            }
+        }
+    };
+}
+
+tags! {
+    /// Path of the program, absolute, in the guest's name space.
+    Program = 1,
+    /// One argument (the first is argv[0]).
+    Arg = 2,
+    /// One environment string, `NAME=value`.
+    Env = 3,
+    /// Working directory, absolute, in the guest's name space.
+    Cwd = 4,
+    /// One mount: u32 host mount index, u32 [`mount_flags`], guest path.
+    Mount = 5,
+    /// u64 user id, u64 group id, then supplementary groups, each u64.
+    Ids = 6,
+    /// Host name.
+    HostName = 7,
+    /// u64 bits of [`run_flags`].
+    Flags = 8,
+    /// u64 soft limit, u64 hard limit of open files.
+    MaxFiles = 9,
+    /// 32 bytes of randomness for the libos's generator (plain; elsewhere the CPU's).
+    Seed = 10,
+    /// u64 file mode of standard streams 0, 1 and 2.
+    Stdio = 11,
+    /// u64 file-mode creation mask.
+    Umask = 12,
+}
+
+/// Bits of a mount.
+pub mod mount_flags {
+    /// Writes give EROFS.
+    pub const READ_ONLY: u32 = 1;
+    /// Not a host mount: a file system in guest memory.
+    pub const MEMORY: u32 = 2;
+}
+
+/// Bits of [`Tag::Flags`].
+pub mod run_flags {
+    /// One line per system call on standard error.
+    pub const TRACE: u64 = 1;
+    /// Leave system-call sites as they are.
+    pub const NO_PATCH: u64 = 2;
+}
+
+/// Why a configuration can't be read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ConfigError {
+    /// A record reaches beyond the end.
+    Truncated,
+    /// No such tag.
+    UnknownTag(u32),
+    /// A record of the wrong size.
+    Size(Tag),
+}
+
+/// Iterates over the records of a configuration.
+#[derive(Debug, Clone)]
+pub struct Records<'a> {
+    rest: &'a [u8],
+}
+
+impl<'a> Records<'a> {
+    /// Starts at the first record.
+    #[must_use]
+    pub const fn new(bytes: &'a [u8]) -> Self {
+        Self { rest: bytes }
+    }
+
+    fn split(&mut self) -> Result<(Tag, &'a [u8]), ConfigError> {
+        let (head, body) = self.rest.split_first_chunk::<8>().ok_or(ConfigError::Truncated)?;
+        let [t0, t1, t2, t3, l0, l1, l2, l3] = *head;
+        let tag = u32::from_le_bytes([t0, t1, t2, t3]);
+        let len = u32::from_le_bytes([l0, l1, l2, l3]) as usize;
+        let value = body.get(..len).ok_or(ConfigError::Truncated)?;
+        self.rest = body.get(len.next_multiple_of(4)..).ok_or(ConfigError::Truncated)?;
+        Ok((Tag::from_u32(tag).ok_or(ConfigError::UnknownTag(tag))?, value))
+    }
+}
+
+impl<'a> Iterator for Records<'a> {
+    type Item = Result<(Tag, &'a [u8]), ConfigError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.rest.is_empty() {
+            return None;
+        }
+        let item = self.split();
+        if item.is_err() {
+            self.rest = &[];
+        }
+        Some(item)
+    }
+}
+
+/// The `index`th little-endian u64 of a record.
+///
+/// # Errors
+/// [`ConfigError::Size`] when the record is too short.
+pub fn number(tag: Tag, value: &[u8], index: usize) -> Result<u64, ConfigError> {
+    let bytes = value.get(index * 8..index * 8 + 8).ok_or(ConfigError::Size(tag))?;
+    bytes.try_into().map(u64::from_le_bytes).map_err(|_| ConfigError::Size(tag))
+}
+
+/// Writes a configuration.
+#[cfg(feature = "alloc")]
+#[derive(Debug, Default)]
+pub struct Writer(alloc::vec::Vec<u8>);
+
+#[cfg(feature = "alloc")]
+impl Writer {
+    /// Appends one record. Values beyond 4 GiB do not occur (argument limits are far below).
+    pub fn put(&mut self, tag: Tag, value: &[u8]) -> &mut Self {
+        self.0.extend_from_slice(&(tag as u32).to_le_bytes());
+        self.0.extend_from_slice(&u32::try_from(value.len()).unwrap_or(u32::MAX).to_le_bytes());
+        self.0.extend_from_slice(value);
+        self.0.resize(self.0.len().next_multiple_of(4), 0);
+        self
+    }
+
+    /// Appends one record of numbers.
+    pub fn numbers(&mut self, tag: Tag, values: &[u64]) -> &mut Self {
+        let bytes: alloc::vec::Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
+        self.put(tag, &bytes)
+    }
+
+    /// Appends one mount record.
+    pub fn mount(&mut self, index: u32, flags: u32, path: &[u8]) -> &mut Self {
+        let mut bytes = index.to_le_bytes().to_vec();
+        bytes.extend_from_slice(&flags.to_le_bytes());
+        bytes.extend_from_slice(path);
+        self.put(Tag::Mount, &bytes)
+    }
+
+    /// The finished bytes.
+    #[must_use]
+    pub fn finish(self) -> alloc::vec::Vec<u8> {
+        self.0
+    }
+}
+
+#[cfg(all(test, feature = "alloc"))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn records_round_trip() {
+        let mut w = Writer::default();
+        w.put(Tag::Program, b"/bin/true").put(Tag::Arg, b"").numbers(Tag::Ids, &[1, 2, 3]);
+        let bytes = w.finish();
+        let all: Result<alloc::vec::Vec<_>, _> = Records::new(&bytes).collect();
+        let all = all.expect("well formed");
+        assert_eq!(all[0], (Tag::Program, &b"/bin/true"[..]));
+        assert_eq!(all[1], (Tag::Arg, &b""[..]));
+        assert_eq!(number(Tag::Ids, all[2].1, 2), Ok(3));
+        assert_eq!(number(Tag::Ids, all[2].1, 3), Err(ConfigError::Size(Tag::Ids)));
+    }
+
+    #[test]
+    fn every_truncation_is_an_error_or_fewer_records() {
+        let mut w = Writer::default();
+        w.put(Tag::Program, b"/bin/true").put(Tag::Env, b"A=1");
+        let bytes = w.finish();
+        for cut in 0..bytes.len() {
+            let whole = Records::new(&bytes[..cut]).filter(Result::is_ok).count();
+            assert!(whole < 2);
+        }
+    }
+
+    #[test]
+    fn unknown_tags_are_refused() {
+        let bytes = [99u8, 0, 0, 0, 0, 0, 0, 0];
+        assert_eq!(Records::new(&bytes).next(), Some(Err(ConfigError::UnknownTag(99))));
+    }
+}

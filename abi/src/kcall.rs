@@ -1,0 +1,109 @@
+//! Kernel calls: what the libos may ask of the kernel.
+//!
+//! Registers: RAX = number, RDI, RSI, RDX = arguments; RAX = result (negative: a [`KcallError`]). All
+//! others are preserved. Page-table work is batched: the operations stand in the vCPU's
+//! [`crate::vcpu::VcpuBlock`], one kernel entry carries out up to [`crate::vcpu::MAX_OPS`] of them.
+
+use core::sync::atomic::AtomicU64;
+
+/// Kernel-call numbers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u64)]
+pub enum Kcall {
+    /// RDI = count: carry out `ops[..count]` in the current address space, in order; stops at the first
+    /// that fails. Result: the number carried out.
+    PageOps = 0,
+    /// Reload this vCPU's translations.
+    Flush = 1,
+    /// RDI = vCPU: make it enter its libos soon.
+    Kick = 2,
+    /// RDI = vCPU: start it at [`crate::boot::LibosHeader::start`].
+    Start = 3,
+    /// The VM ends; the status is in the shared header. Does not return.
+    Exit = 4,
+    /// RDI = 1: `SYSCALL` stays at CPL 3 on this host, point it at the libos's entry itself;
+    /// RDI = 0: at the kernel's hand-over stub; RDI = 2: at the libos's probe, to find out.
+    SyscallMode = 5,
+    /// New address space. Result: its number.
+    SpaceNew = 6,
+    /// RDI = number: this vCPU continues in that address space.
+    SpaceSwitch = 7,
+    /// RDI = number: give its page tables back. It must not be current anywhere.
+    SpaceFree = 8,
+    /// RDI = source space, RSI = first address, RDX = end: copy the mappings of the range into the
+    /// current space; writable private pages (software bit [`PTE_SHARED`] clear) lose their write bit in both.
+    SpaceCopy = 9,
+}
+
+/// Number of kernel calls.
+pub const KCALLS: u64 = 10;
+
+/// Why a kernel call failed; the result register holds its negative.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(i64)]
+pub enum KcallError {
+    /// Unknown number or argument out of range.
+    Invalid = 1,
+    /// The address range is not a program's.
+    Address = 2,
+    /// A frame is not this context's.
+    Frame = 3,
+    /// No page-table frame is left.
+    Tables = 4,
+}
+
+/// One page-table operation. Addresses and lengths are multiples of 4 KiB.
+#[derive(Debug)]
+#[repr(C)]
+pub struct PageOp {
+    /// First guest-virtual address, with the [`PageOpKind`] in the low bits.
+    pub va_kind: AtomicU64,
+    /// Bytes.
+    pub len: AtomicU64,
+    /// Map: first guest-physical address. Else unused.
+    pub gpa: AtomicU64,
+    /// Map, Protect: PTE flags, a subset of [`PTE_ALLOWED`].
+    pub flags: AtomicU64,
+}
+
+/// What a [`PageOp`] does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u64)]
+pub enum PageOpKind {
+    /// Map contiguous frames; large pages where address, frame and length allow. The range must be empty
+    /// or is replaced.
+    Map = 0,
+    /// Remove what is mapped.
+    Unmap = 1,
+    /// Change the flags of what is mapped; holes stay holes. A large page that the range cuts is split.
+    Protect = 2,
+    /// Let other vCPUs forget translations before returning: as the last of a batch that took rights away.
+    Shoot = 3,
+    /// Clear the dirty bit of what is mapped.
+    Clean = 4,
+}
+
+/// Present.
+pub const PTE_P: u64 = 1;
+/// Writable.
+pub const PTE_W: u64 = 1 << 1;
+/// Reachable from CPL 3.
+pub const PTE_U: u64 = 1 << 2;
+/// Accessed. Preset by the libos: hosts that shadow page tables prefetch only entries that have it.
+pub const PTE_A: u64 = 1 << 5;
+/// Dirty.
+pub const PTE_D: u64 = 1 << 6;
+/// Large page (second level).
+pub const PTE_PS: u64 = 1 << 7;
+/// Software bit: shared between address spaces on purpose, never copied on write.
+pub const PTE_SHARED: u64 = 1 << 9;
+/// Software bit: libos's own use.
+pub const PTE_SOFT: u64 = 1 << 10;
+/// No execution.
+pub const PTE_NX: u64 = 1 << 63;
+/// Address bits of an entry.
+pub const PTE_ADDR: u64 = 0x000f_ffff_ffff_f000;
+/// Flags that the libos may set.
+pub const PTE_ALLOWED: u64 = PTE_P | PTE_W | PTE_U | PTE_A | PTE_D | PTE_SHARED | PTE_SOFT | PTE_NX;
+
+crate::tripwire!(size_of::<PageOp>() == 32, "PageOp");

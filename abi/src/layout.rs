@@ -1,0 +1,103 @@
+//! The address plan: where things are in guest-physical and guest-virtual space.
+//!
+//! Guest-physical:
+//! ```text
+//! 0x0000_0000  never used (a null frame is always a mistake)
+//! 0x0000_1000  boot block
+//! 0x0000_2000  root page table that the first vCPU starts on
+//! 0x0020_0000  kernel image, per-vCPU kernel pages, then the page-table pool
+//! ...          the context's own frames up to the end of RAM (3 GiB..4 GiB is a hole)
+//! 0x40_0000_0000  shared region, the only memory that both sides read and write
+//! ```
+//!
+//! Guest-virtual: programs have the lower half but one 512 GiB slot, which is the libos's in every
+//! address space; the upper half is the kernel's and never reachable from CPL 3. The libos is in the lower
+//! half because some hosts run CPL 3 on page tables whose upper half is the host kernel's own.
+
+/// Bytes of a page, and of a frame.
+pub const PAGE: u64 = 4096;
+/// Bytes of a large page; also the unit in which the kernel assigns frames to contexts.
+pub const LARGE: u64 = 2 << 20;
+
+/// Most vCPUs a VM may have.
+pub const MAX_VCPUS: usize = 64;
+/// Most guest RAM in bytes: ownership tables and the physical windows are made for it.
+pub const MAX_RAM: u64 = 240 << 30;
+/// Least guest RAM in bytes: the shim's own needs and a small program.
+pub const MIN_RAM: u64 = 32 << 20;
+
+/// RAM below the hole that platforms keep for their interrupt controllers.
+pub const HOLE_START: u64 = 3 << 30;
+/// End of that hole.
+pub const HOLE_END: u64 = 4 << 30;
+
+/// Guest-physical address of the boot block.
+pub const BOOT_GPA: u64 = 0x1000;
+/// Guest-physical address of the first root page table.
+pub const ROOT_GPA: u64 = 0x2000;
+/// Guest-physical address of the kernel image.
+pub const KERNEL_GPA: u64 = LARGE;
+/// Guest-physical address of the shared region.
+pub const SHARED_GPA: u64 = 0x40_0000_0000;
+
+/// Kernel image: guest-virtual = this + (gpa - [`KERNEL_GPA`]).
+pub const KERNEL_VA: u64 = 0xffff_ffff_8020_0000;
+/// The kernel's window on all of guest-physical RAM (supervisor only).
+pub const KERNEL_PHYS_VA: u64 = 0xffff_8000_0000_0000;
+
+/// Index in the root page table of the libos's slot.
+pub const LIBOS_SLOT: usize = 222;
+/// First address of the libos's slot; also where its image starts.
+pub const LIBOS_BASE: u64 = (LIBOS_SLOT as u64) << 39;
+/// First address after the libos's slot.
+pub const LIBOS_END: u64 = LIBOS_BASE + (1 << 39);
+/// Most bytes of the libos image with its zero-initialised data.
+pub const LIBOS_IMAGE_MAX: u64 = 64 << 20;
+/// Per-vCPU pages ([`crate::vcpu::VcpuBlock`]): one page each.
+pub const LIBOS_VCPU_VA: u64 = LIBOS_BASE + (64 << 30);
+/// The shared region as the libos sees it.
+pub const LIBOS_SHARED_VA: u64 = LIBOS_BASE + (96 << 30);
+/// The context's frames as the libos sees them: this + gpa. Page-table frames are read-only in it.
+pub const LIBOS_PHYS_VA: u64 = LIBOS_BASE + (128 << 30);
+
+/// Lowest address that a program may map.
+pub const USER_MIN: u64 = 0x1_0000;
+/// First address that a program may not map.
+pub const USER_END: u64 = 0x7fff_ffff_f000;
+
+/// The port on which the libos wakes the OS service (an `ioeventfd`: no return to the monitor).
+pub const DOORBELL_PORT: u16 = 0x510;
+/// The port on which a vCPU leaves to the monitor: the 32-bit value is a [`crate::vcpu::MonitorCall`].
+pub const MONITOR_PORT: u16 = 0x514;
+
+/// The interrupt vector that the monitor injects to make a vCPU look at its state.
+pub const KICK_VECTOR: u8 = 0x20;
+
+/// Whether `[va, va + len)` lies where a program may map pages.
+#[must_use]
+pub const fn is_user_range(va: u64, len: u64) -> bool {
+    let Some(end) = va.checked_add(len) else { return false };
+    va >= USER_MIN && end <= USER_END && (end <= LIBOS_BASE || va >= LIBOS_END)
+}
+
+crate::tripwire!(LIBOS_BASE == 0x6f00_0000_0000, "libos link address");
+crate::tripwire!(LIBOS_PHYS_VA + SHARED_GPA <= LIBOS_END, "physical window inside the libos slot");
+crate::tripwire!(MAX_RAM + (HOLE_END - HOLE_START) <= SHARED_GPA, "RAM below the shared region");
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn user_ranges_stop_at_the_libos_slot() {
+        assert!(is_user_range(0x40_0000, PAGE));
+        assert!(is_user_range(LIBOS_BASE - PAGE, PAGE));
+        assert!(!is_user_range(LIBOS_BASE - PAGE, 2 * PAGE));
+        assert!(!is_user_range(LIBOS_BASE, PAGE));
+        assert!(!is_user_range(LIBOS_BASE - PAGE, 1 << 40));
+        assert!(is_user_range(LIBOS_END, PAGE));
+        assert!(!is_user_range(0, PAGE));
+        assert!(!is_user_range(u64::MAX - 10, PAGE));
+        assert!(!is_user_range(USER_END, PAGE));
+    }
+}

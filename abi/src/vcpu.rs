@@ -1,0 +1,111 @@
+//! One page per vCPU that the kernel and the libos of the running context share.
+//!
+//! The kernel writes the upcall frame and enters the libos; the libos copies the frame before anything
+//! can raise another exception. The libos is trusted with its own context only, so what the kernel reads
+//! here is checked like any argument.
+
+use core::sync::atomic::{AtomicU32, AtomicU64};
+
+use crate::kcall::PageOp;
+
+/// Most page operations in one kernel call.
+pub const MAX_OPS: usize = 64;
+
+/// What an upcall reports. Registers not listed are still in the CPU, as the program left them.
+#[derive(Debug)]
+#[repr(C)]
+pub struct VcpuBlock {
+    /// Interrupted instruction.
+    pub rip: AtomicU64,
+    /// Its stack pointer.
+    pub rsp: AtomicU64,
+    /// Its flags.
+    pub rflags: AtomicU64,
+    /// Exception or interrupt vector.
+    pub vector: AtomicU64,
+    /// Error code that the CPU pushed, else 0.
+    pub error: AtomicU64,
+    /// CR2 at a page fault, else 0.
+    pub cr2: AtomicU64,
+    /// Return address of a `SYSCALL` that entered CPL 0.
+    pub syscall_rip: AtomicU64,
+    /// Flags at that `SYSCALL`.
+    pub syscall_rflags: AtomicU64,
+    /// Set by the kernel when an interrupt came while libos code ran; the libos clears it.
+    pub pending: AtomicU32,
+    /// [`VcpuState`], written by the libos. The kernel needs no shoot-down to a halted vCPU.
+    pub state: AtomicU32,
+    /// Set by the kernel on a halted vCPU whose translations are stale; on leaving
+    /// [`VcpuState::Halted`] the libos makes a [`crate::kcall::Kcall::Flush`].
+    pub stale: AtomicU32,
+    /// Index of this vCPU.
+    pub index: AtomicU32,
+    /// Interrupts taken, for `--stats`.
+    pub interrupts: AtomicU64,
+    /// Exceptions taken (page faults and others), for `--stats`.
+    pub exceptions: AtomicU64,
+    /// Kernel calls taken, for `--stats`.
+    pub kcalls: AtomicU64,
+    /// Reserved, zero.
+    pub reserved: [AtomicU64; 3],
+    /// Arguments of [`crate::kcall::Kcall::PageOps`].
+    pub ops: [PageOp; MAX_OPS],
+}
+
+/// What a vCPU is doing, as far as its waker must know.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u32)]
+pub enum VcpuState {
+    /// Not yet started; needs an explicit start.
+    Offline = 0,
+    /// In the program or the libos; will look at its queues by itself at the next entry.
+    Running = 1,
+    /// Has nothing to run and polls its queues.
+    Polling = 2,
+    /// Has left to the monitor and waits to be woken.
+    Halted = 3,
+}
+
+/// Values written to [`crate::layout::MONITOR_PORT`]: low byte the call, the rest its argument.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u32)]
+pub enum MonitorCall {
+    /// Wait until woken or until the deadline in the vCPU's queue page.
+    Halt = 0,
+    /// Inject [`crate::layout::KICK_VECTOR`] into vCPU `argument`.
+    Kick = 1,
+    /// Start vCPU `argument`.
+    Start = 2,
+    /// End the VM; the status is in the shared header.
+    Exit = 3,
+    /// The kernel found something that must not be; the reason is `argument`.
+    Panic = 4,
+}
+
+impl MonitorCall {
+    /// The call and its argument, from the value written to the port.
+    #[must_use]
+    pub const fn decode(value: u32) -> Option<(Self, u32)> {
+        let call = match value & 0xff {
+            0 => Self::Halt,
+            1 => Self::Kick,
+            2 => Self::Start,
+            3 => Self::Exit,
+            4 => Self::Panic,
+            _ => return None,
+        };
+        Some((call, value >> 8))
+    }
+
+    /// The value to write to the port.
+    #[must_use]
+    pub const fn encode(self, argument: u32) -> u32 {
+        self as u32 | argument << 8
+    }
+}
+
+crate::tripwire!(core::mem::offset_of!(VcpuBlock, syscall_rip) == 48, "VcpuBlock.syscall_rip (used by assembly)");
+crate::tripwire!(core::mem::offset_of!(VcpuBlock, pending) == 64, "VcpuBlock.pending (used by assembly)");
+crate::tripwire!(core::mem::offset_of!(VcpuBlock, interrupts) == 80, "VcpuBlock.interrupts (used by assembly)");
+crate::tripwire!(core::mem::offset_of!(VcpuBlock, ops) == 128, "VcpuBlock.ops");
+crate::tripwire!(size_of::<VcpuBlock>() <= 4096, "VcpuBlock fits a page");

@@ -1,0 +1,186 @@
+//! Per-vCPU state: descriptor tables, kernel stack and what the entry code needs at fixed offsets from it.
+
+use core::arch::asm;
+
+use cloak_abi::boot::LibosHeader;
+use cloak_abi::layout::{DOORBELL_PORT, KERNEL_VA, MAX_VCPUS, MONITOR_PORT};
+use cloak_abi::vcpu::MonitorCall;
+
+use super::entry;
+
+/// Selectors are Linux's: programs see them in signal frames, and hosts that run CPL 3 natively load their own.
+pub const KERNEL_CS: u16 = 0x10;
+pub const USER_SS: u16 = 0x2b;
+pub const USER_CS: u16 = 0x33;
+const TSS_SELECTOR: u16 = 0x40;
+const STACK: usize = 4096 - 64;
+
+/// One vCPU's kernel memory. The entry code finds it from the stack that the CPU switches to.
+#[repr(C, align(4096))]
+#[derive(Debug)]
+pub struct Cpu {
+    stack: [u8; STACK],
+    /// This vCPU's [`cloak_abi::vcpu::VcpuBlock`] in the kernel's window. First at the stack's top.
+    pub block: u64,
+    upcall_user: u64,
+    upcall_libos: u64,
+    kcall: u64,
+    syscall_stashed: u64,
+    /// Index of the vCPU.
+    pub index: u64,
+    scratch: u64,
+    reserved: u64,
+    gdt: [u64; 10],
+    tss: Tss,
+}
+
+/// Offset of [`Cpu::block`]: the kernel stack ends there.
+pub const STACK_TOP: usize = STACK;
+
+#[repr(C, packed(4))]
+#[derive(Debug)]
+struct Tss {
+    reserved0: u32,
+    rsp: [u64; 3],
+    reserved1: u64,
+    ist: [u64; 7],
+    reserved2: u64,
+    reserved3: u16,
+    bitmap_offset: u16,
+    bitmap: [u8; BITMAP],
+}
+
+/// Bytes of the I/O permission bitmap: up to the two ports that the libos may use, and a closing byte.
+const BITMAP: usize = MONITOR_PORT as usize / 8 + 2;
+const _: () = assert!(DOORBELL_PORT / 8 == MONITOR_PORT / 8 && DOORBELL_PORT.is_multiple_of(8));
+
+pub static mut CPUS: [Cpu; MAX_VCPUS] = [const {
+    Cpu {
+        stack: [0; STACK],
+        block: 0,
+        upcall_user: 0,
+        upcall_libos: 0,
+        kcall: 0,
+        syscall_stashed: 0,
+        index: 0,
+        scratch: 0,
+        reserved: 0,
+        gdt: [0; 10],
+        tss: Tss {
+            reserved0: 0,
+            rsp: [0; 3],
+            reserved1: 0,
+            ist: [0; 7],
+            reserved2: 0,
+            reserved3: 0,
+            bitmap_offset: 0,
+            bitmap: [0; BITMAP],
+        },
+    }
+}; MAX_VCPUS];
+
+/// vCPU `index`'s memory.
+pub fn cpu(index: usize) -> &'static Cpu {
+    // SAFETY: written by `install` on that vCPU before it can be asked for; constant afterwards but for
+    // `scratch` and the stack, which only assembly touches.
+    unsafe { &*(&raw const CPUS[index]) }
+}
+
+#[repr(C, packed)]
+struct Pointer {
+    limit: u16,
+    base: u64,
+}
+
+/// Fills this vCPU's tables and loads them.
+pub fn install(index: usize, block: u64, block_va: u64, header: &LibosHeader) {
+    // SAFETY: each vCPU installs its own element, once, before it takes a trap.
+    let cpu = unsafe { &mut *(&raw mut CPUS[index]) };
+    cpu.block = block;
+    cpu.upcall_user = header.upcall_user;
+    cpu.upcall_libos = header.upcall_libos;
+    cpu.kcall = header.kcall;
+    cpu.syscall_stashed = header.syscall_stashed;
+    cpu.index = index as u64;
+    cpu.scratch = block_va;
+    let top = &raw const cpu.block as u64;
+    cpu.tss.rsp[0] = top;
+    // A double fault or machine check runs on the same stack: both end the VM.
+    cpu.tss.ist[0] = top - 2048;
+    cpu.tss.bitmap_offset = core::mem::offset_of!(Tss, bitmap) as u16;
+    for byte in &mut cpu.tss.bitmap {
+        *byte = 0xff;
+    }
+    cpu.tss.bitmap[MONITOR_PORT as usize / 8] = 0;
+    let tss = &raw const cpu.tss as u64;
+    let limit = size_of::<Tss>() as u64 - 1;
+    cpu.gdt = [
+        0,
+        0,
+        0x00af_9b00_0000_ffff, // 0x10 kernel code
+        0x00cf_9300_0000_ffff, // 0x18 kernel data
+        0x00cf_fb00_0000_ffff, // 0x23 32-bit user code (never used; SYSRET counts from it)
+        0x00cf_f300_0000_ffff, // 0x2b user data
+        0x00af_fb00_0000_ffff, // 0x33 user code
+        0,
+        limit | (tss & 0xff_ffff) << 16 | 0x89 << 40 | (tss >> 24 & 0xff) << 56,
+        tss >> 32,
+    ];
+    let gdt = Pointer { limit: size_of_val(&cpu.gdt) as u16 - 1, base: cpu.gdt.as_ptr() as u64 };
+    let idt = Pointer { limit: entry::IDT_BYTES as u16 - 1, base: entry::idt() };
+    // SAFETY: the tables are complete and live as long as the VM; the code selector is the same flat one
+    // that the monitor started us with.
+    unsafe {
+        asm!(
+            "lgdt [{gdt}]", "lidt [{idt}]", "ltr {tss:x}",
+            "mov ss, {null:x}", "mov ds, {null:x}", "mov es, {null:x}",
+            gdt = in(reg) &raw const gdt, idt = in(reg) &raw const idt, tss = in(reg) TSS_SELECTOR,
+            null = in(reg) 0,
+        );
+    }
+    // STAR: SYSCALL loads CS 0x10, SS 0x18; SYSRET loads CS 0x33, SS 0x2b.
+    wrmsr(0xc000_0081, 0x23 << 48 | u64::from(KERNEL_CS) << 32);
+    wrmsr(0xc000_0082, entry::syscall_stub());
+    // Clear TF, IF, DF, NT, AC on SYSCALL.
+    wrmsr(0xc000_0084, 0x4_4700);
+    // Kernel GS for the SYSCALL stub, which has no stack of its own.
+    wrmsr(0xc000_0102, top);
+}
+
+/// Sets a model-specific register.
+pub fn wrmsr(register: u32, value: u64) {
+    // SAFETY: called with the syscall registers only.
+    unsafe {
+        asm!("wrmsr", in("ecx") register, in("eax") value as u32, in("edx") (value >> 32) as u32,
+            options(nostack));
+    }
+}
+
+/// Guest-physical address of the current root table.
+pub fn root() -> u64 {
+    let root: u64;
+    // SAFETY: reading CR3 has no effect.
+    unsafe { asm!("mov {}, cr3", out(reg) root, options(nomem, nostack)) };
+    root & cloak_abi::kcall::PTE_ADDR
+}
+
+/// Forgets this vCPU's translations.
+pub fn reload() {
+    // SAFETY: the same root again.
+    unsafe { asm!("mov {0}, cr3", "mov cr3, {0}", out(reg) _, options(nostack)) };
+}
+
+/// Leaves to the monitor.
+pub fn monitor(call: MonitorCall, argument: u32) {
+    // SAFETY: the monitor's port.
+    unsafe { asm!("out dx, eax", in("dx") MONITOR_PORT, in("eax") call.encode(argument), options(nostack)) };
+}
+
+/// Ends the VM: something that must not be. `reason` is told to the user.
+pub fn panic_stop(reason: u32) -> ! {
+    loop {
+        monitor(MonitorCall::Panic, reason);
+    }
+}
+
+const _: () = assert!(KERNEL_VA.is_multiple_of(4096));

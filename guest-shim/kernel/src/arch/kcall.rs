@@ -1,0 +1,141 @@
+//! Kernel calls and kicks.
+
+use core::sync::atomic::{AtomicU32, Ordering};
+
+use cloak_abi::kcall::{KcallError, Kcall};
+use cloak_abi::vcpu::{MAX_OPS, MonitorCall, VcpuBlock, VcpuState};
+
+use super::cpu::{self, Cpu, cpu, monitor, wrmsr};
+use super::{SHARED, Window, entry};
+use crate::shoot::Generation;
+use crate::tables::{Editor, Op};
+
+static GENERATION: Generation = Generation::new();
+/// Guards [`SHARED`] and all page tables.
+static LOCK: AtomicU32 = AtomicU32::new(0);
+
+/// Runs `work` under the kernel's lock. Whoever waits acknowledges shoot-downs, so a holder that waits for
+/// this vCPU gets its answer.
+fn locked<R>(cpu: &Cpu, work: impl FnOnce(&mut super::Shared) -> R) -> R {
+    while LOCK.compare_exchange(0, 1, Ordering::Acquire, Ordering::Relaxed).is_err() {
+        GENERATION.acknowledge(cpu.index as usize, cpu::reload);
+        core::hint::spin_loop();
+    }
+    // SAFETY: the lock is held, so this is the only reference.
+    let result = work(unsafe { &mut *(&raw mut SHARED) });
+    LOCK.store(0, Ordering::Release);
+    result
+}
+
+/// A kick interrupt: shoot-downs are acknowledged; what else it means is the libos's business.
+pub extern "C" fn on_kick(index: u32) {
+    GENERATION.acknowledge(index as usize, cpu::reload);
+}
+
+fn block(cpu: &Cpu) -> &VcpuBlock {
+    // SAFETY: `install` set it to the vCPU's block in the kernel's window; the type is atomics only, so
+    // concurrent writes by the libos are defined.
+    unsafe { &*(cpu.block as *const VcpuBlock) }
+}
+
+/// Carries out kernel call `number` and gives its result register.
+pub extern "C" fn dispatch(number: u64, first: u64, _second: u64, index: u32) -> i64 {
+    let cpu = cpu(index as usize);
+    let result = match number {
+        n if n == Kcall::PageOps as u64 => page_ops(cpu, first),
+        n if n == Kcall::Flush as u64 => {
+            cpu::reload();
+            GENERATION.acknowledge(index as usize, || {});
+            Ok(0)
+        }
+        n if n == Kcall::Kick as u64 => on_other(cpu, first, MonitorCall::Kick),
+        n if n == Kcall::Start as u64 => on_other(cpu, first, MonitorCall::Start),
+        n if n == Kcall::Exit as u64 => loop {
+            monitor(MonitorCall::Exit, 0);
+        },
+        n if n == Kcall::SyscallMode as u64 => syscall_mode(first),
+        _ => Err(KcallError::Invalid),
+    };
+    result.unwrap_or_else(|error| -(error as i64))
+}
+
+fn on_other(cpu: &Cpu, target: u64, call: MonitorCall) -> Result<i64, KcallError> {
+    let vcpus = locked(cpu, |shared| shared.vcpus);
+    if target >= u64::from(vcpus) || target == cpu.index {
+        return Err(KcallError::Invalid);
+    }
+    monitor(call, target as u32);
+    Ok(0)
+}
+
+fn page_ops(cpu: &Cpu, count: u64) -> Result<i64, KcallError> {
+    if count > MAX_OPS as u64 {
+        return Err(KcallError::Invalid);
+    }
+    let (done, shoot) = locked(cpu, |shared| {
+        let mut shoot = None;
+        for (i, raw) in block(cpu).ops[..count as usize].iter().enumerate() {
+            // Copied once: the libos of another vCPU could change it between check and use.
+            let load = |word: &core::sync::atomic::AtomicU64| word.load(Ordering::Relaxed);
+            let op = Op::check(load(&raw.va_kind), load(&raw.len), load(&raw.gpa), load(&raw.flags), &shared.owned)?;
+            if op.is_shoot() {
+                shoot = Some(shared.vcpus);
+                continue;
+            }
+            let mut editor = Editor { root: shared.root, memory: &mut Window, pool: &mut shared.pool };
+            if let Err(error) = editor.apply(&op) {
+                return if i == 0 { Err(error) } else { Ok((i, shoot)) };
+            }
+        }
+        Ok((count as usize, shoot))
+    })?;
+    // A new entry needs no reload (the CPU does not cache absent ones); a changed one does.
+    if let Some(vcpus) = shoot {
+        cpu::reload();
+        shoot_others(cpu, vcpus);
+    }
+    Ok(done as i64)
+}
+
+/// Waits until every other vCPU that could use an old translation has forgotten it.
+fn shoot_others(me: &Cpu, vcpus: u32) {
+    if vcpus == 1 {
+        return;
+    }
+    let generation = GENERATION.raise();
+    for other in (0..u64::from(vcpus)).filter(|&i| i != me.index) {
+        let target = cpu(other as usize);
+        if target.block == 0 {
+            continue; // not started: it begins with empty translations
+        }
+        let target_block = block(target);
+        // The order matters: mark first, then look. The libos leaves Halted first, then looks at the mark.
+        target_block.stale.store(1, Ordering::SeqCst);
+        if target_block.state.load(Ordering::SeqCst) == VcpuState::Halted as u32 {
+            continue;
+        }
+        if !GENERATION.has_seen(other as usize, generation) {
+            monitor(MonitorCall::Kick, other as u32);
+        }
+        while !GENERATION.has_seen(other as usize, generation)
+            && target_block.state.load(Ordering::SeqCst) != VcpuState::Halted as u32
+        {
+            GENERATION.acknowledge(me.index as usize, cpu::reload);
+            core::hint::spin_loop();
+        }
+    }
+    GENERATION.acknowledge(me.index as usize, cpu::reload);
+}
+
+fn syscall_mode(mode: u64) -> Result<i64, KcallError> {
+    // SAFETY: checked at boot; the libos image stays mapped.
+    let header = unsafe { &*(cloak_abi::layout::LIBOS_BASE as *const cloak_abi::boot::LibosHeader) };
+    let target = match mode {
+        0 => entry::syscall_stub(),
+        1 => header.syscall,
+        2 => header.syscall_probe,
+        _ => return Err(KcallError::Invalid),
+    };
+    wrmsr(0xc000_0082, target);
+    Ok(0)
+}

@@ -1,0 +1,123 @@
+//! Frames: which are a context's, and the pool from which page tables are made.
+
+use cloak_abi::kcall::KcallError;
+use cloak_abi::layout::PAGE;
+
+/// Guest-physical memory as the kernel reaches it. Addresses are multiples of eight, inside RAM.
+pub trait Memory {
+    /// Reads one word.
+    fn read(&self, gpa: u64) -> u64;
+    /// Writes one word.
+    fn write(&mut self, gpa: u64, value: u64);
+    /// Writes `count` words from `gpa` on: `first`, `first + step`, `first + 2 * step`...
+    fn fill(&mut self, gpa: u64, first: u64, step: u64, count: u64);
+}
+
+/// The frames that a context may map: half-open guest-physical ranges.
+#[derive(Debug, Clone, Copy)]
+pub struct Owned {
+    ranges: [(u64, u64); 2],
+}
+
+impl Owned {
+    /// A context that owns these ranges (an empty one is `(0, 0)`).
+    #[must_use]
+    pub const fn new(low: (u64, u64), high: (u64, u64)) -> Self {
+        Self { ranges: [low, high] }
+    }
+
+    /// Whether all of `[gpa, gpa + len)` is the context's.
+    #[must_use]
+    pub fn contains(&self, gpa: u64, len: u64) -> bool {
+        let Some(end) = gpa.checked_add(len) else { return false };
+        self.ranges.iter().any(|&(first, last)| gpa >= first && end <= last)
+    }
+}
+
+/// Page-table frames: a bump pointer over fresh (zero) frames, and a list of returned ones.
+#[derive(Debug)]
+pub struct Pool {
+    next: u64,
+    end: u64,
+    /// Head of the returned frames, linked through their first word; 0 is none.
+    returned: u64,
+}
+
+impl Pool {
+    /// A pool over `[next, end)`, all zero.
+    #[must_use]
+    pub const fn new(next: u64, end: u64) -> Self {
+        Self { next, end, returned: 0 }
+    }
+
+    /// A zero frame. Fresh frames go first: clearing a returned one costs a loop of 512 words.
+    ///
+    /// # Errors
+    /// [`KcallError::Tables`] when none is left.
+    pub fn take(&mut self, memory: &mut impl Memory) -> Result<u64, KcallError> {
+        if self.next < self.end {
+            let frame = self.next;
+            self.next += PAGE;
+            return Ok(frame);
+        }
+        let frame = self.returned;
+        if frame == 0 {
+            return Err(KcallError::Tables);
+        }
+        self.returned = memory.read(frame);
+        memory.fill(frame, 0, 0, 512);
+        Ok(frame)
+    }
+
+    /// Gives a frame back. Its content does not matter.
+    pub fn give(&mut self, memory: &mut impl Memory, frame: u64) {
+        memory.write(frame, self.returned);
+        self.returned = frame;
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    /// RAM of a test: words from guest-physical 0 up.
+    pub(crate) struct Ram(pub Vec<u64>);
+
+    impl Memory for Ram {
+        fn read(&self, gpa: u64) -> u64 {
+            self.0[usize::try_from(gpa / 8).expect("small")]
+        }
+        fn write(&mut self, gpa: u64, value: u64) {
+            self.0[usize::try_from(gpa / 8).expect("small")] = value;
+        }
+        fn fill(&mut self, gpa: u64, first: u64, step: u64, count: u64) {
+            for i in 0..count {
+                self.write(gpa + 8 * i, first.wrapping_add(step.wrapping_mul(i)));
+            }
+        }
+    }
+
+    #[test]
+    fn the_pool_gives_each_frame_once_and_clears_returned_ones() {
+        let mut ram = Ram(vec![0; 4096]);
+        let mut pool = Pool::new(PAGE, 3 * PAGE);
+        let a = pool.take(&mut ram).expect("fresh");
+        let b = pool.take(&mut ram).expect("fresh");
+        assert_ne!(a, b);
+        assert_eq!(pool.take(&mut ram), Err(KcallError::Tables));
+        ram.write(a + 80, 7);
+        pool.give(&mut ram, a);
+        assert_eq!(pool.take(&mut ram), Ok(a));
+        assert!((0..512).all(|i| ram.read(a + 8 * i) == 0));
+    }
+
+    #[test]
+    fn ownership_covers_whole_ranges_only() {
+        let owned = Owned::new((0x1000, 0x3000), (0x8000, 0x9000));
+        assert!(owned.contains(0x1000, 0x2000));
+        assert!(!owned.contains(0x2000, 0x2000));
+        assert!(!owned.contains(0x0, 0x1000));
+        assert!(owned.contains(0x8000, 0x1000));
+        assert!(!owned.contains(u64::MAX - 0xfff, 0x2000));
+    }
+}

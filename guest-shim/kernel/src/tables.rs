@@ -1,0 +1,200 @@
+//! Page tables of an address space: the only code that writes them.
+//!
+//! The libos names addresses, frames and flags; this module checks all three and never maps a frame that
+//! is not the context's, never touches the libos slot or the upper half, and never sets a flag outside
+//! [`PTE_ALLOWED`]. An entry that is zero maps nothing; an entry without [`PTE_P`] but with an address
+//! keeps its frame for later (a page without access rights).
+
+use cloak_abi::kcall::{
+    KcallError, PTE_A, PTE_ADDR, PTE_ALLOWED, PTE_D, PTE_P, PTE_PS, PTE_U, PTE_W, PageOpKind,
+};
+use cloak_abi::layout::{LARGE, PAGE, is_user_range};
+
+use crate::frames::{Memory, Owned, Pool};
+
+/// Flags of entries that point to a table: rights are decided by the last level.
+const TABLE: u64 = PTE_P | PTE_W | PTE_U | PTE_A;
+
+/// One checked operation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Op {
+    kind: PageOpKind,
+    va: u64,
+    len: u64,
+    gpa: u64,
+    flags: u64,
+}
+
+impl Op {
+    /// Checks what the libos asks for.
+    ///
+    /// # Errors
+    /// Which of the arguments is not acceptable.
+    pub fn check(va_kind: u64, len: u64, gpa: u64, flags: u64, owned: &Owned) -> Result<Self, KcallError> {
+        let kind = match va_kind & 0xfff {
+            0 => PageOpKind::Map,
+            1 => PageOpKind::Unmap,
+            2 => PageOpKind::Protect,
+            3 => PageOpKind::Shoot,
+            4 => PageOpKind::Clean,
+            _ => return Err(KcallError::Invalid),
+        };
+        let va = va_kind & !0xfff;
+        if kind == PageOpKind::Shoot {
+            return Ok(Self { kind, va: 0, len: 0, gpa: 0, flags: 0 });
+        }
+        if (len | gpa) & (PAGE - 1) != 0 || flags & !PTE_ALLOWED != 0 {
+            return Err(KcallError::Invalid);
+        }
+        if !is_user_range(va, len) {
+            return Err(KcallError::Address);
+        }
+        if kind == PageOpKind::Map && !owned.contains(gpa, len) {
+            return Err(KcallError::Frame);
+        }
+        Ok(Self { kind, va, len, gpa, flags })
+    }
+
+    /// Whether this asks for a shoot-down.
+    #[must_use]
+    pub fn is_shoot(&self) -> bool {
+        self.kind == PageOpKind::Shoot
+    }
+}
+
+/// Carries out operations on the address space whose root table is at `root`.
+#[derive(Debug)]
+pub struct Editor<'a, M> {
+    /// Guest-physical address of the root table.
+    pub root: u64,
+    /// Guest-physical memory.
+    pub memory: &'a mut M,
+    /// Where new tables come from.
+    pub pool: &'a mut Pool,
+}
+
+impl<M: Memory> Editor<'_, M> {
+    /// Carries out one operation, 2 MiB of address space at a time.
+    ///
+    /// # Errors
+    /// [`KcallError::Tables`]; what came before stays done.
+    pub fn apply(&mut self, op: &Op) -> Result<(), KcallError> {
+        let end = op.va + op.len;
+        let mut va = op.va;
+        while va < end {
+            let stop = end.min((va | (LARGE - 1)) + 1);
+            match op.kind {
+                PageOpKind::Map => self.map(va, stop, op.gpa + (va - op.va), op.flags)?,
+                PageOpKind::Unmap => self.change(va, stop, |_| 0)?,
+                PageOpKind::Protect => {
+                    self.change(va, stop, |old| old & (PTE_ADDR | PTE_PS) | op.flags)?;
+                }
+                PageOpKind::Clean => self.change(va, stop, |old| old & !PTE_D)?,
+                PageOpKind::Shoot => {}
+            }
+            va = stop;
+        }
+        Ok(())
+    }
+
+    /// Maps `[va, stop)`, within one 2 MiB range.
+    fn map(&mut self, va: u64, stop: u64, gpa: u64, flags: u64) -> Result<(), KcallError> {
+        let directory = self.directory(va)?;
+        let old = self.memory.read(directory);
+        let whole = stop - va == LARGE && gpa & (LARGE - 1) == 0;
+        if whole {
+            self.memory.write(directory, gpa | flags | PTE_PS);
+            if is_table(old) {
+                self.pool.give(self.memory, old & PTE_ADDR);
+            }
+            return Ok(());
+        }
+        let table = self.table(directory, old)?;
+        self.memory.fill(entry(table, va, 12), gpa | flags, PAGE, (stop - va) / PAGE);
+        Ok(())
+    }
+
+    /// Replaces each entry `e` that maps something in `[va, stop)`, within one 2 MiB range, by `new(e)`.
+    fn change(&mut self, va: u64, stop: u64, new: impl Fn(u64) -> u64) -> Result<(), KcallError> {
+        let Some(directory) = self.find_directory(va) else { return Ok(()) };
+        let old = self.memory.read(directory);
+        if old == 0 {
+            return Ok(());
+        }
+        let whole = stop - va == LARGE;
+        if !is_table(old) && whole {
+            self.memory.write(directory, new(old));
+            return Ok(());
+        }
+        if is_table(old) && whole && new(PTE_ADDR) == 0 {
+            self.memory.write(directory, 0);
+            self.pool.give(self.memory, old & PTE_ADDR);
+            return Ok(());
+        }
+        let table = self.table(directory, old)?;
+        let mut slot = entry(table, va, 12);
+        let end = slot + (stop - va) / PAGE * 8;
+        while slot < end {
+            let old = self.memory.read(slot);
+            if old != 0 {
+                self.memory.write(slot, new(old));
+            }
+            slot += 8;
+        }
+        Ok(())
+    }
+
+    /// The last-level table under a directory entry: the one there, a new one, or a large page split.
+    fn table(&mut self, directory: u64, old: u64) -> Result<u64, KcallError> {
+        if is_table(old) {
+            return Ok(old & PTE_ADDR);
+        }
+        let table = self.pool.take(self.memory)?;
+        if old != 0 {
+            self.memory.fill(table, old & !PTE_PS, PAGE, 512);
+        }
+        self.memory.write(directory, table | TABLE);
+        Ok(table)
+    }
+
+    /// The directory (second-level) entry for `va`, with the tables above it made where they lack.
+    fn directory(&mut self, va: u64) -> Result<u64, KcallError> {
+        let mut table = self.root;
+        for shift in [39, 30] {
+            let slot = entry(table, va, shift);
+            let mut value = self.memory.read(slot);
+            if value == 0 {
+                value = self.pool.take(self.memory)? | TABLE;
+                self.memory.write(slot, value);
+            }
+            table = value & PTE_ADDR;
+        }
+        Ok(entry(table, va, 21))
+    }
+
+    fn find_directory(&self, va: u64) -> Option<u64> {
+        let mut table = self.root;
+        for shift in [39, 30] {
+            let value = self.memory.read(entry(table, va, shift));
+            if value == 0 {
+                return None;
+            }
+            table = value & PTE_ADDR;
+        }
+        Some(entry(table, va, 21))
+    }
+}
+
+/// Guest-physical address of the entry for `va` in the table at `table`.
+fn entry(table: u64, va: u64, shift: u32) -> u64 {
+    table + ((va >> shift) & 511) * 8
+}
+
+/// Whether a directory entry points to a table (a large page without rights has [`PTE_PS`] still).
+fn is_table(value: u64) -> bool {
+    value & PTE_PS == 0 && value & PTE_P != 0
+}
+
+#[cfg(test)]
+#[path = "tables_tests.rs"]
+mod tests;

@@ -1,0 +1,128 @@
+//! A file in a set.
+
+use alloc::sync::{Arc, Weak};
+use alloc::vec::Vec;
+use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+
+use spin::Mutex;
+
+use super::{Epoll, Event, flag};
+use crate::fs::OpenFile;
+use crate::fs::file::ready;
+use crate::fs::hostlink::Doubt;
+use crate::sched::{Key, WaitQueue, Waker};
+
+/// Registered as a waker with the file.
+pub(super) struct Item {
+    this: Weak<Self>,
+    epoll: Weak<Epoll>,
+    open: Weak<OpenFile>,
+    /// Asked for, with flags; no [`ready`] bits while disabled (removed, or told once).
+    events: AtomicU32,
+    data: AtomicU64,
+    /// On the ready list.
+    pub queued: AtomicBool,
+    key: Mutex<Option<Key>>,
+}
+
+impl Item {
+    pub fn new(epoll: Weak<Epoll>, open: &Arc<OpenFile>, events: u32, data: u64) -> Arc<Self> {
+        Arc::new_cyclic(|this| Self {
+            this: this.clone(),
+            epoll,
+            open: Arc::downgrade(open),
+            events: AtomicU32::new(enabled(events)),
+            data: AtomicU64::new(data),
+            queued: AtomicBool::new(false),
+            key: Mutex::new(None),
+        })
+    }
+
+    pub fn register(&self, queue: &WaitQueue) {
+        if let Some(this) = self.this.upgrade() {
+            *self.key.lock() = Some(queue.add(this));
+        }
+    }
+
+    /// Ends it: no more wake-ups, no more events.
+    pub fn retire(&self, open: &OpenFile) {
+        self.events.store(0, Ordering::SeqCst);
+        let key = self.key.lock().take();
+        if let (Some(queue), Some(key)) = (open.file.wait_queue(), key) {
+            queue.remove(key);
+        }
+    }
+
+    pub fn events(&self) -> u32 {
+        self.events.load(Ordering::SeqCst)
+    }
+
+    pub fn set(&self, events: u32, data: u64) {
+        self.data.store(data, Ordering::SeqCst);
+        self.events.store(enabled(events), Ordering::SeqCst);
+    }
+
+    /// The file, while it is open.
+    pub fn file(&self) -> Option<Arc<OpenFile>> {
+        self.open.upgrade()
+    }
+
+    pub fn is_closed(&self) -> bool {
+        self.open.strong_count() == 0
+    }
+
+    /// Bits that are asked for and there, as far as is known.
+    pub fn bits_now(&self) -> u32 {
+        let asked = self.events() & !flag::ALL;
+        if asked == 0 {
+            return 0;
+        }
+        self.file().map_or(0, |open| open.file.poll() & asked)
+    }
+
+    /// What the host must be asked about before this one is told of.
+    pub fn doubts(&self, doubts: &mut Vec<Doubt>) {
+        let asked = self.events() & !flag::ALL;
+        if asked != 0
+            && let Some(open) = self.file()
+        {
+            open.file.doubts(&open, asked, doubts);
+        }
+    }
+
+    /// What to tell now. One that is told once is disabled by this: only one thread gets it.
+    pub fn take_event(&self) -> Option<Event> {
+        let asked = self.events();
+        let bits = self.bits_now() & asked;
+        if bits == 0 {
+            return None;
+        }
+        if asked & flag::ONESHOT != 0 {
+            let disabled = asked & flag::ALL;
+            self.events
+                .compare_exchange(asked, disabled, Ordering::SeqCst, Ordering::SeqCst)
+                .ok()?;
+        }
+        Some(Event {
+            bits,
+            data: self.data.load(Ordering::SeqCst),
+        })
+    }
+}
+
+/// Errors and hang-ups are always told.
+fn enabled(events: u32) -> u32 {
+    events | ready::ERR | ready::HUP
+}
+
+impl Waker for Item {
+    fn wake(&self, bits: u32) {
+        let asked = self.events() & !flag::ALL;
+        if asked == 0 || (bits != 0 && bits & asked == 0) {
+            return;
+        }
+        if let (Some(epoll), Some(this)) = (self.epoll.upgrade(), self.this.upgrade()) {
+            epoll.enqueue(&this);
+        }
+    }
+}

@@ -1,0 +1,61 @@
+//! Host descriptors: numbers that the OS service gave out and that the libos holds.
+//!
+//! The service chooses the numbers, so it may lie: give out one that is in use already, which would make
+//! two files of the guest one. [`HostFd::adopt`] is the only way to a [`HostFd`], and it refuses those.
+
+use cloak_abi::hostop::{HostOp, ROOT_FD};
+use hashbrown::HashSet;
+use spin::{Lazy, Mutex};
+
+use crate::errno::{Errno, SysResult};
+use crate::host;
+
+static HELD: Lazy<Mutex<HashSet<u32>>> = Lazy::new(|| Mutex::new((0..3).collect()));
+
+/// A host descriptor, closed at its drop.
+#[derive(Debug, PartialEq, Eq)]
+pub struct HostFd(u32);
+
+impl HostFd {
+    /// Takes over a descriptor that the service has given out.
+    ///
+    /// # Errors
+    /// EIO when it is none that can have been given out.
+    pub fn adopt(number: u64) -> SysResult<Self> {
+        let number = u32::try_from(number)
+            .ok()
+            .filter(|&n| n < ROOT_FD)
+            .ok_or(Errno::EIO)?;
+        if HELD.lock().insert(number) {
+            Ok(Self(number))
+        } else {
+            Err(Errno::EIO)
+        }
+    }
+
+    /// One of the standard streams, which are there from the start. They are never closed on the host: its
+    /// side may still have something to say there.
+    #[must_use]
+    pub const fn standard(number: u32) -> Self {
+        assert!(number < 3, "a standard stream");
+        Self(number)
+    }
+
+    /// The number, as an argument of a request.
+    #[must_use]
+    pub const fn number(&self) -> u64 {
+        self.0 as u64
+    }
+}
+
+impl Drop for HostFd {
+    fn drop(&mut self) {
+        if self.0 < 3 {
+            return;
+        }
+        // First forget it: from the close on, the service may rightly give the number out again.
+        HELD.lock().remove(&self.0);
+        // Nobody is left who could be told of an error.
+        let _ = host::call(HostOp::Close, [u64::from(self.0), 0, 0, 0, 0, 0]);
+    }
+}

@@ -1,0 +1,315 @@
+//! Requests to the OS service.
+//!
+//! A [`Request`] owns a slot of the shared region from [`Request::new`] until it is dropped. The libos keeps
+//! its own record of which slots are taken and what it asked; nothing in the shared region is believed: an
+//! answer is copied once and checked by the caller ([`Errno::check`], lengths against what was asked).
+
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
+
+use cloak_abi::hostop::HostOp;
+use cloak_abi::ring::{
+    BUFFER, EVENTS_AT, EventPage, QUEUE, QUEUE_PAGE, QUEUES_AT, QueuePage, SLOTS, SLOTS_AT, SharedHeader, Slot, buffer_at,
+};
+use spin::{Lazy, Mutex};
+
+use crate::arch;
+use crate::errno::{Errno, SysResult};
+use crate::sched::{self, Thread, WaitQueue};
+use crate::user::Buf;
+
+/// Bytes of a request's buffer.
+pub const CAPACITY: usize = BUFFER;
+
+/// How long a request's thread looks for the answer itself before it parks, in polls of some 40 ns.
+const SPIN: u32 = 400;
+
+static SEQUENCE: AtomicU64 = AtomicU64::new(1);
+static FREE: Lazy<Mutex<Vec<u8>>> = Lazy::new(|| Mutex::new((0..=255).rev().collect()));
+static FREED: WaitQueue = WaitQueue::new();
+static WAITERS: [Mutex<Option<Arc<Thread>>>; SLOTS] = [const { Mutex::new(None) }; SLOTS];
+/// Held by whoever drains the completion queues or the events.
+static DRAIN: Mutex<()> = Mutex::new(());
+/// Requests made, for `--stats`.
+pub static REQUESTS: AtomicU64 = AtomicU64::new(0);
+/// Doorbells rung, for `--stats`.
+pub static DOORBELLS: AtomicU64 = AtomicU64::new(0);
+
+const _: () = assert!(SLOTS == 256, "slot numbers are kept as bytes");
+
+/// The shared header.
+pub fn header() -> &'static SharedHeader {
+    // SAFETY: the region is mapped for the life of the VM; the type is atomics only.
+    unsafe { &*arch::shared_base().cast() }
+}
+
+/// Queue page of vCPU `index` (below [`cloak_abi::layout::MAX_VCPUS`]).
+pub fn queue(index: usize) -> &'static QueuePage {
+    assert!(index < cloak_abi::layout::MAX_VCPUS, "vCPU index");
+    // SAFETY: in bounds; atomics only.
+    unsafe { &*arch::shared_base().add(QUEUES_AT + index * QUEUE_PAGE).cast() }
+}
+
+/// The event page.
+pub fn events() -> &'static EventPage {
+    // SAFETY: a constant offset in the region; atomics only.
+    unsafe { &*arch::shared_base().add(EVENTS_AT).cast() }
+}
+
+fn slot(index: u8) -> &'static Slot {
+    // SAFETY: every u8 is a slot number; atomics only.
+    unsafe { &*arch::shared_base().add(SLOTS_AT + usize::from(index) * size_of::<Slot>()).cast() }
+}
+
+/// What the OS service answered, copied once.
+#[derive(Debug, Clone, Copy)]
+pub struct Answer {
+    /// Result as it came: check it.
+    pub result: i64,
+    /// Second result as it came: check it.
+    pub extra: u64,
+}
+
+impl Answer {
+    /// The result, if it is not an error.
+    ///
+    /// # Errors
+    /// The error that the OS side reports.
+    pub fn ok(self) -> SysResult<u64> {
+        Errno::check(self.result)
+    }
+
+    /// The result as a length of at most `most`: more is a lie and gives EIO.
+    ///
+    /// # Errors
+    /// The error that the OS side reports, or EIO.
+    pub fn len(self, most: usize) -> SysResult<usize> {
+        let len = self.ok()?;
+        usize::try_from(len).ok().filter(|&l| l <= most).ok_or(Errno::EIO)
+    }
+}
+
+/// A slot taken for one request at a time.
+#[derive(Debug)]
+pub struct Request {
+    index: u8,
+}
+
+impl Request {
+    /// Takes a free slot; parks while there is none.
+    #[must_use]
+    pub fn new() -> Self {
+        loop {
+            if let Some(index) = FREE.lock().pop() {
+                return Self { index };
+            }
+            FREED.wait_while(|| FREE.lock().is_empty());
+        }
+    }
+
+    fn buffer(&self, at: usize, len: usize) -> *mut u8 {
+        assert!(at <= BUFFER && len <= BUFFER - at, "inside the slot's buffer");
+        // SAFETY: inside the region by the assertion.
+        unsafe { arch::shared_base().add(buffer_at(usize::from(self.index)) + at) }
+    }
+
+    /// Copies bytes into the buffer.
+    pub fn put(&mut self, at: usize, bytes: &[u8]) {
+        let to = self.buffer(at, bytes.len());
+        // SAFETY: in bounds; the other side may read or write it meanwhile, which harms only itself.
+        unsafe { arch::copy_own(to, bytes.as_ptr(), bytes.len()) };
+    }
+
+    /// Copies bytes out of the buffer, once.
+    pub fn get(&self, at: usize, bytes: &mut [u8]) {
+        let from = self.buffer(at, bytes.len());
+        // SAFETY: in bounds; what is copied is whatever stands there now.
+        unsafe { arch::copy_own(bytes.as_mut_ptr(), from, bytes.len()) };
+    }
+
+    /// Copies out a whole array, once.
+    #[must_use]
+    pub fn get_array<const N: usize>(&self, at: usize) -> [u8; N] {
+        let mut bytes = [0; N];
+        self.get(at, &mut bytes);
+        bytes
+    }
+
+    /// Fills the buffer from `from`; gives the bytes copied.
+    ///
+    /// # Errors
+    /// EFAULT.
+    pub fn put_from(&mut self, at: usize, from: &mut Buf, len: usize) -> SysResult<usize> {
+        from.take_raw(self.buffer(at, len), len)
+    }
+
+    /// Copies from the buffer into `to`; gives the bytes copied.
+    ///
+    /// # Errors
+    /// EFAULT.
+    pub fn get_into(&self, at: usize, to: &mut Buf, len: usize) -> SysResult<usize> {
+        to.put_raw(self.buffer(at, len), len)
+    }
+
+    /// Submits and waits for the answer.
+    pub fn call(&mut self, op: HostOp, args: [u64; 6]) -> Answer {
+        let seq = self.submit(op, args);
+        let shared = slot(self.index);
+        if !spin(shared, seq) {
+            self.park(shared, seq);
+        }
+        if shared.done.load(Ordering::Acquire) != seq {
+            return Answer { result: -i64::from(Errno::EIO.number()), extra: 0 };
+        }
+        Answer { result: shared.result.load(Ordering::Relaxed), extra: shared.extra.load(Ordering::Relaxed) }
+    }
+
+    fn submit(&self, op: HostOp, args: [u64; 6]) -> u64 {
+        let seq = SEQUENCE.fetch_add(1, Ordering::Relaxed);
+        REQUESTS.fetch_add(1, Ordering::Relaxed);
+        let vcpu = arch::vcpu_index();
+        let shared = slot(self.index);
+        shared.op.store(op as u32, Ordering::Relaxed);
+        shared.vcpu.store(vcpu as u32, Ordering::Relaxed);
+        for (to, from) in shared.args.iter().zip(args) {
+            to.store(from, Ordering::Relaxed);
+        }
+        shared.seq.store(seq, Ordering::Release);
+        let queue = queue(vcpu);
+        let tail = TAILS[vcpu].load(Ordering::Relaxed);
+        queue.sq[tail as usize % QUEUE].store(u32::from(self.index), Ordering::Relaxed);
+        TAILS[vcpu].store(tail.wrapping_add(1), Ordering::Relaxed);
+        queue.sq_tail.store(tail.wrapping_add(1), Ordering::Release);
+        // The service says that it sleeps, then looks at the queues; we submit, then look whether it sleeps.
+        fence(Ordering::SeqCst);
+        if header().service_asleep.load(Ordering::Relaxed) != 0 {
+            DOORBELLS.fetch_add(1, Ordering::Relaxed);
+            arch::doorbell(0);
+        }
+        seq
+    }
+
+    fn park(&self, shared: &Slot, seq: u64) {
+        let cell = &WAITERS[usize::from(self.index)];
+        *cell.lock() = Some(sched::current_arc());
+        while shared.done.load(Ordering::SeqCst) != seq && header().service_gone.load(Ordering::Relaxed) == 0 {
+            sched::park(u64::MAX);
+        }
+        *cell.lock() = None;
+    }
+}
+
+impl Default for Request {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Drop for Request {
+    fn drop(&mut self) {
+        FREE.lock().push(self.index);
+        FREED.wake_one();
+    }
+}
+
+/// The guest's own idea of each submission queue's tail: the shared one may be overwritten. A vCPU's entry
+/// is used by that vCPU only, and no thread leaves its vCPU between the two accesses of [`Request::submit`].
+static TAILS: [AtomicU32; cloak_abi::layout::MAX_VCPUS] = [const { AtomicU32::new(0) }; cloak_abi::layout::MAX_VCPUS];
+
+fn spin(shared: &Slot, seq: u64) -> bool {
+    for _ in 0..SPIN {
+        if shared.done.load(Ordering::Acquire) == seq {
+            return true;
+        }
+        if sched::others_wait() {
+            return false;
+        }
+        core::hint::spin_loop();
+    }
+    false
+}
+
+/// Takes completions of vCPU `vcpu` and all readiness events; unparks whom they concern. Cheap when there
+/// is nothing.
+pub fn poll(vcpu: usize) {
+    let page = queue(vcpu);
+    let tail = page.cq_tail.load(Ordering::Acquire);
+    if tail != HEADS[vcpu].load(Ordering::Relaxed) {
+        complete(page, vcpu, tail);
+    }
+    let page = events();
+    if page.tail.load(Ordering::Acquire) != EVENT_HEAD.load(Ordering::Relaxed) || page.overflow.load(Ordering::Relaxed) != 0 {
+        take_events(page);
+    }
+}
+
+/// Whether completions of vCPU `vcpu` or readiness events wait.
+pub fn has_news(vcpu: usize) -> bool {
+    queue(vcpu).cq_tail.load(Ordering::SeqCst) != HEADS[vcpu].load(Ordering::Relaxed)
+        || events().tail.load(Ordering::SeqCst) != EVENT_HEAD.load(Ordering::Relaxed)
+        || events().overflow.load(Ordering::SeqCst) != 0
+}
+
+/// The guest's own idea of each completion queue's head.
+static HEADS: [AtomicU32; cloak_abi::layout::MAX_VCPUS] = [const { AtomicU32::new(0) }; cloak_abi::layout::MAX_VCPUS];
+static EVENT_HEAD: AtomicU32 = AtomicU32::new(0);
+
+fn complete(page: &QueuePage, vcpu: usize, tail: u32) {
+    let Some(_guard) = DRAIN.try_lock() else { return };
+    let mut head = HEADS[vcpu].load(Ordering::Relaxed);
+    if tail.wrapping_sub(head) > QUEUE as u32 {
+        // Answers that were found by looking at the slot leave their entries behind, so this is no lie.
+        WAITERS.iter().for_each(wake);
+        head = tail;
+    }
+    while head != tail {
+        let index = page.cq[head as usize % QUEUE].load(Ordering::Relaxed);
+        if let Some(waiter) = WAITERS.get(index as usize) {
+            wake(waiter);
+        }
+        head = head.wrapping_add(1);
+    }
+    HEADS[vcpu].store(head, Ordering::Relaxed);
+    page.cq_head.store(head, Ordering::Release);
+}
+
+fn wake(waiter: &Mutex<Option<Arc<Thread>>>) {
+    let thread = waiter.lock().clone();
+    if let Some(thread) = thread {
+        thread.unpark();
+    }
+}
+
+fn take_events(page: &EventPage) {
+    let Some(guard) = DRAIN.try_lock() else { return };
+    let tail = page.tail.load(Ordering::Acquire);
+    let mut head = EVENT_HEAD.load(Ordering::Relaxed);
+    let len = page.entries.len() as u32;
+    let overflow = page.overflow.swap(0, Ordering::AcqRel) != 0 || tail.wrapping_sub(head) > len;
+    let mut ready = Vec::new();
+    if overflow {
+        head = tail;
+    }
+    while head != tail {
+        ready.push(page.entries[(head % len) as usize].load(Ordering::Relaxed));
+        head = head.wrapping_add(1);
+    }
+    EVENT_HEAD.store(head, Ordering::Relaxed);
+    page.head.store(head, Ordering::Release);
+    drop(guard);
+    if overflow {
+        crate::fs::readiness::all_ready();
+    }
+    for entry in ready {
+        crate::fs::readiness::event((entry >> 32) as u32, entry as u32);
+    }
+}
+
+/// One operation without a buffer.
+///
+/// # Errors
+/// The error that the OS side reports.
+pub fn call(op: HostOp, args: [u64; 6]) -> SysResult<u64> {
+    Request::new().call(op, args).ok()
+}

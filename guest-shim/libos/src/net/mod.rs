@@ -1,0 +1,6 @@
+//! Sockets.
+
+use crate::syscall::Entry;
+
+/// System calls served here.
+pub const SYSCALLS: &[Entry] = &[];

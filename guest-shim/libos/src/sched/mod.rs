@@ -1,0 +1,26 @@
+//! Threads on vCPUs.
+//!
+//! A [`Thread`] runs, is queued, or is parked. [`park`] and [`Thread::unpark`] are the one primitive for
+//! sleeping, with a token as in `std::thread`: an unpark before the park is not lost. Everything else
+//! ([`WaitQueue`], futexes, timers, requests) stands on it.
+
+pub mod clock;
+#[cfg(feature = "bare")]
+pub mod futex;
+mod lock;
+pub mod time_calls;
+pub mod timer;
+mod wait;
+
+pub use lock::{Guard, Lock};
+pub use wait::{Key, WaitQueue, Waker};
+
+#[cfg(feature = "bare")]
+mod run;
+#[cfg(feature = "bare")]
+pub use run::*;
+
+#[cfg(not(feature = "bare"))]
+mod hosted;
+#[cfg(not(feature = "bare"))]
+pub use hosted::*;

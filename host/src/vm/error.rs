@@ -1,0 +1,105 @@
+//! What can go wrong while a VM is set up or runs, named for the step and with what to try.
+
+use std::io;
+use std::path::PathBuf;
+
+/// A failure of the monitor.
+#[derive(Debug, thiserror::Error)]
+pub enum VmError {
+    /// `/dev/kvm` can't be opened.
+    #[error("opening {path}: {source}; {hint}", path = path.display())]
+    OpenKvm {
+        /// What was opened.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+        /// What to try.
+        hint: &'static str,
+    },
+    /// The device is not KVM.
+    #[error("{path} does not answer as KVM (expected API version 12, found {found}); is it another device?", path = path.display())]
+    NotKvm {
+        /// What was opened.
+        path: PathBuf,
+        /// Its answer.
+        found: i32,
+    },
+    /// A KVM call failed.
+    #[error("{step}: {source}")]
+    Kvm {
+        /// Which step.
+        step: &'static str,
+        /// The kernel's answer.
+        source: io::Error,
+    },
+    /// A system call of the monitor failed.
+    #[error("{step}: {source}")]
+    Os {
+        /// Which step.
+        step: &'static str,
+        /// The kernel's answer.
+        source: io::Error,
+    },
+    /// Too little memory asked for.
+    #[error("--memory {asked} MiB is too small: the shim and a small program need at least {least} MiB")]
+    MemoryTooSmall {
+        /// Asked for, MiB.
+        asked: u64,
+        /// Least, MiB.
+        least: u64,
+    },
+    /// Too much memory asked for.
+    #[error("--memory {asked} MiB is too large: at most {most} MiB are possible")]
+    MemoryTooLarge {
+        /// Asked for, MiB.
+        asked: u64,
+        /// Most, MiB.
+        most: u64,
+    },
+    /// vCPU count out of range.
+    #[error("--cpus {asked} is not possible: this host allows 1 to {most}")]
+    Cpus {
+        /// Asked for.
+        asked: usize,
+        /// Most.
+        most: usize,
+    },
+    /// The embedded shim is not what it should be.
+    #[error("the embedded shim is damaged ({0}); build Cloak again")]
+    Shim(&'static str),
+    /// The shim stopped.
+    #[error("the shim stopped: {0}")]
+    Shimmed(String),
+    /// KVM could not go on with a vCPU.
+    #[error("vCPU {vcpu} can't go on: {what}")]
+    Vcpu {
+        /// Which.
+        vcpu: usize,
+        /// KVM's reason, with registers.
+        what: String,
+    },
+}
+
+impl VmError {
+    /// The last OS error, under the name of the step that met it.
+    pub(crate) fn last_os(step: &'static str) -> Self {
+        Self::Os { step, source: io::Error::last_os_error() }
+    }
+}
+
+/// Names the step of a KVM call.
+pub(crate) trait Step<T> {
+    fn step(self, step: &'static str) -> Result<T, VmError>;
+}
+
+impl<T> Step<T> for Result<T, kvm_ioctls::Error> {
+    fn step(self, step: &'static str) -> Result<T, VmError> {
+        self.map_err(|e| VmError::Kvm { step, source: io::Error::from_raw_os_error(e.errno()) })
+    }
+}
+
+impl<T> Step<T> for Result<T, io::Error> {
+    fn step(self, step: &'static str) -> Result<T, VmError> {
+        self.map_err(|source| VmError::Os { step, source })
+    }
+}

@@ -1,0 +1,80 @@
+//! Signals that arrive at `cloak` go to the program: the monitor blocks them everywhere and one thread
+//! takes them and leaves them in the shared header.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use cloak_abi::vcpu::VcpuState;
+
+use super::shared::SharedRegion;
+use super::vcpu::{Handle, KICK_SIGNAL};
+
+/// Signals that are passed on. SIGKILL and SIGSTOP can't be; those that a fault raises are the monitor's own.
+const FORWARDED: &[libc::c_int] = &[
+    libc::SIGHUP,
+    libc::SIGINT,
+    libc::SIGQUIT,
+    libc::SIGUSR1,
+    libc::SIGTERM,
+    libc::SIGCONT,
+    libc::SIGTSTP,
+    libc::SIGALRM,
+    libc::SIGWINCH,
+    libc::SIGURG,
+    libc::SIGVTALRM,
+    libc::SIGPROF,
+];
+
+/// Blocks the forwarded signals in the calling thread, and so in all that it starts; gives the kick
+/// signal its empty handler. To be called before any thread is started.
+pub fn block() {
+    extern "C" fn nothing(_: libc::c_int) {}
+    let handler: extern "C" fn(libc::c_int) = nothing;
+    // SAFETY: a zeroed sigaction is valid; the handler does nothing, so it is async-signal-safe. SIGUSR2
+    // interrupts KVM_RUN because SA_RESTART is not set.
+    unsafe {
+        let mut action: libc::sigaction = std::mem::zeroed();
+        action.sa_sigaction = handler as usize;
+        libc::sigaction(KICK_SIGNAL, &raw const action, std::ptr::null_mut());
+        libc::pthread_sigmask(libc::SIG_BLOCK, &raw const *set().as_ref(), std::ptr::null_mut());
+    }
+}
+
+fn set() -> Box<libc::sigset_t> {
+    // SAFETY: sigset_t is plain data, made valid by sigemptyset.
+    unsafe {
+        let mut set: Box<libc::sigset_t> = Box::new(std::mem::zeroed());
+        libc::sigemptyset(&raw mut *set);
+        for &signal in FORWARDED {
+            libc::sigaddset(&raw mut *set, signal);
+        }
+        set
+    }
+}
+
+/// Starts the thread that passes them on.
+pub fn forward(shared: Arc<SharedRegion>, handles: Arc<[Arc<Handle>]>) {
+    let body = move || {
+        let set = set();
+        loop {
+            // SAFETY: a valid set; no information wanted.
+            let signal = unsafe { libc::sigwaitinfo(&raw const *set, std::ptr::null_mut()) };
+            if signal > 0 {
+                shared.header().signals.fetch_or(1 << (signal - 1), Ordering::SeqCst);
+                notify(&shared, &handles);
+            }
+        }
+    };
+    // Without this thread signals stay pending; a VM that can't have one more thread fails elsewhere, loudly.
+    let _ = std::thread::Builder::new().name("signals".to_owned()).stack_size(64 << 10).spawn(body);
+}
+
+/// One vCPU that can look at the header does: one that sleeps or polls if there is, else one that runs.
+fn notify(shared: &SharedRegion, handles: &[Arc<Handle>]) {
+    let state = |i: usize| shared.queue(i).state.load(Ordering::SeqCst);
+    let chosen = (0..handles.len()).find(|&i| state(i) == VcpuState::Halted as u32);
+    match chosen {
+        Some(i) => handles[i].wake(),
+        None => handles[0].kick(),
+    }
+}

@@ -1,0 +1,194 @@
+//! One thread per vCPU: runs it, lets it sleep, injects kicks.
+
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU8, AtomicU64, Ordering};
+use std::sync::mpsc::Sender;
+
+use cloak_abi::layout::{KICK_VECTOR, MONITOR_PORT};
+use cloak_abi::vcpu::MonitorCall;
+use kvm_ioctls::{VcpuExit, VcpuFd};
+
+use super::error::VmError;
+use super::shared::SharedRegion;
+use super::ticker::Ticker;
+use super::{Event, clock};
+
+/// The signal that makes a vCPU thread leave the guest. Its handler does nothing.
+pub const KICK_SIGNAL: libc::c_int = libc::SIGUSR2;
+
+/// What others need to reach a vCPU.
+#[derive(Debug)]
+pub struct Handle {
+    /// Wakes it from a halt; the OS service and the guest's doorbell write it too.
+    pub wake: OwnedFd,
+    kick: AtomicBool,
+    thread: AtomicI32,
+    immediate: AtomicU64,
+    /// Exits to the monitor, for `--stats`.
+    pub exits: AtomicU64,
+}
+
+impl Handle {
+    /// A vCPU that is not started yet.
+    #[must_use]
+    pub fn new(wake: OwnedFd) -> Self {
+        Self {
+            wake,
+            kick: AtomicBool::new(false),
+            thread: AtomicI32::new(0),
+            immediate: AtomicU64::new(0),
+            exits: AtomicU64::new(0),
+        }
+    }
+
+    /// Makes the vCPU take a [`KICK_VECTOR`] interrupt soon, wherever it is.
+    pub fn kick(&self) {
+        self.kick.store(true, Ordering::SeqCst);
+        let thread = self.thread.load(Ordering::SeqCst);
+        if thread != 0 {
+            // A signal that comes just before KVM_RUN would be lost: the flag makes the run return at once.
+            let immediate = self.immediate.load(Ordering::SeqCst) as *const AtomicU8;
+            // SAFETY: points at `immediate_exit` of the vCPU's run page, which is mapped while the thread is set.
+            unsafe { (*immediate).store(1, Ordering::SeqCst) };
+            // SAFETY: a thread of this process; an id that has just ended gives ESRCH.
+            unsafe { libc::syscall(libc::SYS_tgkill, libc::getpid(), thread, KICK_SIGNAL) };
+        }
+        self.wake();
+    }
+
+    /// Ends its halt, if it is in one.
+    pub fn wake(&self) {
+        let one = 1u64.to_ne_bytes();
+        // SAFETY: an own eventfd; eight bytes. A full counter (EAGAIN) means that it wakes anyway.
+        unsafe { libc::write(self.wake.as_raw_fd(), one.as_ptr().cast(), 8) };
+    }
+}
+
+/// The thread's whole life.
+pub struct Runner {
+    pub index: usize,
+    pub fd: VcpuFd,
+    pub handle: Arc<Handle>,
+    pub all: Arc<[Arc<Handle>]>,
+    pub shared: Arc<SharedRegion>,
+    pub events: Sender<Event>,
+    pub clock: clock::Clock,
+    pub ticker: Ticker,
+}
+
+impl Runner {
+    /// Runs the vCPU until the VM ends.
+    pub fn run(mut self) {
+        let run = self.fd.get_kvm_run();
+        self.handle.immediate.store(&raw mut run.immediate_exit as u64, Ordering::SeqCst);
+        // SAFETY: no arguments.
+        self.handle.thread.store(unsafe { libc::gettid() }, Ordering::SeqCst);
+        let event = loop {
+            match self.step() {
+                Ok(None) => {}
+                Ok(Some(event)) => break event,
+                Err(error) => break Event::Failed(error),
+            }
+        };
+        self.handle.thread.store(0, Ordering::SeqCst);
+        // The receiver is gone only when the monitor is already ending.
+        let _ = self.events.send(event);
+    }
+
+    fn step(&mut self) -> Result<Option<Event>, VmError> {
+        self.prepare_kick()?;
+        let exit = self.fd.run();
+        match exit {
+            Ok(VcpuExit::IoOut(MONITOR_PORT, data)) => {
+                let value = <[u8; 4]>::try_from(data).map_or(u32::MAX, u32::from_le_bytes);
+                self.handle.exits.fetch_add(1, Ordering::Relaxed);
+                self.monitor_call(value)
+            }
+            Ok(VcpuExit::IoOut(..)) => Ok(None),
+            Ok(VcpuExit::Intr | VcpuExit::IrqWindowOpen) => Ok(None),
+            Ok(other) => {
+                let what = format!("{other:?}");
+                Err(self.stuck(what))
+            }
+            Err(e) if matches!(e.errno(), libc::EINTR | libc::EAGAIN) => Ok(None),
+            Err(e) => {
+                let what = std::io::Error::from_raw_os_error(e.errno()).to_string();
+                Err(self.stuck(what))
+            }
+        }
+    }
+
+    /// Injects a pending kick when the guest can take it, or asks KVM to tell when it can.
+    fn prepare_kick(&mut self) -> Result<(), VmError> {
+        self.fd.set_kvm_immediate_exit(0);
+        if !self.handle.kick.load(Ordering::SeqCst) {
+            return Ok(());
+        }
+        let run = self.fd.get_kvm_run();
+        if run.ready_for_interrupt_injection != 0 && run.if_flag != 0 {
+            run.request_interrupt_window = 0;
+            self.handle.kick.store(false, Ordering::SeqCst);
+            return inject(&self.fd);
+        }
+        run.request_interrupt_window = 1;
+        Ok(())
+    }
+
+    fn monitor_call(&mut self, value: u32) -> Result<Option<Event>, VmError> {
+        match MonitorCall::decode(value) {
+            Some((MonitorCall::Halt, _)) => {
+                self.halt();
+                Ok(None)
+            }
+            Some((MonitorCall::Kick, target)) => {
+                if let Some(other) = self.all.get(target as usize) {
+                    other.kick();
+                }
+                Ok(None)
+            }
+            Some((MonitorCall::Start, target)) => {
+                // The receiver is gone only when the monitor is already ending.
+                let _ = self.events.send(Event::Start(target));
+                Ok(None)
+            }
+            Some((MonitorCall::Exit, _)) => Ok(Some(Event::Exited)),
+            Some((MonitorCall::Panic, reason)) => Err(self.stuck(format!("kernel stop {reason:#x}"))),
+            None => Err(self.stuck(format!("unknown monitor call {value:#x}"))),
+        }
+    }
+
+    /// Sleeps until woken or until the deadline that the guest left in its queue page.
+    fn halt(&self) {
+        let deadline = self.shared.queue(self.index).deadline.load(Ordering::SeqCst);
+        let mut poll = libc::pollfd { fd: self.handle.wake.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+        let timeout = self.clock.until(deadline);
+        let timeout = timeout.as_ref().map_or(std::ptr::null(), std::ptr::from_ref);
+        // SAFETY: one pollfd, an optional timespec; a signal (EINTR) is as good as a wake-up.
+        unsafe { libc::ppoll(&raw mut poll, 1, timeout, std::ptr::null()) };
+        let mut drained = [0u8; 8];
+        // SAFETY: a non-blocking eventfd; eight bytes.
+        unsafe { libc::read(self.handle.wake.as_raw_fd(), drained.as_mut_ptr().cast(), 8) };
+        self.ticker.wake();
+    }
+
+    fn stuck(&self, what: String) -> VmError {
+        let registers = match (self.fd.get_regs(), self.fd.get_sregs()) {
+            (Ok(r), Ok(s)) => format!(
+                "rip {:#x} rsp {:#x} rax {:#x} rdi {:#x} rsi {:#x} rdx {:#x} rcx {:#x} flags {:#x} cs {:#x} cr2 {:#x} cr3 {:#x}",
+                r.rip, r.rsp, r.rax, r.rdi, r.rsi, r.rdx, r.rcx, r.rflags, s.cs.selector, s.cr2, s.cr3
+            ),
+            _ => "registers unreadable".to_owned(),
+        };
+        VmError::Vcpu { vcpu: self.index, what: format!("{what}; {registers}") }
+    }
+}
+
+/// `KVM_INTERRUPT`, which kvm-ioctls does not wrap.
+fn inject(fd: &VcpuFd) -> Result<(), VmError> {
+    const KVM_INTERRUPT: libc::c_ulong = 0x4004_ae86;
+    let interrupt = kvm_bindings::kvm_interrupt { irq: u32::from(KICK_VECTOR) };
+    // SAFETY: the vCPU's own descriptor and the structure that the request takes.
+    let result = unsafe { libc::ioctl(fd.as_raw_fd(), KVM_INTERRUPT, &raw const interrupt) };
+    if result < 0 { Err(VmError::last_os("injecting an interrupt")) } else { Ok(()) }
+}
