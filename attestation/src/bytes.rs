@@ -73,7 +73,10 @@ impl<const N: usize> FromStr for Bytes<N> {
 
     fn from_str(text: &str) -> Result<Self, BytesError> {
         if text.len() != 2 * N {
-            return Err(BytesError::Length { expected: 2 * N, found: text.len() });
+            return Err(BytesError::Length {
+                expected: 2 * N,
+                found: text.len(),
+            });
         }
         let mut bytes = [0; N];
         hex::decode_to_slice(text, &mut bytes).map_err(|_| BytesError::Digit)?;
@@ -118,6 +121,12 @@ mod tests {
     #[test]
     fn a_wrong_length_says_both_lengths() {
         let error = "00ff".parse::<Bytes<3>>().unwrap_err();
-        assert_eq!(error, BytesError::Length { expected: 6, found: 4 });
+        assert_eq!(
+            error,
+            BytesError::Length {
+                expected: 6,
+                found: 4
+            }
+        );
     }
 }

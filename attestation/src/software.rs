@@ -61,7 +61,7 @@ impl SoftwareClaims {
         SoftwareEvidence {
             // The structure was just built from parts that all have a CBOR form.
             statement: sign1.to_vec().unwrap_or_default(),
-            key: key.verifying_key().to_encoded_point(false).as_bytes().to_vec(),
+            key: key.verifying_key().to_sec1_point(false).as_bytes().to_vec(),
         }
     }
 
@@ -70,7 +70,10 @@ impl SoftwareClaims {
             (Value::from(EAT_PROFILE), Value::from(PROFILE)),
             (Value::from(IAT), Value::from(self.issued_at.0)),
             (Value::from(MEASUREMENT), Value::from(self.measurement.0.to_vec())),
-            (Value::from(MANIFEST_DIGEST), Value::from(self.manifest_digest.0.to_vec())),
+            (
+                Value::from(MANIFEST_DIGEST),
+                Value::from(self.manifest_digest.0.to_vec()),
+            ),
             (Value::from(REPORT_DATA), Value::from(self.report_data.0.to_vec())),
         ];
         let mut bytes = Vec::new();
@@ -82,7 +85,11 @@ impl SoftwareClaims {
     fn from_cbor(bytes: &[u8]) -> Option<Self> {
         let value: Value = ciborium::de::from_reader_with_recursion_limit(bytes, 4).ok()?;
         let map = value.into_map().ok()?;
-        let field = |key: i64| map.iter().find(|(known, _)| known.as_integer() == Some(key.into())).map(|(_, v)| v);
+        let field = |key: i64| {
+            map.iter()
+                .find(|(known, _)| known.as_integer() == Some(key.into()))
+                .map(|(_, v)| v)
+        };
         fn fixed<const N: usize>(value: Option<&Value>) -> Option<Bytes<N>> {
             value?.as_bytes()?.as_slice().try_into().ok().map(Bytes)
         }
@@ -121,20 +128,38 @@ pub(crate) fn verify(
     let digest = Bytes32::from(<[u8; 32]>::from(Sha256::digest(&evidence.key)));
     let listed = policy.software.key_digests.contains(&digest);
     let expected = "a key on the policy's list";
-    appraisal.require(ReasonCode::SoftwareKey, "host key", listed, expected, digest.to_string());
+    appraisal.require(
+        ReasonCode::SoftwareKey,
+        "host key",
+        listed,
+        expected,
+        digest.to_string(),
+    );
     let (sign1, claims) = match parse(&evidence.statement) {
         Ok(parsed) => parsed,
         Err(error) => {
-            appraisal.refuse(ReasonCode::SoftwareMalformed, "statement", "a signed statement", error.to_string());
+            appraisal.refuse(
+                ReasonCode::SoftwareMalformed,
+                "statement",
+                "a signed statement",
+                error.to_string(),
+            );
             return None;
         }
     };
     let key = VerifyingKey::from_sec1_bytes(&evidence.key);
     let verified = sign1.verify_signature(&[], |signature, bytes| {
         let signature = Signature::from_slice(signature).map_err(|_| ())?;
-        key.as_ref().map_err(|_| ())?.verify(bytes, &signature).map_err(|_| ())
+        key.as_ref()
+            .map_err(|_| ())?
+            .verify(bytes, &signature)
+            .map_err(|_| ())
     });
-    let found = if verified.is_ok() { "verifies" } else { "does not verify" };
+    let found = if verified.is_ok() {
+        "verifies"
+    } else {
+        "does not verify"
+    };
     appraisal.require(
         ReasonCode::SoftwareSignature,
         "statement",
@@ -143,7 +168,10 @@ pub(crate) fn verify(
         found,
     );
     let age = policy.software.maximum_age_seconds.into();
-    let window = Window { from: claims.issued_at, until: claims.issued_at.plus_seconds(age) };
+    let window = Window {
+        from: claims.issued_at,
+        until: claims.issued_at.plus_seconds(age),
+    };
     let codes = (ReasonCode::SoftwareNotYetValid, ReasonCode::SoftwareExpired);
     appraisal.require_current(codes, "statement iat", &window, now, policy.tolerance());
     Some(claims)

@@ -22,7 +22,11 @@ pub struct TimestampError(String);
 impl Timestamp {
     /// What the machine's clock says now; the epoch if the clock stands before it.
     pub fn now() -> Self {
-        Self(SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |age| age.as_secs()))
+        Self(
+            SystemTime::now()
+                .duration_since(UNIX_EPOCH)
+                .map_or(0, |age| age.as_secs()),
+        )
     }
 
     /// This instant and `seconds` more, or the last instant there is.
@@ -64,7 +68,11 @@ impl FromStr for Timestamp {
         if let Ok(seconds) = text.parse() {
             return Ok(Self(seconds));
         }
-        let instant = if text.len() == 10 { format!("{text}T00:00:00Z") } else { text.to_owned() };
+        let instant = if text.len() == 10 {
+            format!("{text}T00:00:00Z")
+        } else {
+            text.to_owned()
+        };
         let time: DateTime = instant.parse().map_err(|_| TimestampError(text.to_owned()))?;
         Ok(Self(time.unix_duration().as_secs()))
     }
@@ -124,13 +132,19 @@ mod tests {
 
     #[test]
     fn a_window_includes_its_ends_and_tolerance_widens_it() {
-        let window = Window { from: Timestamp(10), until: Timestamp(20) };
+        let window = Window {
+            from: Timestamp(10),
+            until: Timestamp(20),
+        };
         let at = |now, tolerance| window.position(Timestamp(now), tolerance);
         assert_eq!([at(9, 0), at(10, 0), at(20, 0), at(21, 0)], {
             use Position::*;
             [Before, Inside, Inside, After]
         });
-        assert_eq!((at(8, 2), at(22, 2), at(23, 2)), (Position::Inside, Position::Inside, Position::After));
+        assert_eq!(
+            (at(8, 2), at(22, 2), at(23, 2)),
+            (Position::Inside, Position::Inside, Position::After)
+        );
         assert_eq!(at(u64::MAX, 5), Position::After);
     }
 }

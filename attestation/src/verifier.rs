@@ -29,19 +29,29 @@ pub struct Request {
 impl Request {
     /// A request that asks for no particular REPORT_DATA.
     pub fn at(now: Timestamp) -> Self {
-        Self { now, report_data: None }
+        Self {
+            now,
+            report_data: None,
+        }
     }
 
     /// The same request, for this REPORT_DATA.
     pub fn with_report_data(self, report_data: Bytes64) -> Self {
-        Self { report_data: Some(report_data), ..self }
+        Self {
+            report_data: Some(report_data),
+            ..self
+        }
     }
 }
 
 impl Verifier {
     /// A verifier for `policy`.
     pub fn new(policy: Policy) -> Self {
-        Self { policy_digest: policy.digest(), policy, memory: snp::SignatureMemory::default() }
+        Self {
+            policy_digest: policy.digest(),
+            policy,
+            memory: snp::SignatureMemory::default(),
+        }
     }
 
     /// What it judges by.
@@ -57,8 +67,20 @@ impl Verifier {
         let mut appraisal = Appraisal::default();
         let kind = evidence.kind();
         let allowed = self.policy.platforms.contains(&kind);
-        let expected = self.policy.platforms.iter().map(|kind| kind.as_str()).collect::<Vec<_>>().join(" or ");
-        appraisal.require(ReasonCode::EvidenceKind, "evidence", allowed, expected, kind.as_str());
+        let expected = self
+            .policy
+            .platforms
+            .iter()
+            .map(|kind| kind.as_str())
+            .collect::<Vec<_>>()
+            .join(" or ");
+        appraisal.require(
+            ReasonCode::EvidenceKind,
+            "evidence",
+            allowed,
+            expected,
+            kind.as_str(),
+        );
 
         let claims = self.judge(&mut appraisal, &evidence.attestation, request.now);
         let Some(claims) = claims else {
@@ -95,9 +117,15 @@ impl Verifier {
             Attestation::SevSnp(evidence) => {
                 snp::verify(appraisal, evidence, snp::Trust::Amd, policy, now, &self.memory).map(snp_claims)
             }
-            Attestation::SimulatedSnp(evidence) => {
-                snp::verify(appraisal, evidence, snp::Trust::Simulated, policy, now, &self.memory).map(snp_claims)
-            }
+            Attestation::SimulatedSnp(evidence) => snp::verify(
+                appraisal,
+                evidence,
+                snp::Trust::Simulated,
+                policy,
+                now,
+                &self.memory,
+            )
+            .map(snp_claims),
             Attestation::Tdx(evidence) => {
                 tdx::verify(appraisal, evidence, tdx::intel_root(), policy, now).map(tdx_claims)
             }
@@ -126,7 +154,10 @@ fn refusal(mut appraisal: Appraisal) -> Refused {
     }
     match appraisal.conclude() {
         Err(refused) => refused,
-        Ok(checks) => Refused { reasons: Vec::new(), checks },
+        Ok(checks) => Refused {
+            reasons: Vec::new(),
+            checks,
+        },
     }
 }
 
@@ -136,14 +167,29 @@ fn simulated_tdx_root<'a>(
     policy: &Policy,
 ) -> Option<&'a [u8]> {
     let Some(root) = root else {
-        appraisal.refuse(ReasonCode::ChainMissing, "evidence root", "a simulated root", "nothing");
+        appraisal.refuse(
+            ReasonCode::ChainMissing,
+            "evidence root",
+            "a simulated root",
+            "nothing",
+        );
         return None;
     };
     let digest = Bytes32::from(<[u8; 32]>::from(Sha256::digest(root)));
     let allowed = &policy.simulated.root_digests;
     let holds = root != tdx::intel_root() && (allowed.is_empty() || allowed.contains(&digest));
-    let expected = if allowed.is_empty() { "a root that is not Intel's" } else { "a root on the policy's list" };
-    appraisal.require(ReasonCode::SimulatedRoot, "evidence root", holds, expected, digest.to_string());
+    let expected = if allowed.is_empty() {
+        "a root that is not Intel's"
+    } else {
+        "a root on the policy's list"
+    };
+    appraisal.require(
+        ReasonCode::SimulatedRoot,
+        "evidence root",
+        holds,
+        expected,
+        digest.to_string(),
+    );
     Some(root)
 }
 
@@ -227,14 +273,29 @@ impl<'a> Facts<'a> {
 
     fn rtmrs_fit(&self, reference: &Reference) -> bool {
         let Some(found) = self.rtmrs else { return true };
-        let wanted = [&reference.rtmr0, &reference.rtmr1, &reference.rtmr2, &reference.rtmr3];
-        wanted.iter().zip(found).all(|(wanted, found)| wanted.is_empty() || wanted.contains(found))
+        let wanted = [
+            &reference.rtmr0,
+            &reference.rtmr1,
+            &reference.rtmr2,
+            &reference.rtmr3,
+        ];
+        wanted
+            .iter()
+            .zip(found)
+            .all(|(wanted, found)| wanted.is_empty() || wanted.contains(found))
     }
 }
 
 fn check_report_data(appraisal: &mut Appraisal, facts: &Facts<'_>, request: &Request) -> bool {
-    let Some(expected) = &request.report_data else { return false };
-    appraisal.require_equal(ReasonCode::EvidenceReportData, "REPORT_DATA", expected, facts.report_data)
+    let Some(expected) = &request.report_data else {
+        return false;
+    };
+    appraisal.require_equal(
+        ReasonCode::EvidenceReportData,
+        "REPORT_DATA",
+        expected,
+        facts.report_data,
+    )
 }
 
 fn check_runtime_data(appraisal: &mut Appraisal, facts: &Facts<'_>, data: Option<&[u8]>) {
@@ -261,11 +322,21 @@ fn check_event_log(appraisal: &mut Appraisal, facts: &Facts<'_>, log: &[Event]) 
     }
     let code = ReasonCode::EvidenceEventLog;
     let Some(found) = facts.rtmrs else {
-        appraisal.refuse(code, "event log", "none, as nothing on this platform binds one", "a log");
+        appraisal.refuse(
+            code,
+            "event log",
+            "none, as nothing on this platform binds one",
+            "a log",
+        );
         return;
     };
     if let Some(index) = log.iter().position(|event| !event.data_fits()) {
-        appraisal.refuse(code, format!("event log[{index}]"), "data with the event's digest", "other data");
+        appraisal.refuse(
+            code,
+            format!("event log[{index}]"),
+            "data with the event's digest",
+            "other data",
+        );
     }
     let Some(replayed) = replay(log) else {
         appraisal.refuse(code, "event log", "registers 0 to 3", "another register");
@@ -285,41 +356,73 @@ fn check_references<'a>(
     if policy.references.is_empty() && !policy.require_reference {
         return None;
     }
-    let candidates: Vec<_> =
-        policy.references.iter().filter(|reference| facts.is_for_this_platform(reference)).collect();
+    let candidates: Vec<_> = policy
+        .references
+        .iter()
+        .filter(|reference| facts.is_for_this_platform(reference))
+        .collect();
     if candidates.is_empty() {
         let expected = "a reference value for this platform";
         appraisal.refuse(ReasonCode::ReferenceNone, "policy", expected, "none");
         return None;
     }
-    let measured: Vec<_> = candidates.into_iter().filter(|reference| facts.measures(reference)).collect();
+    let measured: Vec<_> = candidates
+        .into_iter()
+        .filter(|reference| facts.measures(reference))
+        .collect();
     let whole = measured
         .iter()
         .copied()
         .find(|reference| facts.manifest_fits(reference) && facts.rtmrs_fit(reference));
     if let Some(reference) = whole {
         let name = format!("{} {}", reference.name, reference.version);
-        appraisal.require(ReasonCode::ReferenceUnknown, "measurements", true, "a reference value", name);
+        appraisal.require(
+            ReasonCode::ReferenceUnknown,
+            "measurements",
+            true,
+            "a reference value",
+            name,
+        );
         return Some(reference);
     }
     let found = facts.measurement.to_string();
     if measured.is_empty() {
-        appraisal.refuse(ReasonCode::ReferenceMeasurement, "launch measurement", "one of the policy's", found);
+        appraisal.refuse(
+            ReasonCode::ReferenceMeasurement,
+            "launch measurement",
+            "one of the policy's",
+            found,
+        );
         return None;
     }
     let manifest_known = measured.iter().any(|reference| facts.manifest_fits(reference));
     let rtmrs_known = measured.iter().any(|reference| facts.rtmrs_fit(reference));
     if !manifest_known {
         let found = facts.manifest_text();
-        appraisal.refuse(ReasonCode::ReferenceManifest, "manifest digest", "one of the policy's", found);
+        appraisal.refuse(
+            ReasonCode::ReferenceManifest,
+            "manifest digest",
+            "one of the policy's",
+            found,
+        );
     }
     if !rtmrs_known {
         let found = facts.rtmrs.map(|rtmrs| format!("{rtmrs:?}")).unwrap_or_default();
-        appraisal.refuse(ReasonCode::ReferenceRtmr, "run-time registers", "those of the policy", found);
+        appraisal.refuse(
+            ReasonCode::ReferenceRtmr,
+            "run-time registers",
+            "those of the policy",
+            found,
+        );
     }
     if manifest_known && rtmrs_known {
         let expected = "one reference value that has all of them";
-        appraisal.refuse(ReasonCode::ReferenceUnknown, "measurements", expected, "no single one");
+        appraisal.refuse(
+            ReasonCode::ReferenceUnknown,
+            "measurements",
+            expected,
+            "no single one",
+        );
     }
     None
 }

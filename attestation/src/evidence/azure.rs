@@ -34,7 +34,10 @@ impl HclReport {
     /// # Errors
     /// [`EvidenceError::Field`] if it is not one around an SNP report with SHA-256.
     pub fn parse(bytes: &[u8]) -> Result<Self, EvidenceError> {
-        let problem = |problem: &str| EvidenceError::Field { field: "hcl-report", problem: problem.to_owned() };
+        let problem = |problem: &str| EvidenceError::Field {
+            field: "hcl-report",
+            problem: problem.to_owned(),
+        };
         if bytes.get(..4) != Some(MAGIC) {
             return Err(problem("no HCLA at the start"));
         }
@@ -61,12 +64,21 @@ impl HclReport {
         if rest[DATA_HEADER_BYTES + length..].iter().any(|&byte| byte != 0) {
             return Err(problem("bytes after the runtime data"));
         }
-        Ok(Self { report: report.to_vec(), runtime_data: data.to_vec() })
+        Ok(Self {
+            report: report.to_vec(),
+            runtime_data: data.to_vec(),
+        })
     }
 
     /// Evidence, with `snp` for the certificates.
     pub fn into_evidence(self, snp: SnpEvidence) -> Evidence {
-        let attestation = Attestation::SevSnp(SnpEvidence { report: self.report, ..snp });
-        Evidence { runtime_data: Some(self.runtime_data), ..attestation.into() }
+        let attestation = Attestation::SevSnp(SnpEvidence {
+            report: self.report,
+            ..snp
+        });
+        Evidence {
+            runtime_data: Some(self.runtime_data),
+            ..attestation.into()
+        }
     }
 }

@@ -20,7 +20,10 @@ impl Companions {
     /// # Errors
     /// [`EvidenceError::Field`] if there is no certificate, or one whose name is none of AMD's.
     pub fn add_certificates(&mut self, bytes: &[u8]) -> Result<(), EvidenceError> {
-        let problem = |problem: String| EvidenceError::Field { field: "certificates", problem };
+        let problem = |problem: String| EvidenceError::Field {
+            field: "certificates",
+            problem,
+        };
         for der in split_pem(bytes) {
             let cert = Cert::from_der_or_pem(&der).map_err(|error| problem(error.to_string()))?;
             let name = cert.subject_common_name().unwrap_or_default();
@@ -64,8 +67,10 @@ impl Companions {
     /// # Errors
     /// [`EvidenceError::Field`] if it is not that.
     pub fn add_collateral(&mut self, json: &[u8]) -> Result<(), EvidenceError> {
-        let collateral = parse_collateral(json)
-            .map_err(|error| EvidenceError::Field { field: "collateral", problem: error.to_string() })?;
+        let collateral = parse_collateral(json).map_err(|error| EvidenceError::Field {
+            field: "collateral",
+            problem: error.to_string(),
+        })?;
         self.collateral = Some(Box::new(collateral));
         Ok(())
     }
@@ -120,15 +125,21 @@ fn recognise(bytes: &[u8]) -> Result<Evidence, EvidenceError> {
     match bytes {
         // A CBOR map, definite or not; a report and a quote start with a small number.
         [0xa0..=0xbf, ..] => Evidence::from_cbor(bytes),
-        [2..=5, 0, 0, 0, ..] if bytes.len() == REPORT_BYTES => {
-            Ok(Attestation::SevSnp(SnpEvidence { report: bytes.to_vec(), ..Default::default() }).into())
-        }
-        [3..=5, 0, 2 | 3, 0, ..] => {
-            Ok(Attestation::Tdx(TdxEvidence { quote: bytes.to_vec(), ..Default::default() }).into())
-        }
-        _ if bytes.len() == REPORT_BYTES => {
-            Ok(Attestation::SevSnp(SnpEvidence { report: bytes.to_vec(), ..Default::default() }).into())
-        }
+        [2..=5, 0, 0, 0, ..] if bytes.len() == REPORT_BYTES => Ok(Attestation::SevSnp(SnpEvidence {
+            report: bytes.to_vec(),
+            ..Default::default()
+        })
+        .into()),
+        [3..=5, 0, 2 | 3, 0, ..] => Ok(Attestation::Tdx(TdxEvidence {
+            quote: bytes.to_vec(),
+            ..Default::default()
+        })
+        .into()),
+        _ if bytes.len() == REPORT_BYTES => Ok(Attestation::SevSnp(SnpEvidence {
+            report: bytes.to_vec(),
+            ..Default::default()
+        })
+        .into()),
         _ => Err(EvidenceError::Unknown),
     }
 }
@@ -137,7 +148,11 @@ fn recognise(bytes: &[u8]) -> Result<Evidence, EvidenceError> {
 fn from_hex(bytes: &[u8]) -> Option<Vec<u8>> {
     let text = bytes.trim_ascii();
     let text = text.strip_prefix(b"0x").unwrap_or(text);
-    if text.len() < 2 * REPORT_BYTES { None } else { hex::decode(text).ok() }
+    if text.len() < 2 * REPORT_BYTES {
+        None
+    } else {
+        hex::decode(text).ok()
+    }
 }
 
 fn split_pem(bytes: &[u8]) -> Vec<Vec<u8>> {

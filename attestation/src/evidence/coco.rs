@@ -32,7 +32,8 @@ struct AzureSnp {
 }
 
 pub(super) fn parse(json: &[u8]) -> Result<Evidence, EvidenceError> {
-    let value: Value = serde_json::from_slice(json).map_err(|error| EvidenceError::Json(error.to_string()))?;
+    let value: Value =
+        serde_json::from_slice(json).map_err(|error| EvidenceError::Json(error.to_string()))?;
     if value.get("attestation_report").is_some() {
         snp(from(value)?)
     } else if value.get("hcl_report").is_some() {
@@ -40,9 +41,15 @@ pub(super) fn parse(json: &[u8]) -> Result<Evidence, EvidenceError> {
     } else if value.get("quote").is_some() {
         let Tdx { quote } = from(value)?;
         let quote = base64(&quote).ok_or_else(|| problem("quote", "not base64"))?;
-        Ok(Attestation::Tdx(TdxEvidence { quote, ..Default::default() }).into())
+        Ok(Attestation::Tdx(TdxEvidence {
+            quote,
+            ..Default::default()
+        })
+        .into())
     } else {
-        Err(EvidenceError::Json("neither attestation_report, hcl_report nor quote".to_owned()))
+        Err(EvidenceError::Json(
+            "neither attestation_report, hcl_report nor quote".to_owned(),
+        ))
     }
 }
 
@@ -53,7 +60,9 @@ fn snp(evidence: Snp) -> Result<Evidence, EvidenceError> {
         // not zero, the signature over what is put together here does not verify.
         fields => {
             let report: AttestationReport = from(fields)?;
-            let bytes = report.to_bytes().map_err(|error| problem("attestation_report", &error.to_string()))?;
+            let bytes = report
+                .to_bytes()
+                .map_err(|error| problem("attestation_report", &error.to_string()))?;
             bytes.as_ref().to_vec()
         }
     };
@@ -78,7 +87,10 @@ fn azure(evidence: AzureSnp) -> Result<Evidence, EvidenceError> {
         numbers => from(numbers)?,
     };
     let vek = evidence.vcek.map(String::into_bytes);
-    Ok(HclReport::parse(&bytes)?.into_evidence(SnpEvidence { vek, ..Default::default() }))
+    Ok(HclReport::parse(&bytes)?.into_evidence(SnpEvidence {
+        vek,
+        ..Default::default()
+    }))
 }
 
 fn from<T: serde::de::DeserializeOwned>(value: Value) -> Result<T, EvidenceError> {
@@ -87,9 +99,15 @@ fn from<T: serde::de::DeserializeOwned>(value: Value) -> Result<T, EvidenceError
 
 /// Both alphabets are in use, depending on the attester's version.
 fn base64(text: &str) -> Option<Vec<u8>> {
-    STANDARD.decode(text).or_else(|_| URL_SAFE_NO_PAD.decode(text.trim_end_matches('='))).ok()
+    STANDARD
+        .decode(text)
+        .or_else(|_| URL_SAFE_NO_PAD.decode(text.trim_end_matches('=')))
+        .ok()
 }
 
 fn problem(field: &'static str, problem: &str) -> EvidenceError {
-    EvidenceError::Field { field, problem: problem.to_owned() }
+    EvidenceError::Field {
+        field,
+        problem: problem.to_owned(),
+    }
 }

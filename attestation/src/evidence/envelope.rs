@@ -62,7 +62,10 @@ impl Evidence {
 
     /// Writes an envelope.
     pub fn to_cbor(&self) -> Vec<u8> {
-        let mut map = vec![(EAT_PROFILE, Value::from(PROFILE)), (KIND, Value::from(self.kind().as_str()))];
+        let mut map = vec![
+            (EAT_PROFILE, Value::from(PROFILE)),
+            (KIND, Value::from(self.kind().as_str())),
+        ];
         match &self.attestation {
             Attestation::SevSnp(snp) | Attestation::SimulatedSnp(snp) => push_snp(&mut map, snp),
             Attestation::Tdx(tdx) | Attestation::SimulatedTdx(tdx) => push_tdx(&mut map, tdx),
@@ -73,7 +76,10 @@ impl Evidence {
         }
         push_optional(&mut map, MANIFEST, self.manifest.as_ref());
         if !self.event_log.is_empty() {
-            map.push((EVENT_LOG, Value::Array(self.event_log.iter().map(event_value).collect())));
+            map.push((
+                EVENT_LOG,
+                Value::Array(self.event_log.iter().map(event_value).collect()),
+            ));
         }
         push_optional(&mut map, RUNTIME_DATA, self.runtime_data.as_ref());
         let map = map.into_iter().map(|(key, value)| (key.into(), value)).collect();
@@ -118,12 +124,16 @@ fn snp(fields: &mut Fields) -> Result<SnpEvidence, EvidenceError> {
 fn tdx(fields: &mut Fields) -> Result<TdxEvidence, EvidenceError> {
     let collateral = match fields.optional_bytes(COLLATERAL, "collateral")? {
         None => None,
-        Some(json) => {
-            Some(Box::new(parse_collateral(&json).map_err(|error| problem("collateral", error.to_string()))?))
-        }
+        Some(json) => Some(Box::new(
+            parse_collateral(&json).map_err(|error| problem("collateral", error.to_string()))?,
+        )),
     };
     let quote = fields.bytes(ATTESTATION, "attestation")?;
-    Ok(TdxEvidence { quote, collateral, root: fields.optional_bytes(ROOT, "root")? })
+    Ok(TdxEvidence {
+        quote,
+        collateral,
+        root: fields.optional_bytes(ROOT, "root")?,
+    })
 }
 
 fn push_snp(map: &mut Vec<(i64, Value)>, snp: &SnpEvidence) {
@@ -132,7 +142,10 @@ fn push_snp(map: &mut Vec<(i64, Value)>, snp: &SnpEvidence) {
     push_optional(map, AUTHORITY, snp.authority.as_ref());
     push_optional(map, ROOT, snp.ark.as_ref());
     if !snp.crls.is_empty() {
-        map.push((CRLS, Value::Array(snp.crls.iter().cloned().map(Value::from).collect())));
+        map.push((
+            CRLS,
+            Value::Array(snp.crls.iter().cloned().map(Value::from).collect()),
+        ));
     }
 }
 
@@ -150,9 +163,14 @@ fn push_optional(map: &mut Vec<(i64, Value)>, key: i64, bytes: Option<&Vec<u8>>)
 
 fn events(value: Option<Value>) -> Result<Vec<Event>, EvidenceError> {
     let Some(value) = value else { return Ok(Vec::new()) };
-    let items = value.into_array().map_err(|_| problem("event-log", "not an array"))?;
+    let items = value
+        .into_array()
+        .map_err(|_| problem("event-log", "not an array"))?;
     if items.len() > MAX_EVENTS {
-        return Err(problem("event-log", format!("{} events, more than {MAX_EVENTS}", items.len())));
+        return Err(problem(
+            "event-log",
+            format!("{} events, more than {MAX_EVENTS}", items.len()),
+        ));
     }
     items.into_iter().map(event).collect()
 }
@@ -160,14 +178,27 @@ fn events(value: Option<Value>) -> Result<Vec<Event>, EvidenceError> {
 fn event(value: Value) -> Result<Event, EvidenceError> {
     let wrong = || problem("event-log", "an event is [register, 48-byte digest, ? data]");
     let mut items = value.into_array().map_err(|_| wrong())?.into_iter();
-    let rtmr = items.next().and_then(|item| item.as_integer()?.try_into().ok()).ok_or_else(wrong)?;
-    let digest = items.next().and_then(|item| item.into_bytes().ok()).ok_or_else(wrong)?;
+    let rtmr = items
+        .next()
+        .and_then(|item| item.as_integer()?.try_into().ok())
+        .ok_or_else(wrong)?;
+    let digest = items
+        .next()
+        .and_then(|item| item.into_bytes().ok())
+        .ok_or_else(wrong)?;
     let digest = <[u8; 48]>::try_from(digest).map_err(|_| wrong())?;
-    let data = items.next().map(|item| item.into_bytes().map_err(|_| wrong())).transpose()?;
+    let data = items
+        .next()
+        .map(|item| item.into_bytes().map_err(|_| wrong()))
+        .transpose()?;
     if items.next().is_some() {
         return Err(wrong());
     }
-    Ok(Event { rtmr, digest: Bytes48::from(digest), data })
+    Ok(Event {
+        rtmr,
+        digest: Bytes48::from(digest),
+        data,
+    })
 }
 
 fn event_value(event: &Event) -> Value {
@@ -177,14 +208,19 @@ fn event_value(event: &Event) -> Value {
 }
 
 fn problem(field: &'static str, problem: impl Into<String>) -> EvidenceError {
-    EvidenceError::Field { field, problem: problem.into() }
+    EvidenceError::Field {
+        field,
+        problem: problem.into(),
+    }
 }
 
 struct Fields(Vec<(i64, Value)>);
 
 impl Fields {
     fn new(value: Value) -> Result<Self, EvidenceError> {
-        let entries = value.into_map().map_err(|_| EvidenceError::Cbor("not a map".to_owned()))?;
+        let entries = value
+            .into_map()
+            .map_err(|_| EvidenceError::Cbor("not a map".to_owned()))?;
         let mut fields: Vec<(i64, Value)> = Vec::new();
         for (key, value) in entries {
             let key = key.as_integer().and_then(|key| i64::try_from(key).ok());
@@ -208,18 +244,26 @@ impl Fields {
     }
 
     fn bytes(&mut self, key: i64, field: &'static str) -> Result<Vec<u8>, EvidenceError> {
-        self.optional_bytes(key, field)?.ok_or_else(|| problem(field, "missing"))
+        self.optional_bytes(key, field)?
+            .ok_or_else(|| problem(field, "missing"))
     }
 
     fn optional_bytes(&mut self, key: i64, field: &'static str) -> Result<Option<Vec<u8>>, EvidenceError> {
-        let bytes = |value: Value| value.into_bytes().map_err(|_| problem(field, "not a byte string"));
+        let bytes = |value: Value| {
+            value
+                .into_bytes()
+                .map_err(|_| problem(field, "not a byte string"))
+        };
         self.take(key).map(bytes).transpose()
     }
 
     fn finish(self) -> Result<(), EvidenceError> {
         match self.0.first() {
             None => Ok(()),
-            Some((key, _)) => Err(problem("key", format!("{key} is not one of this kind of evidence"))),
+            Some((key, _)) => Err(problem(
+                "key",
+                format!("{key} is not one of this kind of evidence"),
+            )),
         }
     }
 }
@@ -241,7 +285,11 @@ mod tests {
             manifest: Some(b"manifest".to_vec()),
             event_log: vec![
                 Event::of_data(3, b"event".to_vec()),
-                Event { rtmr: 0, digest: Bytes48::ZERO, data: None },
+                Event {
+                    rtmr: 0,
+                    digest: Bytes48::ZERO,
+                    data: None,
+                },
             ],
             runtime_data: Some(vec![7]),
         }
@@ -249,7 +297,10 @@ mod tests {
 
     #[test]
     fn reads_what_it_writes() {
-        let software = SoftwareEvidence { statement: vec![1], key: vec![2] };
+        let software = SoftwareEvidence {
+            statement: vec![1],
+            key: vec![2],
+        };
         for evidence in [full(), Attestation::Software(software).into()] {
             assert_eq!(Evidence::from_cbor(&evidence.to_cbor()), Ok(evidence));
         }
@@ -275,7 +326,13 @@ mod tests {
             Evidence::from_cbor(&bytes)
         };
         for key in [HOST_KEY, VEK, 1] {
-            assert!(matches!(write((key.into(), vec![0u8].into())), Err(EvidenceError::Field { .. })), "{key}");
+            assert!(
+                matches!(
+                    write((key.into(), vec![0u8].into())),
+                    Err(EvidenceError::Field { .. })
+                ),
+                "{key}"
+            );
         }
         assert!(write(("vek".into(), vec![0u8].into())).is_err());
     }

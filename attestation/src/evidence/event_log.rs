@@ -18,12 +18,18 @@ pub struct Event {
 impl Event {
     /// An event whose data comes along.
     pub fn of_data(rtmr: u8, data: Vec<u8>) -> Self {
-        Self { rtmr, digest: Bytes48::from(<[u8; 48]>::from(Sha384::digest(&data))), data: Some(data) }
+        Self {
+            rtmr,
+            digest: Bytes48::from(<[u8; 48]>::from(Sha384::digest(&data))),
+            data: Some(data),
+        }
     }
 
     /// Whether the data, if any, has the digest.
     pub fn data_fits(&self) -> bool {
-        self.data.as_ref().is_none_or(|data| Sha384::digest(data)[..] == self.digest.0)
+        self.data
+            .as_ref()
+            .is_none_or(|data| Sha384::digest(data)[..] == self.digest.0)
     }
 }
 
@@ -32,7 +38,9 @@ pub(crate) fn replay(log: &[Event]) -> Option<[Bytes48; 4]> {
     let mut rtmrs = [Bytes48::ZERO; 4];
     for event in log {
         let rtmr = rtmrs.get_mut(usize::from(event.rtmr))?;
-        let extended = Sha384::new_with_prefix(rtmr.0).chain_update(event.digest.0).finalize();
+        let extended = Sha384::new_with_prefix(rtmr.0)
+            .chain_update(event.digest.0)
+            .finalize();
         *rtmr = Bytes48::from(<[u8; 48]>::from(extended));
     }
     Some(rtmrs)

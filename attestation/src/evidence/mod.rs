@@ -44,8 +44,13 @@ pub enum EvidenceKind {
 
 impl EvidenceKind {
     /// Every kind.
-    pub const ALL: [EvidenceKind; 5] =
-        [Self::SevSnp, Self::Tdx, Self::Software, Self::SimulatedSnp, Self::SimulatedTdx];
+    pub const ALL: [EvidenceKind; 5] = [
+        Self::SevSnp,
+        Self::Tdx,
+        Self::Software,
+        Self::SimulatedSnp,
+        Self::SimulatedTdx,
+    ];
 
     /// The name in policies, envelopes and tokens.
     pub fn as_str(self) -> &'static str {
@@ -75,7 +80,10 @@ impl FromStr for EvidenceKind {
 
     fn from_str(text: &str) -> Result<Self, EvidenceError> {
         let kind = Self::ALL.into_iter().find(|kind| kind.as_str() == text);
-        kind.ok_or_else(|| EvidenceError::Field { field: "kind", problem: format!("unknown kind {text:?}") })
+        kind.ok_or_else(|| EvidenceError::Field {
+            field: "kind",
+            problem: format!("unknown kind {text:?}"),
+        })
     }
 }
 
@@ -192,6 +200,11 @@ impl Evidence {
 
 impl From<Attestation> for Evidence {
     fn from(attestation: Attestation) -> Self {
-        Self { attestation, manifest: None, event_log: Vec::new(), runtime_data: None }
+        Self {
+            attestation,
+            manifest: None,
+            event_log: Vec::new(),
+            runtime_data: None,
+        }
     }
 }

@@ -80,7 +80,9 @@ pub enum PolicyError {
     #[error("{0}")]
     Toml(#[from] toml::de::Error),
     /// A reference value that nothing could match or that everything would.
-    #[error("reference {name:?} pins nothing: give at least one of snp_measurement, mrtd, software_measurement")]
+    #[error(
+        "reference {name:?} pins nothing: give at least one of snp_measurement, mrtd, software_measurement"
+    )]
     EmptyReference {
         /// Its name.
         name: String,
@@ -114,8 +116,14 @@ impl Policy {
             return Err(PolicyError::Size(text.len()));
         }
         let policy: Self = toml::from_str(text)?;
-        match policy.references.iter().find(|reference| reference.pins_no_measurement()) {
-            Some(reference) => Err(PolicyError::EmptyReference { name: reference.name.clone() }),
+        match policy
+            .references
+            .iter()
+            .find(|reference| reference.pins_no_measurement())
+        {
+            Some(reference) => Err(PolicyError::EmptyReference {
+                name: reference.name.clone(),
+            }),
             None => Ok(policy),
         }
     }
@@ -149,7 +157,9 @@ impl<'de> Deserialize<'de> for PolicyVersion {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         match u8::deserialize(deserializer)? {
             1 => Ok(Self),
-            other => Err(serde::de::Error::custom(format!("policy version {other}: this program reads version 1"))),
+            other => Err(serde::de::Error::custom(format!(
+                "policy version {other}: this program reads version 1"
+            ))),
         }
     }
 }
@@ -163,7 +173,10 @@ mod tests {
         let default = Policy::default();
         assert_eq!(Policy::from_toml("").unwrap(), default);
         assert_eq!(Policy::from_toml(&default.to_toml().unwrap()).unwrap(), default);
-        assert_eq!(Policy::from_toml("version = 1").unwrap().digest(), default.digest());
+        assert_eq!(
+            Policy::from_toml("version = 1").unwrap().digest(),
+            default.digest()
+        );
     }
 
     #[test]

@@ -50,7 +50,10 @@ pub struct ReferenceName {
 impl Reference {
     /// Its name and version.
     pub fn reference_name(&self) -> ReferenceName {
-        ReferenceName { name: self.name.clone(), version: self.version.clone() }
+        ReferenceName {
+            name: self.name.clone(),
+            version: self.version.clone(),
+        }
     }
 
     /// A reference without a measurement would let everything pass that has the right manifest, or everything.

@@ -135,7 +135,10 @@ impl FromStr for AbiVersion {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let parsed = text.split_once('.').and_then(|(major, minor)| {
-            Some(Self { major: major.parse().ok()?, minor: minor.parse().ok()? })
+            Some(Self {
+                major: major.parse().ok()?,
+                minor: minor.parse().ok()?,
+            })
         });
         parsed.ok_or_else(|| format!("{text:?} is not a version: write \"MAJOR.MINOR\""))
     }
@@ -149,7 +152,9 @@ impl Serialize for AbiVersion {
 
 impl<'de> Deserialize<'de> for AbiVersion {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
+        String::deserialize(deserializer)?
+            .parse()
+            .map_err(serde::de::Error::custom)
     }
 }
 
@@ -273,7 +278,10 @@ pub struct SoftwarePolicy {
 
 impl Default for SoftwarePolicy {
     fn default() -> Self {
-        Self { key_digests: BTreeSet::new(), maximum_age_seconds: 300 }
+        Self {
+            key_digests: BTreeSet::new(),
+            maximum_age_seconds: 300,
+        }
     }
 }
 

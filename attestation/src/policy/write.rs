@@ -34,5 +34,10 @@ pub fn policy_for(
         mr_config_id: BTreeSet::from([Bytes48::from(<[u8; 48]>::from(Sha384::digest(manifest)))]),
         ..Reference::default()
     };
-    Policy { platforms, require_reference: true, references: vec![reference], ..Policy::default() }
+    Policy {
+        platforms,
+        require_reference: true,
+        references: vec![reference],
+        ..Policy::default()
+    }
 }

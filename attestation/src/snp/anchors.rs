@@ -16,7 +16,11 @@ pub(crate) struct Anchors {
 impl Anchors {
     /// A root that came along with simulated evidence, without built-in authorities under it.
     pub(crate) fn simulated(ark: Cert) -> Self {
-        Self { ark, ask: None, asvk: None }
+        Self {
+            ark,
+            ask: None,
+            asvk: None,
+        }
     }
 
     /// The built-in authority that issues this kind of endorsement key.
@@ -58,7 +62,11 @@ pub fn pinned_roots() -> impl Iterator<Item = &'static [u8]> {
 fn load(ark: &[u8], ask: &[u8], asvk: &[u8]) -> Anchors {
     // These are constants of the program: a test loads all of them, so this cannot fail later.
     let cert = |pem: &[u8]| Cert::from_der_or_pem(pem).expect("a built-in certificate is well-formed");
-    Anchors { ark: cert(ark), ask: Some(cert(ask)), asvk: Some(cert(asvk)) }
+    Anchors {
+        ark: cert(ark),
+        ask: Some(cert(ask)),
+        asvk: Some(cert(asvk)),
+    }
 }
 
 #[cfg(test)]
@@ -75,9 +83,15 @@ mod tests {
             assert_eq!(anchors.ark.verify_signed_by(&key), Ok(()));
             for kind in [VekKind::Vcek, VekKind::Vlek] {
                 let authority = anchors.authority(kind).unwrap();
-                assert_eq!(authority.subject_common_name(), Some(kind.issuer_common_name(product)));
+                assert_eq!(
+                    authority.subject_common_name(),
+                    Some(kind.issuer_common_name(product))
+                );
                 assert_eq!(authority.verify_signed_by(&key), Ok(()), "{product} {kind:?}");
-                assert!(authority.uses_pss_sha384() && authority.may_issue(0), "{product} {kind:?}");
+                assert!(
+                    authority.uses_pss_sha384() && authority.may_issue(0),
+                    "{product} {kind:?}"
+                );
             }
         }
     }

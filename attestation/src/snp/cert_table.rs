@@ -62,7 +62,9 @@ impl CertTable {
         let mut table = Self::default();
         for (index, (guid, offset, length)) in entries.into_iter().enumerate() {
             let end = offset.checked_add(length);
-            let data = end.and_then(|end| bytes.get(offset..end)).filter(|_| offset >= data_start);
+            let data = end
+                .and_then(|end| bytes.get(offset..end))
+                .filter(|_| offset >= data_start);
             let data = data.ok_or(CertTableError::OutOfRange(index))?;
             let Some(place) = table.place(&guid) else { continue };
             if place.replace(data.to_vec()).is_some() {
@@ -76,8 +78,18 @@ impl CertTable {
     pub fn into_evidence(self, report: Vec<u8>) -> SnpEvidence {
         let names_vlek = super::Report::parse(&report)
             .is_ok_and(|report| report.key_info().signing_key() == super::SigningKey::Vlek);
-        let vek = if names_vlek { self.vlek.or(self.vcek) } else { self.vcek.or(self.vlek) };
-        SnpEvidence { report, vek, authority: self.ask, ark: self.ark, crls: self.crl.into_iter().collect() }
+        let vek = if names_vlek {
+            self.vlek.or(self.vcek)
+        } else {
+            self.vcek.or(self.vlek)
+        };
+        SnpEvidence {
+            report,
+            vek,
+            authority: self.ask,
+            ark: self.ark,
+            crls: self.crl.into_iter().collect(),
+        }
     }
 
     fn place(&mut self, guid: &[u8; 16]) -> Option<&mut Option<Vec<u8>>> {
@@ -100,7 +112,8 @@ fn entries(bytes: &[u8]) -> Result<Vec<Entry>, CertTableError> {
         if chunk.iter().all(|&byte| byte == 0) {
             return Ok(entries);
         }
-        let word = |at: usize| u32::from_le_bytes([chunk[at], chunk[at + 1], chunk[at + 2], chunk[at + 3]]) as usize;
+        let word =
+            |at: usize| u32::from_le_bytes([chunk[at], chunk[at + 1], chunk[at + 2], chunk[at + 3]]) as usize;
         let mut guid = [0; 16];
         guid.copy_from_slice(&chunk[..16]);
         entries.push((guid, word(16), word(20)));
@@ -150,7 +163,13 @@ mod tests {
 
     #[test]
     fn reads_each_place_and_skips_others() {
-        let bytes = table(&[(VCEK, b"v"), ([9; 16], b"other"), (ASK, b"ask"), (ARK, b"ark"), (CRL, b"crl")]);
+        let bytes = table(&[
+            (VCEK, b"v"),
+            ([9; 16], b"other"),
+            (ASK, b"ask"),
+            (ARK, b"ark"),
+            (CRL, b"crl"),
+        ]);
         let parsed = CertTable::parse(&bytes).unwrap();
         assert_eq!(parsed.vcek.as_deref(), Some(&b"v"[..]));
         assert_eq!(parsed.ask.as_deref(), Some(&b"ask"[..]));

@@ -41,7 +41,12 @@ impl SignatureMemory {
         hash.update(cert.der());
         let link: [u8; 32] = hash.finalize().into();
         // A panic elsewhere cannot leave a set half changed, so a poisoned lock is still good.
-        if self.0.lock().unwrap_or_else(PoisonError::into_inner).contains(&link) {
+        if self
+            .0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .contains(&link)
+        {
             return Ok(());
         }
         cert.verify_signed_by(key)?;
@@ -78,7 +83,12 @@ impl ChainCheck<'_> {
             }
             Trust::Simulated => {
                 let Some(root) = carried_root else {
-                    appraisal.refuse(ReasonCode::ChainMissing, "chain.ark", "a simulated root", "nothing");
+                    appraisal.refuse(
+                        ReasonCode::ChainMissing,
+                        "chain.ark",
+                        "a simulated root",
+                        "nothing",
+                    );
                     return;
                 };
                 self.require_simulated(appraisal, &root);
@@ -87,7 +97,12 @@ impl ChainCheck<'_> {
             }
         };
         let Some(authority) = carried_authority.as_ref().or_else(|| anchors.authority(vek.kind)) else {
-            appraisal.refuse(ReasonCode::ChainMissing, "chain.ask", "the endorsement key's issuer", "nothing");
+            appraisal.refuse(
+                ReasonCode::ChainMissing,
+                "chain.ask",
+                "the endorsement key's issuer",
+                "nothing",
+            );
             return;
         };
         self.check_names(appraisal, anchors, authority, cert, vek);
@@ -101,7 +116,12 @@ impl ChainCheck<'_> {
         match Cert::from_der_or_pem(der?) {
             Ok(cert) => Some(cert),
             Err(error) => {
-                appraisal.refuse(ReasonCode::ChainMalformed, at, "a canonical certificate", error.to_string());
+                appraisal.refuse(
+                    ReasonCode::ChainMalformed,
+                    at,
+                    "a canonical certificate",
+                    error.to_string(),
+                );
                 None
             }
         }
@@ -112,11 +132,28 @@ impl ChainCheck<'_> {
         let allowed = &self.policy.simulated.root_digests;
         let holds = !pinned_roots().any(|real| real == root.der())
             && (allowed.is_empty() || allowed.contains(&digest));
-        let expected = if allowed.is_empty() { "a root that is not AMD's" } else { "a root on the policy's list" };
-        appraisal.require(ReasonCode::SimulatedRoot, "chain.ark", holds, expected, digest.to_string());
+        let expected = if allowed.is_empty() {
+            "a root that is not AMD's"
+        } else {
+            "a root on the policy's list"
+        };
+        appraisal.require(
+            ReasonCode::SimulatedRoot,
+            "chain.ark",
+            holds,
+            expected,
+            digest.to_string(),
+        );
     }
 
-    fn check_names(&self, appraisal: &mut Appraisal, anchors: &Anchors, authority: &Cert, cert: &Cert, vek: &Vek) {
+    fn check_names(
+        &self,
+        appraisal: &mut Appraisal,
+        anchors: &Anchors,
+        authority: &Cert,
+        cert: &Cert,
+        vek: &Vek,
+    ) {
         let root_name = format!("ARK-{}", vek.product);
         let issuer_name = vek.kind.issuer_common_name(vek.product);
         for (at, expected, found) in [
@@ -146,12 +183,22 @@ impl ChainCheck<'_> {
         for (at, issuer, below) in [("chain.ark", &anchors.ark, 1), ("chain.ask", authority, 0)] {
             let expected = "a CA with keyCertSign and room below";
             let holds = issuer.may_issue(below);
-            appraisal.require(ReasonCode::ChainUsage, at, holds, expected, if holds { expected } else { "not that" });
+            appraisal.require(
+                ReasonCode::ChainUsage,
+                at,
+                holds,
+                expected,
+                if holds { expected } else { "not that" },
+            );
         }
         let is_ca = cert.is_ca();
         let found = if is_ca { "a CA" } else { "not a CA" };
         appraisal.require(ReasonCode::ChainUsage, "chain.vek", !is_ca, "not a CA", found);
-        for (at, cert) in [("chain.ark", &anchors.ark), ("chain.ask", authority), ("chain.vek", cert)] {
+        for (at, cert) in [
+            ("chain.ark", &anchors.ark),
+            ("chain.ask", authority),
+            ("chain.vek", cert),
+        ] {
             if let Some(oid) = cert.unknown_critical_extension() {
                 let expected = "no critical extension but basic constraints and key usage";
                 appraisal.refuse(ReasonCode::ChainUsage, at, expected, oid.to_string());
@@ -166,7 +213,11 @@ impl ChainCheck<'_> {
         authority: &Cert,
         cert: &Cert,
     ) {
-        let curve = if p384_key(cert).is_some() { "a point on P-384" } else { "not a point on P-384" };
+        let curve = if p384_key(cert).is_some() {
+            "a point on P-384"
+        } else {
+            "not a point on P-384"
+        };
         appraisal.require(
             ReasonCode::ChainCurve,
             "chain.vek key",
@@ -174,10 +225,19 @@ impl ChainCheck<'_> {
             "a point on P-384",
             curve,
         );
-        for (at, issuer, subject) in [("chain.ask", &anchors.ark, authority), ("chain.vek", authority, cert)] {
+        for (at, issuer, subject) in [
+            ("chain.ask", &anchors.ark, authority),
+            ("chain.vek", authority, cert),
+        ] {
             let pss = subject.uses_pss_sha384();
             let found = if pss { "RSASSA-PSS with SHA-384" } else { "another" };
-            appraisal.require(ReasonCode::ChainAlgorithm, at, pss, "RSASSA-PSS with SHA-384", found);
+            appraisal.require(
+                ReasonCode::ChainAlgorithm,
+                at,
+                pss,
+                "RSASSA-PSS with SHA-384",
+                found,
+            );
             self.check_link(appraisal, at, issuer, subject);
         }
         // AMD's root is compared byte for byte; one that came along must at least hold its own key.
@@ -190,18 +250,37 @@ impl ChainCheck<'_> {
         let found = match PssKey::new(issuer.public_key()) {
             Ok(key) => {
                 let bits = format!("{} bits", key.bits());
-                appraisal.require(ReasonCode::ChainWeakKey, at, key.has_full_length(), "4096 bits", bits);
+                appraisal.require(
+                    ReasonCode::ChainWeakKey,
+                    at,
+                    key.has_full_length(),
+                    "4096 bits",
+                    bits,
+                );
                 self.memory.verify(subject, issuer, &key)
             }
             Err(error) => Err(error),
         };
-        let text = found.as_ref().err().map_or_else(|| "verifies".to_owned(), ToString::to_string);
-        appraisal.require(ReasonCode::ChainSignature, at, found.is_ok(), "the issuer's signature", text);
+        let text = found
+            .as_ref()
+            .err()
+            .map_or_else(|| "verifies".to_owned(), ToString::to_string);
+        appraisal.require(
+            ReasonCode::ChainSignature,
+            at,
+            found.is_ok(),
+            "the issuer's signature",
+            text,
+        );
     }
 
     fn check_dates(&self, appraisal: &mut Appraisal, anchors: &Anchors, authority: &Cert, cert: &Cert) {
         let codes = (ReasonCode::ChainNotYetValid, ReasonCode::ChainExpired);
-        for (at, cert) in [("chain.ark", &anchors.ark), ("chain.ask", authority), ("chain.vek", cert)] {
+        for (at, cert) in [
+            ("chain.ark", &anchors.ark),
+            ("chain.ask", authority),
+            ("chain.vek", cert),
+        ] {
             appraisal.require_current(codes, at, &cert.validity(), self.now, self.policy.tolerance());
         }
     }
@@ -210,7 +289,12 @@ impl ChainCheck<'_> {
         let lists = &self.evidence.crls;
         if lists.len() > MAX_CRLS {
             let found = format!("{} lists", lists.len());
-            appraisal.refuse(ReasonCode::EvidenceSize, "chain.crls", format!("at most {MAX_CRLS} lists"), found);
+            appraisal.refuse(
+                ReasonCode::EvidenceSize,
+                "chain.crls",
+                format!("at most {MAX_CRLS} lists"),
+                found,
+            );
             return;
         }
         let mut root_list_seen = false;
@@ -219,20 +303,29 @@ impl ChainCheck<'_> {
             let crl = match Crl::from_der(der) {
                 Ok(crl) => crl,
                 Err(error) => {
-                    appraisal.refuse(ReasonCode::CrlMalformed, at, "a canonical list", error.to_string());
+                    appraisal.refuse(
+                        ReasonCode::CrlMalformed,
+                        at,
+                        "a canonical list",
+                        error.to_string(),
+                    );
                     continue;
                 }
             };
-            let (issuer, subjects): (&Cert, &[(&'static str, &Cert)]) = if crl.issuer() == anchors.ark.subject() {
-                root_list_seen = true;
-                (&anchors.ark, &[("chain.ark", &anchors.ark), ("chain.ask", authority)])
-            } else if crl.issuer() == authority.subject() {
-                (authority, &[("chain.vek", cert)])
-            } else {
-                let expected = format!("{} or {}", anchors.ark.subject(), authority.subject());
-                appraisal.refuse(ReasonCode::CrlIssuer, at, expected, crl.issuer().to_string());
-                continue;
-            };
+            let (issuer, subjects): (&Cert, &[(&'static str, &Cert)]) =
+                if crl.issuer() == anchors.ark.subject() {
+                    root_list_seen = true;
+                    (
+                        &anchors.ark,
+                        &[("chain.ark", &anchors.ark), ("chain.ask", authority)],
+                    )
+                } else if crl.issuer() == authority.subject() {
+                    (authority, &[("chain.vek", cert)])
+                } else {
+                    let expected = format!("{} or {}", anchors.ark.subject(), authority.subject());
+                    appraisal.refuse(ReasonCode::CrlIssuer, at, expected, crl.issuer().to_string());
+                    continue;
+                };
             self.check_list(appraisal, at, &crl, issuer, subjects);
         }
         if self.policy.revocation == Revocation::Require {
@@ -256,9 +349,18 @@ impl ChainCheck<'_> {
         subjects: &[(&'static str, &Cert)],
     ) {
         let verified = PssKey::new(issuer.public_key()).and_then(|key| crl.verify_signed_by(&key));
-        let text = verified.as_ref().err().map_or_else(|| "verifies".to_owned(), ToString::to_string);
+        let text = verified
+            .as_ref()
+            .err()
+            .map_or_else(|| "verifies".to_owned(), ToString::to_string);
         let signed = verified.is_ok();
-        appraisal.require(ReasonCode::CrlSignature, at.clone(), signed, "the issuer's signature", text);
+        appraisal.require(
+            ReasonCode::CrlSignature,
+            at.clone(),
+            signed,
+            "the issuer's signature",
+            text,
+        );
         let codes = (ReasonCode::CrlNotYetValid, ReasonCode::CrlExpired);
         appraisal.require_current(codes, at, crl.window(), self.now, self.policy.tolerance());
         for &(at, subject) in subjects {
@@ -272,7 +374,13 @@ impl ChainCheck<'_> {
 fn require_pinned(appraisal: &mut Appraisal, pinned: &Cert, carried: &Cert) {
     let holds = pinned.der() == carried.der();
     let describe = |cert: &Cert| format!("{} ({})", cert.subject(), hex::encode(Sha256::digest(cert.der())));
-    appraisal.require(ReasonCode::ChainRoot, "chain.ark", holds, describe(pinned), describe(carried));
+    appraisal.require(
+        ReasonCode::ChainRoot,
+        "chain.ark",
+        holds,
+        describe(pinned),
+        describe(carried),
+    );
 }
 
 /// The kind of endorsement key whose issuer has this common name.

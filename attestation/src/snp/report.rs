@@ -119,8 +119,11 @@ impl Report {
     /// # Errors
     /// [`ReportError`] for another length or version.
     pub fn parse(bytes: &[u8]) -> Result<Self, ReportError> {
-        let raw: Box<[u8; REPORT_BYTES]> =
-            bytes.to_vec().into_boxed_slice().try_into().map_err(|_| ReportError::Size(bytes.len()))?;
+        let raw: Box<[u8; REPORT_BYTES]> = bytes
+            .to_vec()
+            .into_boxed_slice()
+            .try_into()
+            .map_err(|_| ReportError::Size(bytes.len()))?;
         let report = Self { raw };
         match report.version() {
             2..=5 => Ok(report),
@@ -299,10 +302,16 @@ impl Report {
             }
         }
         if self.key_info().0 >> 5 != 0 {
-            violations.push(("report[0x048..0x04c] bits 31:5", format!("{:#x}", self.key_info().0)));
+            violations.push((
+                "report[0x048..0x04c] bits 31:5",
+                format!("{:#x}", self.key_info().0),
+            ));
         }
         if self.platform_info() & !PLATFORM_INFO_KNOWN != 0 {
-            violations.push(("report[0x040..0x048] PLATFORM_INFO bits 63:8", format!("{:#x}", self.platform_info())));
+            violations.push((
+                "report[0x040..0x048] PLATFORM_INFO bits 63:8",
+                format!("{:#x}", self.platform_info()),
+            ));
         }
         violations
     }
@@ -318,10 +327,25 @@ impl Report {
         const CPUID: (&str, (usize, usize)) = ("report[0x188..0x18b] before version 3", (0x188, 0x18b));
         const AFTER_CPUID: (&str, (usize, usize)) = ("report[0x18b..0x1a0]", (0x18b, 0x1a0));
         const MITIGATIONS: (&str, (usize, usize)) = ("report[0x1f8..0x208] before version 5", (0x1f8, 0x208));
-        const V2: [(&str, (usize, usize)); 8] =
-            [TAIL[0], CPUID, AFTER_CPUID, TAIL[1], TAIL[2], MITIGATIONS, TAIL[3], TAIL[4]];
-        const V3: [(&str, (usize, usize)); 7] =
-            [TAIL[0], AFTER_CPUID, TAIL[1], TAIL[2], MITIGATIONS, TAIL[3], TAIL[4]];
+        const V2: [(&str, (usize, usize)); 8] = [
+            TAIL[0],
+            CPUID,
+            AFTER_CPUID,
+            TAIL[1],
+            TAIL[2],
+            MITIGATIONS,
+            TAIL[3],
+            TAIL[4],
+        ];
+        const V3: [(&str, (usize, usize)); 7] = [
+            TAIL[0],
+            AFTER_CPUID,
+            TAIL[1],
+            TAIL[2],
+            MITIGATIONS,
+            TAIL[3],
+            TAIL[4],
+        ];
         const V5: [(&str, (usize, usize)); 6] = [TAIL[0], AFTER_CPUID, TAIL[1], TAIL[2], TAIL[3], TAIL[4]];
         match self.version() {
             2 => &V2,

@@ -32,10 +32,20 @@ impl Tcb {
     pub fn components(self, product: Product) -> TcbComponents {
         let [a, b, c, d, _, _, g, h] = self.0;
         match product {
-            Product::Milan | Product::Genoa => {
-                TcbComponents { fmc: 0, boot_loader: a, tee: b, snp: g, microcode: h }
-            }
-            Product::Turin => TcbComponents { fmc: a, boot_loader: b, tee: c, snp: d, microcode: h },
+            Product::Milan | Product::Genoa => TcbComponents {
+                fmc: 0,
+                boot_loader: a,
+                tee: b,
+                snp: g,
+                microcode: h,
+            },
+            Product::Turin => TcbComponents {
+                fmc: a,
+                boot_loader: b,
+                tee: c,
+                snp: d,
+                microcode: h,
+            },
         }
     }
 
@@ -51,7 +61,13 @@ impl Tcb {
 impl TcbComponents {
     /// The field, as `product` lays it out.
     pub fn encode(self, product: Product) -> Tcb {
-        let Self { fmc, boot_loader, tee, snp, microcode } = self;
+        let Self {
+            fmc,
+            boot_loader,
+            tee,
+            snp,
+            microcode,
+        } = self;
         match product {
             Product::Milan | Product::Genoa => Tcb([boot_loader, tee, 0, 0, 0, 0, snp, microcode]),
             Product::Turin => Tcb([fmc, boot_loader, tee, snp, 0, 0, 0, microcode]),
@@ -70,8 +86,17 @@ impl TcbComponents {
 
 impl fmt::Display for TcbComponents {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { fmc, boot_loader, tee, snp, microcode } = self;
-        write!(f, "fmc {fmc}, boot loader {boot_loader}, tee {tee}, snp {snp}, microcode {microcode}")
+        let Self {
+            fmc,
+            boot_loader,
+            tee,
+            snp,
+            microcode,
+        } = self;
+        write!(
+            f,
+            "fmc {fmc}, boot loader {boot_loader}, tee {tee}, snp {snp}, microcode {microcode}"
+        )
     }
 }
 
@@ -81,16 +106,36 @@ mod tests {
 
     #[test]
     fn layouts_round_trip() {
-        let components = TcbComponents { fmc: 1, boot_loader: 2, tee: 3, snp: 4, microcode: 5 };
+        let components = TcbComponents {
+            fmc: 1,
+            boot_loader: 2,
+            tee: 3,
+            snp: 4,
+            microcode: 5,
+        };
         assert_eq!(components.encode(Product::Turin), Tcb([1, 2, 3, 4, 0, 0, 0, 5]));
-        assert_eq!(components.encode(Product::Turin).components(Product::Turin), components);
+        assert_eq!(
+            components.encode(Product::Turin).components(Product::Turin),
+            components
+        );
         assert_eq!(components.encode(Product::Milan), Tcb([2, 3, 0, 0, 0, 0, 4, 5]));
     }
 
     #[test]
     fn meeting_a_minimum_is_per_component() {
-        let tcb = TcbComponents { boot_loader: 3, snp: 8, ..Default::default() };
-        assert!(tcb.meets(&TcbComponents { boot_loader: 3, ..Default::default() }));
-        assert!(!tcb.meets(&TcbComponents { boot_loader: 2, tee: 1, ..Default::default() }));
+        let tcb = TcbComponents {
+            boot_loader: 3,
+            snp: 8,
+            ..Default::default()
+        };
+        assert!(tcb.meets(&TcbComponents {
+            boot_loader: 3,
+            ..Default::default()
+        }));
+        assert!(!tcb.meets(&TcbComponents {
+            boot_loader: 2,
+            tee: 1,
+            ..Default::default()
+        }));
     }
 }

@@ -1,8 +1,8 @@
 //! The endorsement certificates, VCEK and VLEK, and their extensions (VCEK §3, VLEK §3).
 
 use p384::ecdsa::VerifyingKey;
-use serde::{Deserialize, Serialize};
 use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 use x509_cert::der::asn1::{Ia5StringRef, ObjectIdentifier};
 use x509_cert::der::{Decode, Encode};
 
@@ -27,7 +27,8 @@ const RESERVED_SPLS: [ObjectIdentifier; 4] = [
 ];
 /// `AlgorithmIdentifier` of an elliptic-curve key on P-384 (RFC 5480 §2.1.1).
 const EC_P384: &[u8] = &[
-    0x30, 0x10, 0x06, 0x07, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x02, 0x01, 0x06, 0x05, 0x2b, 0x81, 0x04, 0x00, 0x22,
+    0x30, 0x10, 0x06, 0x07, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x02, 0x01, 0x06, 0x05, 0x2b, 0x81, 0x04, 0x00,
+    0x22,
 ];
 
 /// Which of the two kinds of key an endorsement certificate is for.
@@ -99,7 +100,10 @@ impl Vek {
         let kind = kind(cert)?;
         let product = product(cert)?;
         for oid in RESERVED_SPLS {
-            if cert.extension(oid).is_some_and(|value| u8::from_der(value) != Ok(0)) {
+            if cert
+                .extension(oid)
+                .is_some_and(|value| u8::from_der(value) != Ok(0))
+            {
                 return Err(VekError::Malformed("a reserved SPL"));
             }
         }
@@ -117,7 +121,13 @@ impl Vek {
             VekKind::Vcek => (Some(hwid(cert, product)?), None),
             VekKind::Vlek => (None, Some(text(cert, CSP_ID, "cspID")?)),
         };
-        Ok(Self { kind, product, tcb, hwid, csp_id })
+        Ok(Self {
+            kind,
+            product,
+            tcb,
+            hwid,
+            csp_id,
+        })
     }
 
     /// The chip as a report gives it: padded with zeros to 64 bytes.

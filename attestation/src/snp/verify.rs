@@ -31,10 +31,20 @@ pub(crate) fn verify(
     let vek = cert.as_ref().and_then(|cert| parse_vek(appraisal, cert));
     if let (Some(cert), Some(vek)) = (&cert, &vek) {
         check_vek_allowed(appraisal, vek, &policy.snp);
-        ChainCheck { evidence, trust, policy, now, memory }.run(appraisal, cert, vek);
+        ChainCheck {
+            evidence,
+            trust,
+            policy,
+            now,
+            memory,
+        }
+        .run(appraisal, cert, vek);
     }
     let report = report?;
-    let product = vek.as_ref().map(|vek| vek.product).or_else(|| report.product()?.ok());
+    let product = vek
+        .as_ref()
+        .map(|vek| vek.product)
+        .or_else(|| report.product()?.ok());
     if let Some(product) = product {
         check_tcb(appraisal, &report, product, &policy.snp);
     }
@@ -51,10 +61,16 @@ fn parse_report(appraisal: &mut Appraisal, bytes: &[u8]) -> Option<Report> {
         Ok(report) => Some(report),
         Err(error) => {
             let (code, at, expected) = match error {
-                ReportError::Size(_) => (ReasonCode::SnpReportSize, "report", format!("{REPORT_BYTES} bytes")),
-                ReportError::Version(_) => {
-                    (ReasonCode::SnpReportVersion, "report[0x000..0x004] VERSION", "version 2 to 5".to_owned())
-                }
+                ReportError::Size(_) => (
+                    ReasonCode::SnpReportSize,
+                    "report",
+                    format!("{REPORT_BYTES} bytes"),
+                ),
+                ReportError::Version(_) => (
+                    ReasonCode::SnpReportVersion,
+                    "report[0x000..0x004] VERSION",
+                    "version 2 to 5".to_owned(),
+                ),
             };
             appraisal.refuse(code, at, expected, error.to_string());
             None
@@ -64,7 +80,12 @@ fn parse_report(appraisal: &mut Appraisal, bytes: &[u8]) -> Option<Report> {
 
 fn parse_vek_cert(appraisal: &mut Appraisal, der: Option<&[u8]>) -> Option<Cert> {
     let Some(der) = der else {
-        appraisal.refuse(ReasonCode::ChainMissing, "chain.vek", "a VCEK or VLEK certificate", "nothing");
+        appraisal.refuse(
+            ReasonCode::ChainMissing,
+            "chain.vek",
+            "a VCEK or VLEK certificate",
+            "nothing",
+        );
         return None;
     };
     match Cert::from_der_or_pem(der) {
@@ -86,7 +107,12 @@ fn parse_vek(appraisal: &mut Appraisal, cert: &Cert) -> Option<Vek> {
         Ok(vek) => Some(vek),
         Err(error) => {
             let expected = "the extensions of a VCEK or VLEK";
-            appraisal.refuse(ReasonCode::SnpVekExtension, "chain.vek extensions", expected, error.to_string());
+            appraisal.refuse(
+                ReasonCode::SnpVekExtension,
+                "chain.vek extensions",
+                expected,
+                error.to_string(),
+            );
             None
         }
     }
@@ -103,5 +129,11 @@ fn check_signature(appraisal: &mut Appraisal, report: &Report, cert: &Cert) {
     };
     let at = "report[0x2a0..0x330] SIGNATURE";
     let holds = found == "verifies";
-    appraisal.require(ReasonCode::SnpReportSignature, at, holds, "the endorsement key's signature", found);
+    appraisal.require(
+        ReasonCode::SnpReportSignature,
+        at,
+        holds,
+        "the endorsement key's signature",
+        found,
+    );
 }

@@ -47,7 +47,13 @@ pub struct TdxClaims {
 
 impl TdxClaims {
     pub(super) fn new(quote: &Quote, verified: &QuoteClaims, tcb_status: TcbStatus) -> Self {
-        let TdReport { attributes, xfam, mrtd, report_data, .. } = quote.report;
+        let TdReport {
+            attributes,
+            xfam,
+            mrtd,
+            report_data,
+            ..
+        } = quote.report;
         Self {
             quote_version: quote.version,
             attributes: TdAttributes(attributes),

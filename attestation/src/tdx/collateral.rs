@@ -63,20 +63,42 @@ pub(super) fn dated_parts(
     pck_chain: &[Vec<u8>],
 ) -> Result<Vec<DatedPart>, CollateralError> {
     let mut parts = Vec::new();
-    for (at, json) in [("tcb_info", &collateral.tcb_info), ("qe_identity", &collateral.qe_identity)] {
-        parts.push(DatedPart { at: format!("collateral.{at}"), window: json_window(at, json)? });
+    for (at, json) in [
+        ("tcb_info", &collateral.tcb_info),
+        ("qe_identity", &collateral.qe_identity),
+    ] {
+        parts.push(DatedPart {
+            at: format!("collateral.{at}"),
+            window: json_window(at, json)?,
+        });
     }
-    for (at, der) in [("root_ca_crl", &collateral.root_ca_crl), ("pck_crl", &collateral.pck_crl)] {
-        parts.push(DatedPart { at: format!("collateral.{at}"), window: crl_window(at, der)? });
+    for (at, der) in [
+        ("root_ca_crl", &collateral.root_ca_crl),
+        ("pck_crl", &collateral.pck_crl),
+    ] {
+        parts.push(DatedPart {
+            at: format!("collateral.{at}"),
+            window: crl_window(at, der)?,
+        });
     }
     for (at, chain) in [
         ("tcb_info_issuer_chain", &collateral.tcb_info_issuer_chain),
         ("qe_identity_issuer_chain", &collateral.qe_identity_issuer_chain),
     ] {
         let chain = pem_chain(chain.as_bytes()).map_err(|()| CollateralError::Pem(at))?;
-        push_chain(&mut parts, &format!("collateral.{at}"), &chain, CollateralError::Pem(at))?;
+        push_chain(
+            &mut parts,
+            &format!("collateral.{at}"),
+            &chain,
+            CollateralError::Pem(at),
+        )?;
     }
-    push_chain(&mut parts, "quote PCK chain", pck_chain, CollateralError::Pem("the PCK chain"))?;
+    push_chain(
+        &mut parts,
+        "quote PCK chain",
+        pck_chain,
+        CollateralError::Pem("the PCK chain"),
+    )?;
     Ok(parts)
 }
 
@@ -88,7 +110,10 @@ fn push_chain(
 ) -> Result<(), CollateralError> {
     for (index, der) in chain.iter().enumerate() {
         let cert = Cert::from_der(der).map_err(|_| error.clone())?;
-        parts.push(DatedPart { at: format!("{at}[{index}]"), window: cert.validity() });
+        parts.push(DatedPart {
+            at: format!("{at}[{index}]"),
+            window: cert.validity(),
+        });
     }
     Ok(())
 }
@@ -102,21 +127,33 @@ fn json_window(at: &'static str, json: &str) -> Result<Window, CollateralError> 
     }
     let dates: Dates = serde_json::from_str(json).map_err(|_| CollateralError::Dates(at))?;
     let instant = |text: &str| text.parse::<Timestamp>().map_err(|_| CollateralError::Dates(at));
-    Ok(Window { from: instant(&dates.issue_date)?, until: instant(&dates.next_update)? })
+    Ok(Window {
+        from: instant(&dates.issue_date)?,
+        until: instant(&dates.next_update)?,
+    })
 }
 
 fn crl_window(at: &'static str, der: &[u8]) -> Result<Window, CollateralError> {
     let list = CertificateList::from_der(der).map_err(|_| CollateralError::Crl(at))?;
     let until = list.tbs_cert_list.next_update.ok_or(CollateralError::Crl(at))?;
-    Ok(Window { from: list.tbs_cert_list.this_update.into(), until: until.into() })
+    Ok(Window {
+        from: list.tbs_cert_list.this_update.into(),
+        until: until.into(),
+    })
 }
 
 /// The certificates of a PEM text, DER. Text between them is not allowed.
 pub(super) fn pem_chain(text: &[u8]) -> Result<Vec<Vec<u8>>, ()> {
-    let mut rest = std::str::from_utf8(text).map_err(|_| ())?.trim_end_matches('\0').trim();
+    let mut rest = std::str::from_utf8(text)
+        .map_err(|_| ())?
+        .trim_end_matches('\0')
+        .trim();
     let mut chain = Vec::new();
     while !rest.is_empty() {
-        let (body, after) = rest.strip_prefix(BEGIN).and_then(|rest| rest.split_once(END)).ok_or(())?;
+        let (body, after) = rest
+            .strip_prefix(BEGIN)
+            .and_then(|rest| rest.split_once(END))
+            .ok_or(())?;
         let digits: String = body.split_ascii_whitespace().collect();
         chain.push(STANDARD.decode(digits).map_err(|_| ())?);
         if chain.len() > MAX_CHAIN {

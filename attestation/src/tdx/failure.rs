@@ -11,15 +11,27 @@ const TABLE: &[(&str, ReasonCode)] = &[
     ("TCB status is invalid: Revoked", ReasonCode::TdxTcbRevoked),
     ("CertRevoked", ReasonCode::ChainRevoked),
     ("CertNotValidYet", ReasonCode::TdxCollateralNotYetValid),
-    ("issue date is in the future", ReasonCode::TdxCollateralNotYetValid),
+    (
+        "issue date is in the future",
+        ReasonCode::TdxCollateralNotYetValid,
+    ),
     ("CertExpired", ReasonCode::TdxCollateralExpired),
     ("CrlExpired", ReasonCode::TdxCollateralExpired),
     ("TCBInfo expired", ReasonCode::TdxCollateralExpired),
     ("QE Identity expired", ReasonCode::TdxCollateralExpired),
-    ("Signature is invalid for tcb_info", ReasonCode::TdxCollateralSignature),
-    ("Signature is invalid for qe_identity", ReasonCode::TdxCollateralSignature),
+    (
+        "Signature is invalid for tcb_info",
+        ReasonCode::TdxCollateralSignature,
+    ),
+    (
+        "Signature is invalid for qe_identity",
+        ReasonCode::TdxCollateralSignature,
+    ),
     ("Failed to parse root CA CRL", ReasonCode::TdxCollateralSignature),
-    ("InvalidCrlSignatureForPublicKey", ReasonCode::TdxCollateralSignature),
+    (
+        "InvalidCrlSignatureForPublicKey",
+        ReasonCode::TdxCollateralSignature,
+    ),
     ("UnknownRevocationStatus", ReasonCode::CrlMissing),
     ("UnknownIssuer", ReasonCode::ChainSignature),
     ("InvalidSignatureForPublicKey", ReasonCode::ChainSignature),
@@ -30,7 +42,10 @@ const TABLE: &[(&str, ReasonCode)] = &[
     ("Failed to decode TcbInfo", ReasonCode::TdxCollateralMalformed),
     ("Failed to decode QeIdentity", ReasonCode::TdxCollateralMalformed),
     ("Failed to parse PCK CRL", ReasonCode::TdxCollateralMalformed),
-    ("ISV enclave report signature is invalid", ReasonCode::TdxQuoteSignature),
+    (
+        "ISV enclave report signature is invalid",
+        ReasonCode::TdxQuoteSignature,
+    ),
     ("Signature is invalid for qe_report", ReasonCode::TdxQe),
     ("QE report", ReasonCode::TdxQe),
     ("QE MRSIGNER", ReasonCode::TdxQe),
@@ -45,7 +60,10 @@ const TABLE: &[(&str, ReasonCode)] = &[
     ("TD migration is enabled", ReasonCode::TdxMigratable),
     ("SEPT_VE_DISABLE is not enabled", ReasonCode::TdxSeptVe),
     ("SERVTD_EXT is enabled", ReasonCode::TdxServiceTd),
-    ("Reserved bits in TD attributes", ReasonCode::TdxAttributesReserved),
+    (
+        "Reserved bits in TD attributes",
+        ReasonCode::TdxAttributesReserved,
+    ),
     ("Failed to decode quote", ReasonCode::TdxQuoteMalformed),
 ];
 

@@ -14,8 +14,9 @@ use crate::bytes::{Bytes, Bytes48, Bytes64};
 const MAX_QUOTE_BYTES: usize = 64 * 1024;
 const ECDSA_P256: u16 = 2;
 const TEE_TDX: u32 = 0x81;
-const INTEL_QE: [u8; 16] =
-    [0x93, 0x9a, 0x72, 0x33, 0xf7, 0x9c, 0x4c, 0xa9, 0x94, 0x0a, 0x0d, 0xb3, 0x95, 0x7f, 0x06, 0x07];
+const INTEL_QE: [u8; 16] = [
+    0x93, 0x9a, 0x72, 0x33, 0xf7, 0x9c, 0x4c, 0xa9, 0x94, 0x0a, 0x0d, 0xb3, 0x95, 0x7f, 0x06, 0x07,
+];
 const QE_REPORT_CERTIFICATION: u16 = 6;
 const PCK_CHAIN: u16 = 5;
 
@@ -105,7 +106,11 @@ impl Quote {
             return Err(QuoteError::Trailing("the quote"));
         }
         let pck_chain = parse_signature_data(signature_data)?;
-        Ok(Self { version, report, pck_chain })
+        Ok(Self {
+            version,
+            report,
+            pck_chain,
+        })
     }
 }
 
@@ -140,7 +145,12 @@ fn parse_body(reader: &mut Reader<'_>) -> Result<TdReport, QuoteError> {
         2 => BodyType::Td10,
         3 => BodyType::Td15,
         4 => BodyType::Td15Extended,
-        _ => return Err(QuoteError::Unknown { what: "body type", found: kind.to_string() }),
+        _ => {
+            return Err(QuoteError::Unknown {
+                what: "body type",
+                found: kind.to_string(),
+            });
+        }
     };
     let mut body = Reader(body);
     let report = parse_report(&mut body, body_type)?;
@@ -164,7 +174,12 @@ fn parse_report(reader: &mut Reader<'_>, body_type: BodyType) -> Result<TdReport
         mr_config_id: reader.bytes(AT)?,
         mr_owner: reader.bytes(AT)?,
         mr_owner_config: reader.bytes(AT)?,
-        rtmrs: [reader.bytes(AT)?, reader.bytes(AT)?, reader.bytes(AT)?, reader.bytes(AT)?],
+        rtmrs: [
+            reader.bytes(AT)?,
+            reader.bytes(AT)?,
+            reader.bytes(AT)?,
+            reader.bytes(AT)?,
+        ],
         report_data: reader.bytes(AT)?,
         mr_service_td: None,
         current_service_td: None,
@@ -186,7 +201,10 @@ fn parse_signature_data(bytes: &[u8]) -> Result<Option<Vec<Vec<u8>>>, QuoteError
     reader.take(64 + 64, "the quote signature")?;
     let kind = reader.u16("the certification type")?;
     if kind != QE_REPORT_CERTIFICATION {
-        return Err(QuoteError::Unknown { what: "certification type", found: kind.to_string() });
+        return Err(QuoteError::Unknown {
+            what: "certification type",
+            found: kind.to_string(),
+        });
     }
     let mut inner = Reader(reader.sized_u32("the certification data")?);
     reader.end("the signature data")?;
@@ -200,7 +218,10 @@ fn parse_signature_data(bytes: &[u8]) -> Result<Option<Vec<Vec<u8>>>, QuoteError
         PCK_CHAIN => Ok(Some(canonical_pem_chain(certificates)?)),
         // Other types name the certificate; the collateral has to bring it.
         1..=4 => Ok(None),
-        _ => Err(QuoteError::Unknown { what: "PCK certification type", found: kind.to_string() }),
+        _ => Err(QuoteError::Unknown {
+            what: "PCK certification type",
+            found: kind.to_string(),
+        }),
     }
 }
 
@@ -248,6 +269,10 @@ impl<'a> Reader<'a> {
     }
 
     fn end(&self, at: &'static str) -> Result<(), QuoteError> {
-        if self.0.is_empty() { Ok(()) } else { Err(QuoteError::Trailing(at)) }
+        if self.0.is_empty() {
+            Ok(())
+        } else {
+            Err(QuoteError::Trailing(at))
+        }
     }
 }

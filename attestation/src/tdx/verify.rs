@@ -27,14 +27,23 @@ pub(crate) fn verify(
         check_report(appraisal, &quote.report, &policy.tdx);
     }
     let Some(collateral) = &evidence.collateral else {
-        appraisal.refuse(ReasonCode::TdxCollateralMissing, "collateral", "QuoteCollateralV3", "nothing");
+        appraisal.refuse(
+            ReasonCode::TdxCollateralMissing,
+            "collateral",
+            "QuoteCollateralV3",
+            "nothing",
+        );
         return None;
     };
     let quote = quote?;
     let pck_chain = pck_chain(appraisal, &quote, collateral)?;
-    check_root(appraisal, &pck_chain, root);
+    let rooted = check_root(appraisal, &pck_chain, root);
     let parts = read_parts(appraisal, collateral, &pck_chain)?;
     let dated = check_dates(appraisal, &parts, policy, now);
+    if !rooted {
+        // Signatures under another root say nothing, and checking them is what costs.
+        return None;
+    }
     // The quote's own chain is what its bytes bind; collateral cannot put another in its place.
     let mut collateral = Collateral::clone(collateral);
     if quote.pck_chain.is_some() {
@@ -64,25 +73,45 @@ fn pck_chain(appraisal: &mut Appraisal, quote: &Quote, collateral: &Collateral) 
         return Some(chain.clone());
     }
     let at = "collateral.pck_certificate_chain";
-    match collateral.pck_certificate_chain.as_ref().map(|text| pem_chain(text.as_bytes())) {
+    match collateral
+        .pck_certificate_chain
+        .as_ref()
+        .map(|text| pem_chain(text.as_bytes()))
+    {
         Some(Ok(chain)) => Some(chain),
         Some(Err(())) => {
-            appraisal.refuse(ReasonCode::TdxCollateralMalformed, at, "a PEM chain", "something else");
+            appraisal.refuse(
+                ReasonCode::TdxCollateralMalformed,
+                at,
+                "a PEM chain",
+                "something else",
+            );
             None
         }
         None => {
-            appraisal.refuse(ReasonCode::ChainMissing, at, "the PCK chain, as the quote has none", "nothing");
+            appraisal.refuse(
+                ReasonCode::ChainMissing,
+                at,
+                "the PCK chain, as the quote has none",
+                "nothing",
+            );
             None
         }
     }
 }
 
 /// `dcap-qvl` ends paths at the pinned root and never looks at the copy that came along.
-fn check_root(appraisal: &mut Appraisal, pck_chain: &[Vec<u8>], root: &[u8]) {
+fn check_root(appraisal: &mut Appraisal, pck_chain: &[Vec<u8>], root: &[u8]) -> bool {
     let carried = pck_chain.get(2).map(Vec::as_slice).unwrap_or_default();
     let holds = carried == root || pck_chain.len() == 2;
     let found = if holds { "that" } else { "another" };
-    appraisal.require(ReasonCode::ChainRoot, "quote PCK chain[2]", holds, "the pinned root", found);
+    appraisal.require(
+        ReasonCode::ChainRoot,
+        "quote PCK chain[2]",
+        holds,
+        "the pinned root",
+        found,
+    )
 }
 
 fn read_parts(
@@ -94,7 +123,12 @@ fn read_parts(
         Ok(parts) => Some(parts),
         Err(error) => {
             let expected = "readable parts";
-            appraisal.refuse(ReasonCode::TdxCollateralMalformed, "collateral", expected, error.to_string());
+            appraisal.refuse(
+                ReasonCode::TdxCollateralMalformed,
+                "collateral",
+                expected,
+                error.to_string(),
+            );
             None
         }
     }
@@ -109,7 +143,10 @@ struct Dated {
 /// Requires every part to be current. The rest is then judged at the nearest instant at which all are, so that one
 /// stale part does not hide what else is wrong.
 fn check_dates(appraisal: &mut Appraisal, parts: &[DatedPart], policy: &Policy, now: Timestamp) -> Dated {
-    let codes = (ReasonCode::TdxCollateralNotYetValid, ReasonCode::TdxCollateralExpired);
+    let codes = (
+        ReasonCode::TdxCollateralNotYetValid,
+        ReasonCode::TdxCollateralExpired,
+    );
     let mut all_current = true;
     for part in parts {
         all_current &=
@@ -118,7 +155,11 @@ fn check_dates(appraisal: &mut Appraisal, parts: &[DatedPart], policy: &Policy, 
     let from = parts.iter().map(|part| part.window.from).max().unwrap_or(now);
     let until = parts.iter().map(|part| part.window.until).min().unwrap_or(now);
     // Revocation lists end before their last second.
-    let instant = if from <= until { now.clamp(from, until.minus_seconds(1).max(from)) } else { now };
+    let instant = if from <= until {
+        now.clamp(from, until.minus_seconds(1).max(from))
+    } else {
+        now
+    };
     let instant = if from <= now && now <= until { now } else { instant };
     Dated { instant, all_current }
 }
@@ -140,14 +181,22 @@ fn check_cryptography(
     match result {
         Ok(claims) => {
             let at = "quote and collateral";
-            appraisal.require(ReasonCode::TdxUnverified, at, true, "Intel's signatures throughout", "verifies");
+            appraisal.require(
+                ReasonCode::TdxUnverified,
+                at,
+                true,
+                "Intel's signatures throughout",
+                "verifies",
+            );
             Some(claims)
         }
         Err(error) => {
             let text = format!("{error:#}");
             let code = classify(&text);
-            let about_dates =
-                matches!(code, ReasonCode::TdxCollateralExpired | ReasonCode::TdxCollateralNotYetValid);
+            let about_dates = matches!(
+                code,
+                ReasonCode::TdxCollateralExpired | ReasonCode::TdxCollateralNotYetValid
+            );
             let known = appraisal.has_failed(code) || (about_dates && !dated.all_current);
             if !known {
                 appraisal.refuse(code, "quote and collateral", code.meaning(), text);

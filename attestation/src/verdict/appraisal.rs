@@ -28,7 +28,11 @@ pub type Reason = Check;
 
 impl fmt::Display for Check {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}: expected {}, found {}", self.code, self.at, self.expected, self.found)
+        write!(
+            f,
+            "{}: {}: expected {}, found {}",
+            self.code, self.at, self.expected, self.found
+        )
     }
 }
 
@@ -66,7 +70,13 @@ impl Appraisal {
         found: impl Into<String>,
     ) -> bool {
         let (at, expected, found) = (at.into(), expected.into(), found.into());
-        self.checks.push(Check { code, passed: holds, at, expected, found });
+        self.checks.push(Check {
+            code,
+            passed: holds,
+            at,
+            expected,
+            found,
+        });
         holds
     }
 
@@ -78,7 +88,13 @@ impl Appraisal {
         expected: &T,
         found: &T,
     ) -> bool {
-        self.require(code, at, expected == found, expected.to_string(), found.to_string())
+        self.require(
+            code,
+            at,
+            expected == found,
+            expected.to_string(),
+            found.to_string(),
+        )
     }
 
     /// Records a failure for which there is no passing counterpart.
@@ -102,13 +118,25 @@ impl Appraisal {
         tolerance_seconds: u64,
     ) -> bool {
         let position = window.position(now, tolerance_seconds);
-        let code = if position == Position::Before { codes.0 } else { codes.1 };
-        self.require(code, at, position == Position::Inside, window.to_string(), now.to_string())
+        let code = if position == Position::Before {
+            codes.0
+        } else {
+            codes.1
+        };
+        self.require(
+            code,
+            at,
+            position == Position::Inside,
+            window.to_string(),
+            now.to_string(),
+        )
     }
 
     /// Whether a check with this code has failed.
     pub(crate) fn has_failed(&self, code: ReasonCode) -> bool {
-        self.checks.iter().any(|check| !check.passed && check.code == code)
+        self.checks
+            .iter()
+            .any(|check| !check.passed && check.code == code)
     }
 
     /// Whether every check so far held.
@@ -118,8 +146,20 @@ impl Appraisal {
 
     /// The checks, or the refusal that they amount to.
     pub(crate) fn conclude(self) -> Result<Vec<Check>, Refused> {
-        let reasons: Vec<Reason> = self.checks.iter().filter(|check| !check.passed).cloned().collect();
-        if reasons.is_empty() { Ok(self.checks) } else { Err(Refused { reasons, checks: self.checks }) }
+        let reasons: Vec<Reason> = self
+            .checks
+            .iter()
+            .filter(|check| !check.passed)
+            .cloned()
+            .collect();
+        if reasons.is_empty() {
+            Ok(self.checks)
+        } else {
+            Err(Refused {
+                reasons,
+                checks: self.checks,
+            })
+        }
     }
 }
 

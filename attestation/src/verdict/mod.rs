@@ -8,8 +8,8 @@ mod appraisal;
 mod code;
 mod verified;
 
-pub use appraisal::{Check, Reason, Refused};
 pub(crate) use appraisal::Appraisal;
+pub use appraisal::{Check, Reason, Refused};
 pub use code::ReasonCode;
-pub use verified::{Claims, Pins, VerifiedEvidence};
 pub(crate) use verified::Proof;
+pub use verified::{Claims, Pins, VerifiedEvidence};

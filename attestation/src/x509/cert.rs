@@ -71,7 +71,11 @@ impl Cert {
         if let Some(oid) = doubled(tbs.extensions.as_deref().unwrap_or_default()) {
             return Err(CertError::DoubledExtension(oid));
         }
-        Ok(Self { der: der.to_vec(), tbs_der: tbs.to_der()?, inner })
+        Ok(Self {
+            der: der.to_vec(),
+            tbs_der: tbs.to_der()?,
+            inner,
+        })
     }
 
     /// Parses DER, or PEM with one certificate in it.
@@ -121,7 +125,10 @@ impl Cert {
     /// When it may be used.
     pub fn validity(&self) -> Window {
         let validity = self.inner.tbs_certificate.validity;
-        Window { from: validity.not_before.into(), until: validity.not_after.into() }
+        Window {
+            from: validity.not_before.into(),
+            until: validity.not_after.into(),
+        }
     }
 
     /// The certified key.
@@ -131,19 +138,29 @@ impl Cert {
 
     /// The content of an extension's OCTET STRING.
     pub fn extension(&self, oid: ObjectIdentifier) -> Option<&[u8]> {
-        self.extensions().iter().find(|ext| ext.extn_id == oid).map(|ext| ext.extn_value.as_bytes())
+        self.extensions()
+            .iter()
+            .find(|ext| ext.extn_id == oid)
+            .map(|ext| ext.extn_value.as_bytes())
     }
 
     /// Every extension, in order.
     pub fn extensions(&self) -> &[Extension] {
-        self.inner.tbs_certificate.extensions.as_deref().unwrap_or_default()
+        self.inner
+            .tbs_certificate
+            .extensions
+            .as_deref()
+            .unwrap_or_default()
     }
 
     /// The first critical extension that is neither basic constraints nor key usage. RFC 5280 §4.2 asks to refuse
     /// such a certificate.
     pub fn unknown_critical_extension(&self) -> Option<ObjectIdentifier> {
         let known = |oid| oid == BASIC_CONSTRAINTS || oid == KEY_USAGE;
-        self.extensions().iter().find(|ext| ext.critical && !known(ext.extn_id)).map(|ext| ext.extn_id)
+        self.extensions()
+            .iter()
+            .find(|ext| ext.critical && !known(ext.extn_id))
+            .map(|ext| ext.extn_id)
     }
 
     /// Whether it may sign certificates, with at least `below` CA certificates under it.
@@ -159,7 +176,8 @@ impl Cert {
 
     /// Whether it says that it is a CA.
     pub fn is_ca(&self) -> bool {
-        self.parsed_extension::<BasicConstraints>(BASIC_CONSTRAINTS).is_some_and(|constraints| constraints.ca)
+        self.parsed_extension::<BasicConstraints>(BASIC_CONSTRAINTS)
+            .is_some_and(|constraints| constraints.ca)
     }
 
     /// Whether the signature is RSASSA-PSS with SHA-384, MGF1 with SHA-384 and 48 bytes of salt.
@@ -184,12 +202,17 @@ impl Cert {
 fn doubled(extensions: &[Extension]) -> Option<ObjectIdentifier> {
     let mut oids: Vec<_> = extensions.iter().map(|ext| ext.extn_id).collect();
     oids.sort_unstable();
-    oids.windows(2).find(|pair| pair[0] == pair[1]).map(|pair| pair[0])
+    oids.windows(2)
+        .find(|pair| pair[0] == pair[1])
+        .map(|pair| pair[0])
 }
 
 fn common_name(name: &Name) -> Option<String> {
-    let mut names =
-        name.0.iter().flat_map(|rdn| rdn.0.iter()).filter(|attribute| attribute.oid == COMMON_NAME);
+    let mut names = name
+        .0
+        .iter()
+        .flat_map(|rdn| rdn.0.iter())
+        .filter(|attribute| attribute.oid == COMMON_NAME);
     let only = names.next()?;
     if names.next().is_some() {
         return None;
@@ -199,5 +222,8 @@ fn common_name(name: &Name) -> Option<String> {
 
 /// The parameters of `ecPublicKey` are a named curve; an RSA key's are NULL.
 pub(crate) fn parameters_are_null(spki: &SubjectPublicKeyInfoOwned) -> bool {
-    spki.algorithm.parameters.as_ref().is_some_and(|any| any.decode_as::<Null>().is_ok())
+    spki.algorithm
+        .parameters
+        .as_ref()
+        .is_some_and(|any| any.decode_as::<Null>().is_ok())
 }

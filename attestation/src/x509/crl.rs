@@ -60,13 +60,25 @@ impl Crl {
             }
         }
         let critical = tbs.revoked_certificates.iter().flatten().flat_map(|entry| {
-            entry.crl_entry_extensions.iter().flatten().filter(|ext| ext.critical).map(|ext| ext.extn_id)
+            entry
+                .crl_entry_extensions
+                .iter()
+                .flatten()
+                .filter(|ext| ext.critical)
+                .map(|ext| ext.extn_id)
         });
         if let Some(oid) = critical.take(1).next() {
             return Err(CrlError::Extension(oid));
         }
-        let window = Window { from: tbs.this_update.into(), until };
-        Ok(Self { tbs_der: tbs.to_der()?, window, inner })
+        let window = Window {
+            from: tbs.this_update.into(),
+            until,
+        };
+        Ok(Self {
+            tbs_der: tbs.to_der()?,
+            window,
+            inner,
+        })
     }
 
     pub(crate) fn issuer(&self) -> &Name {
@@ -79,7 +91,9 @@ impl Crl {
 
     pub(crate) fn revokes(&self, serial: &[u8]) -> bool {
         let revoked = self.inner.tbs_cert_list.revoked_certificates.iter().flatten();
-        revoked.into_iter().any(|entry| entry.serial_number.as_bytes() == serial)
+        revoked
+            .into_iter()
+            .any(|entry| entry.serial_number.as_bytes() == serial)
     }
 
     pub(crate) fn verify_signed_by(&self, key: &PssKey) -> Result<(), SignatureError> {

@@ -9,7 +9,11 @@ use cloak_attestation::{Evidence, Policy};
 use crate::vectors::{codes, judge, sev, sev_milan, shared, snp_evidence};
 
 fn shared_snp(report: &str, vek: &str) -> Option<SnpEvidence> {
-    Some(SnpEvidence { report: shared(report)?, vek: Some(shared(vek)?), ..Default::default() })
+    Some(SnpEvidence {
+        report: shared(report)?,
+        vek: Some(shared(vek)?),
+        ..Default::default()
+    })
 }
 
 fn milan_v3() -> Option<SnpEvidence> {
@@ -25,10 +29,15 @@ fn milan_v2_verifies_within_its_dates_and_only_then() {
     let evidence = snp_evidence(sev_milan());
     let policy = Policy::default();
     let verified = judge(&policy, &evidence, "2024-01-01").unwrap();
-    let Claims::Snp(claims) = verified.claims() else { panic!("an SNP report") };
+    let Claims::Snp(claims) = verified.claims() else {
+        panic!("an SNP report")
+    };
     assert_eq!((claims.report_version, claims.product), (2, Product::Milan));
     assert_eq!(claims.reported_tcb.microcode, 0x73);
-    assert_eq!(codes(judge(&policy, &evidence, "2023-04-01")), ["chain.not-yet-valid"]);
+    assert_eq!(
+        codes(judge(&policy, &evidence, "2023-04-01")),
+        ["chain.not-yet-valid"]
+    );
     assert_eq!(codes(judge(&policy, &evidence, "2030-05-01")), ["chain.expired"]);
 }
 
@@ -47,12 +56,22 @@ fn the_documented_changes_to_it_are_refused() {
 fn milan_v3_and_turin_v5_verify() {
     let cases = [(milan_v3(), 3, Product::Milan), (turin_v5(), 5, Product::Turin)];
     for (evidence, version, product) in cases {
-        let Some(evidence) = evidence.map(snp_evidence) else { continue };
+        let Some(evidence) = evidence.map(snp_evidence) else {
+            continue;
+        };
         let verified = judge(&Policy::default(), &evidence, "2026-06-01").unwrap();
-        let Claims::Snp(claims) = verified.claims() else { panic!("an SNP report") };
+        let Claims::Snp(claims) = verified.claims() else {
+            panic!("an SNP report")
+        };
         assert_eq!((claims.report_version, claims.product), (version, product));
-        assert_eq!(codes(judge(&Policy::default(), &evidence, "2026-02-04")), ["chain.not-yet-valid"]);
-        assert_eq!(codes(judge(&Policy::default(), &evidence, "2033-02-06")), ["chain.expired"]);
+        assert_eq!(
+            codes(judge(&Policy::default(), &evidence, "2026-02-04")),
+            ["chain.not-yet-valid"]
+        );
+        assert_eq!(
+            codes(judge(&Policy::default(), &evidence, "2033-02-06")),
+            ["chain.expired"]
+        );
     }
 }
 
@@ -71,9 +90,14 @@ fn chains_that_come_along_are_used_if_they_are_amds() {
 
 #[test]
 fn a_debug_report_is_refused_for_that_alone() {
-    let Some(evidence) = shared_snp("go-sev-guest/attestation.bin", "go-sev-guest/vcek.testcer") else { return };
+    let Some(evidence) = shared_snp("go-sev-guest/attestation.bin", "go-sev-guest/vcek.testcer") else {
+        return;
+    };
     let evidence = snp_evidence(evidence);
-    assert_eq!(codes(judge(&Policy::default(), &evidence, "2024-01-01")), ["snp.policy.debug"]);
+    assert_eq!(
+        codes(judge(&Policy::default(), &evidence, "2024-01-01")),
+        ["snp.policy.debug"]
+    );
     let mut lax = Policy::default();
     lax.snp.dangerous_allow_debug = true;
     judge(&lax, &evidence, "2024-01-01").unwrap();
@@ -96,7 +120,11 @@ fn every_reason_is_given_at_once() {
         [snp.minimum_tcb.milan]
         microcode = 255
     "#;
-    let refused = judge(&Policy::from_toml(text).unwrap(), &snp_evidence(sev_milan()), "2031-01-01");
+    let refused = judge(
+        &Policy::from_toml(text).unwrap(),
+        &snp_evidence(sev_milan()),
+        "2031-01-01",
+    );
     let expected = [
         "chain.crl.missing",
         "chain.expired",
@@ -116,10 +144,20 @@ fn every_reason_is_given_at_once() {
 
 #[test]
 fn the_key_of_another_report_is_refused() {
-    let (Some(milan), Some(turin)) = (milan_v3(), turin_v5()) else { return };
-    let swapped = SnpEvidence { vek: turin.vek, ..milan };
+    let (Some(milan), Some(turin)) = (milan_v3(), turin_v5()) else {
+        return;
+    };
+    let swapped = SnpEvidence {
+        vek: turin.vek,
+        ..milan
+    };
     let refused = codes(judge(&Policy::default(), &snp_evidence(swapped), "2026-06-01"));
-    for code in ["snp.product.mismatch", "snp.report.signature", "snp.hwid.mismatch", "snp.tcb.vek-mismatch"] {
+    for code in [
+        "snp.product.mismatch",
+        "snp.report.signature",
+        "snp.hwid.mismatch",
+        "snp.tcb.vek-mismatch",
+    ] {
         assert!(refused.contains(&code), "{code} in {refused:?}");
     }
 }
@@ -128,8 +166,13 @@ fn the_key_of_another_report_is_refused() {
 fn certificates_without_a_report_are_read() {
     let turin = Cert::from_der(&sev("tests/certs_data/vcek_turin.der")).unwrap();
     let turin = Vek::from_cert(&turin).unwrap();
-    assert_eq!((turin.kind, turin.product, turin.hwid.unwrap().len()), (VekKind::Vcek, Product::Turin, 8));
-    let Some(enarx) = shared("enarx/vcek.der") else { return };
+    assert_eq!(
+        (turin.kind, turin.product, turin.hwid.unwrap().len()),
+        (VekKind::Vcek, Product::Turin, 8)
+    );
+    let Some(enarx) = shared("enarx/vcek.der") else {
+        return;
+    };
     let enarx = Vek::from_cert(&Cert::from_der(&enarx).unwrap()).unwrap();
     assert_eq!((enarx.product, enarx.hwid.unwrap().len()), (Product::Milan, 64));
 }
@@ -137,8 +180,12 @@ fn certificates_without_a_report_are_read() {
 #[test]
 fn a_bare_report_finds_its_companions() {
     let mut companions = Companions::default();
-    companions.add_certificates(&sev("tests/certs_data/vcek_milan.der")).unwrap();
-    companions.add_certificates(&sev("tests/certs_data/cert_chain_milan")).unwrap();
+    companions
+        .add_certificates(&sev("tests/certs_data/vcek_milan.der"))
+        .unwrap();
+    companions
+        .add_certificates(&sev("tests/certs_data/cert_chain_milan"))
+        .unwrap();
     let hex_report = sev("tests/certs_data/report_milan.hex");
     let evidence = Evidence::read(&hex_report, companions).unwrap();
     judge(&Policy::default(), &evidence, "2024-01-01").unwrap();

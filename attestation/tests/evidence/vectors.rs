@@ -14,13 +14,18 @@ static SKIPPED: AtomicUsize = AtomicUsize::new(0);
 
 /// A file of the collection beside the repository, or `None`, said on the terminal and counted.
 pub fn shared(path: &str) -> Option<Vec<u8>> {
-    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/vectors").join(path);
+    let file = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../../shared/vectors")
+        .join(path);
     match std::fs::read(&file) {
         Ok(bytes) => Some(bytes),
         Err(_) => {
             let count = SKIPPED.fetch_add(1, Ordering::Relaxed) + 1;
             // Not `eprintln`, which the test harness would keep to itself.
-            let _ = writeln!(std::io::stderr(), "SKIPPED ({count} so far): no ../shared/vectors/{path}");
+            let _ = writeln!(
+                std::io::stderr(),
+                "SKIPPED ({count} so far): no ../shared/vectors/{path}"
+            );
             None
         }
     }
@@ -40,13 +45,19 @@ pub fn dcap_qvl(path: &str) -> Vec<u8> {
 
 fn package_dir(name: &str) -> PathBuf {
     let output = Command::new(env!("CARGO"))
-        .args(["metadata", "--format-version", "1", "--offline", "--manifest-path"])
+        .args(["metadata", "--format-version", "1", "--manifest-path"])
         .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("Cargo.toml"))
         .output()
         .expect("cargo runs");
     let metadata: serde_json::Value = serde_json::from_slice(&output.stdout).expect("cargo metadata is JSON");
-    let package = metadata["packages"].as_array().expect("packages").iter().find(|p| p["name"] == name);
-    let manifest = package.expect("a dependency")["manifest_path"].as_str().expect("a path");
+    let package = metadata["packages"]
+        .as_array()
+        .expect("packages")
+        .iter()
+        .find(|p| p["name"] == name);
+    let manifest = package.expect("a dependency")["manifest_path"]
+        .as_str()
+        .expect("a path");
     Path::new(manifest).parent().expect("a folder").to_owned()
 }
 
@@ -65,7 +76,9 @@ pub fn tdx(name: &str) -> TdxEvidence {
     let json = dcap_qvl(&format!("sample/{name}_collateral.json"));
     TdxEvidence {
         quote: dcap_qvl(&format!("sample/{name}")),
-        collateral: Some(Box::new(serde_json::from_slice(&json).expect("QuoteCollateralV3"))),
+        collateral: Some(Box::new(
+            serde_json::from_slice(&json).expect("QuoteCollateralV3"),
+        )),
         root: None,
     }
 }
@@ -88,7 +101,12 @@ pub fn judge(policy: &Policy, evidence: &Evidence, time: &str) -> Result<Verifie
 
 /// The codes of a refusal, each once, in order.
 pub fn codes(verdict: Result<VerifiedEvidence, Refused>) -> Vec<&'static str> {
-    let mut codes: Vec<_> = verdict.expect_err("a refusal").codes().iter().map(|code| code.as_str()).collect();
+    let mut codes: Vec<_> = verdict
+        .expect_err("a refusal")
+        .codes()
+        .iter()
+        .map(|code| code.as_str())
+        .collect();
     codes.sort_unstable();
     codes.dedup();
     codes
