@@ -9,4 +9,6 @@ mod signature;
 
 pub use cert::{Cert, CertError};
 pub(crate) use crl::Crl;
+#[cfg(feature = "sim")]
+pub(crate) use signature::PSS_SHA384;
 pub(crate) use signature::{PssKey, SignatureError};

@@ -2,6 +2,8 @@
 //! no real evidence shows.
 
 mod bit_flips;
+mod measure;
 mod real_snp;
 mod real_tdx;
+mod snp_world;
 mod vectors;
