@@ -9,9 +9,14 @@ mod names;
 mod rsa_key;
 mod snp_report;
 mod snp_world;
+mod tdx_collateral;
+mod tdx_quote;
+mod tdx_world;
 mod x509;
 
 pub use rsa_key::{RsaKey, RsaKeyError};
 pub use snp_report::ReportFields;
 pub use snp_world::{Endorsement, SnpFault, SnpWorld, VekSpec};
+pub use tdx_quote::QuoteFields;
+pub use tdx_world::{TdxFault, TdxSpec, TdxWorld};
 pub use x509::{CertSpec, CrlSpec, Signer, SimError};

@@ -165,7 +165,7 @@ pub(super) fn pem_chain(text: &[u8]) -> Result<Vec<Vec<u8>>, ()> {
 }
 
 /// PEM as RFC 7468 has it: 64 characters to a line, a newline after each.
-pub(super) fn to_pem(der: &[u8]) -> String {
+pub(crate) fn to_pem(der: &[u8]) -> String {
     let digits = STANDARD.encode(der);
     let mut pem = format!("{BEGIN}\n");
     let mut rest = digits.as_str();

@@ -23,6 +23,8 @@ mod verify;
 
 pub use attributes::TdAttributes;
 pub use claims::TdxClaims;
+#[cfg(feature = "sim")]
+pub(crate) use collateral::to_pem;
 pub use collateral::{Collateral, CollateralError, parse_collateral};
 pub use quote::{Quote, QuoteError, TdReport};
 pub(crate) use verify::verify;

@@ -6,4 +6,6 @@ mod measure;
 mod real_snp;
 mod real_tdx;
 mod snp_world;
+mod software;
+mod tdx_world;
 mod vectors;
