@@ -215,15 +215,16 @@ fn msync(a: &Args) -> SysResult {
         let space = space::current().lock();
         for (s, e) in space.areas.within(start, end) {
             if let Some((first, area)) = space.areas.find(s)
-                && let Backing::Pages(_, offset, Some(file)) = &area.backing
+                && let Backing::Pages(pages, offset, Some(file)) = &area.backing
             {
-                work.push((file.clone(), offset + (s - first), offset + (e - first)));
+                let page = |va: u64| (offset + (va - first)) / PAGE;
+                work.push((file.clone(), pages.clone(), page(s), page(e)));
             }
         }
         space.areas.covers(start, end)
     };
-    for (file, first, last) in work {
-        file.file.sync_pages(first, last)?;
+    for (file, pages, first, last) in work {
+        file.file.sync_pages(&pages, first, last)?;
         if flags & 4 != 0 {
             file.file.sync(true)?;
         }

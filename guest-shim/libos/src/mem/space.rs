@@ -180,9 +180,9 @@ impl Inner {
     /// The page is there but its entry has too few rights.
     fn upgrade(&mut self, page: u64, shared: bool) -> SysResult<()> {
         let Some((start, area)) = self.areas.find(page) else { return Ok(()) };
-        if let Backing::Pages(_, offset, Some(file)) = &area.backing {
-            // The file learns that the page may be dirty from now on.
-            file.file.page((offset + (page - start)) / PAGE, true)?;
+        if let Backing::Pages(pages, offset, _) = &area.backing {
+            // From now on the page may be written at any time: it has to be written back each time.
+            pages.mark_dirty((offset + (page - start)) / PAGE);
         }
         let mut flags = tables::flags(area.protection);
         if shared {
@@ -266,10 +266,13 @@ impl Inner {
         let number = |va: u64| (offset + (va - start)) / PAGE;
         let write = access == Access::Write;
         let wanted = match file {
-            Some(file) => file.file.page(number(page), write),
+            Some(file) => file.file.shared_page(pages, number(page)),
             None => pages.get_or_zero(number(page)),
         }
         .map_err(|_| Fault::Bus)?;
+        if write {
+            pages.mark_dirty(number(page));
+        }
         let writable = protection.contains(Protection::WRITE);
         let mut batch = Batch::default();
         let low = (page & !(AROUND - 1)).max(start);
@@ -280,7 +283,7 @@ impl Inner {
                 let frame = if va == page { Some(wanted.clone()) } else { pages.get(number(va)) };
                 let Some(frame) = frame else { continue };
                 // A first write to a file's page must be seen: it has to be written back.
-                let seen = file.is_none() || write && va == page;
+                let seen = !pages.is_tracked() || pages.is_dirty(number(va));
                 let mut flags = tables::flags(protection) | tables::SHARED;
                 if !writable || !seen {
                     flags &= !tables::WRITE;
@@ -388,8 +391,8 @@ impl Inner {
             if area.protection.contains(Protection::EXECUTE) {
                 crate::patch::forget(start, area.end);
             }
-            if let Backing::Pages(_, _, Some(file)) = &area.backing {
-                let _ = file.file.sync_pages(0, u64::MAX);
+            if let Backing::Pages(pages, _, Some(file)) = &area.backing {
+                let _ = file.file.sync_pages(pages, 0, u64::MAX);
             }
         }
         Ok(())

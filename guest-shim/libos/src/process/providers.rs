@@ -194,10 +194,6 @@ impl Providers for Libos {
     fn fs(&self, pid: i32) -> Option<Arc<FsContext>> {
         process(pid).map(|p| p.fs.clone())
     }
-
-    fn raise(&self, signal: u32) {
-        raise(signal);
-    }
 }
 
 /// A signal for the running thread, as from the kernel.
