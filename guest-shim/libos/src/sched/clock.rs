@@ -7,7 +7,7 @@
 //! A nanosecond count is `base + (ticks - base_ticks) * scale / 2^32` in 128 bits. [`deadline`] is its
 //! exact inverse, rounded up: a thread that wakes at a deadline finds that the time has come.
 
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
@@ -89,13 +89,46 @@ static SCALE: AtomicU64 = AtomicU64::new(0);
 /// The latest monotonic time shown.
 static FLOOR: AtomicU64 = AtomicU64::new(0);
 
+static STARTED: AtomicBool = AtomicBool::new(false);
+
 /// Sets the clocks. At boot, and after a restore while no thread of the program runs.
 pub fn init(base: Base) {
+    if !STARTED.swap(true, Ordering::SeqCst) {
+        // What was shown before the clocks were set is no floor: nobody of the program saw it.
+        FLOOR.store(base.mono_ns, Ordering::SeqCst);
+    }
     TSC.store(base.tsc, Ordering::SeqCst);
     MONO.store(base.mono_ns, Ordering::SeqCst);
     REAL_OFFSET.store(base.real_ns.wrapping_sub(base.mono_ns), Ordering::SeqCst);
     BOOT_OFFSET.store(base.boot_ns.wrapping_sub(base.mono_ns), Ordering::SeqCst);
     SCALE.store(scale_of(arch::ticks_per_second()), Ordering::SeqCst);
+}
+
+/// What the vDSO computes with.
+#[derive(Debug, Clone, Copy)]
+pub struct Parameters {
+    /// Time-stamp counter at which CLOCK_MONOTONIC showed `mono_ns`.
+    pub tsc: u64,
+    /// See `tsc`.
+    pub mono_ns: u64,
+    /// CLOCK_REALTIME minus CLOCK_MONOTONIC, wrapping.
+    pub real_offset: u64,
+    /// CLOCK_BOOTTIME minus CLOCK_MONOTONIC, wrapping.
+    pub boot_offset: u64,
+    /// Nanoseconds in a tick, times 2^32.
+    pub scale: u64,
+}
+
+/// The clocks as numbers, for the page that the vDSO reads.
+#[must_use]
+pub fn parameters() -> Parameters {
+    Parameters {
+        tsc: TSC.load(Ordering::SeqCst),
+        mono_ns: MONO.load(Ordering::SeqCst),
+        real_offset: REAL_OFFSET.load(Ordering::SeqCst),
+        boot_offset: BOOT_OFFSET.load(Ordering::SeqCst),
+        scale: scale(),
+    }
 }
 
 fn scale_of(ticks_per_second: u64) -> u64 {
