@@ -18,6 +18,10 @@ pub struct FsContext {
 
 impl Default for FsContext {
     fn default() -> Self {
-        Self { cwd: Mutex::new(b"/".to_vec()), root: Mutex::new(b"/".to_vec()), umask: AtomicU32::new(0o022) }
+        Self {
+            cwd: Mutex::new(b"/".to_vec()),
+            root: Mutex::new(b"/".to_vec()),
+            umask: AtomicU32::new(0o022),
+        }
     }
 }

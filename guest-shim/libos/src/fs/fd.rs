@@ -32,7 +32,9 @@ pub struct OpenFile {
 
 impl core::fmt::Debug for OpenFile {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
-        f.debug_struct("OpenFile").field("flags", &self.flags).finish_non_exhaustive()
+        f.debug_struct("OpenFile")
+            .field("flags", &self.flags)
+            .finish_non_exhaustive()
     }
 }
 
@@ -47,7 +49,8 @@ pub struct PositionLock {
 impl PositionLock {
     /// Runs `work` on the position; others wait meanwhile.
     pub fn with<R>(&self, work: impl FnOnce(&mut u64) -> R) -> R {
-        self.queue.wait_while(|| self.held.swap(1, Ordering::Acquire) != 0);
+        self.queue
+            .wait_while(|| self.held.swap(1, Ordering::Acquire) != 0);
         let mut value = self.value.load(Ordering::Relaxed);
         let result = work(&mut value);
         self.value.store(value, Ordering::Relaxed);
@@ -102,6 +105,7 @@ impl OpenFile {
 
 impl Drop for OpenFile {
     fn drop(&mut self) {
+        super::locks::dropped(self);
         let file = self.file.clone();
         file.closed(self);
     }
@@ -137,7 +141,10 @@ impl FdTable {
 
     /// Soft and hard limit.
     pub fn limits(&self) -> (usize, usize) {
-        (self.soft_limit.load(Ordering::Relaxed), self.hard_limit.load(Ordering::Relaxed))
+        (
+            self.soft_limit.load(Ordering::Relaxed),
+            self.hard_limit.load(Ordering::Relaxed),
+        )
     }
 
     /// Sets soft and hard limit.
@@ -160,7 +167,12 @@ impl FdTable {
     /// EBADF.
     pub fn entry(&self, fd: i32) -> SysResult<Descriptor> {
         let index = usize::try_from(fd).map_err(|_| Errno::EBADF)?;
-        self.entries.lock().get(index).cloned().flatten().ok_or(Errno::EBADF)
+        self.entries
+            .lock()
+            .get(index)
+            .cloned()
+            .flatten()
+            .ok_or(Errno::EBADF)
     }
 
     /// Gives `open` the lowest free number that is at least `least`.
@@ -170,7 +182,9 @@ impl FdTable {
     pub fn insert(&self, open: Arc<OpenFile>, close_on_exec: bool, least: usize) -> SysResult<i32> {
         let limit = self.soft_limit.load(Ordering::Relaxed);
         let mut entries = self.entries.lock();
-        let free = (least..entries.len()).find(|&i| entries[i].is_none()).unwrap_or_else(|| entries.len().max(least));
+        let free = (least..entries.len())
+            .find(|&i| entries[i].is_none())
+            .unwrap_or_else(|| entries.len().max(least));
         if free >= limit {
             return Err(Errno::EMFILE);
         }
@@ -207,7 +221,11 @@ impl FdTable {
     /// EBADF.
     pub fn remove(&self, fd: i32) -> SysResult<Descriptor> {
         let index = usize::try_from(fd).map_err(|_| Errno::EBADF)?;
-        self.entries.lock().get_mut(index).and_then(Option::take).ok_or(Errno::EBADF)
+        self.entries
+            .lock()
+            .get_mut(index)
+            .and_then(Option::take)
+            .ok_or(Errno::EBADF)
     }
 
     /// Sets close-on-exec.
@@ -217,7 +235,10 @@ impl FdTable {
     pub fn set_close_on_exec(&self, fd: i32, value: bool) -> SysResult<()> {
         let index = usize::try_from(fd).map_err(|_| Errno::EBADF)?;
         let mut entries = self.entries.lock();
-        let entry = entries.get_mut(index).and_then(Option::as_mut).ok_or(Errno::EBADF)?;
+        let entry = entries
+            .get_mut(index)
+            .and_then(Option::as_mut)
+            .ok_or(Errno::EBADF)?;
         entry.close_on_exec = value;
         Ok(())
     }
@@ -225,7 +246,11 @@ impl FdTable {
     /// Numbers in use.
     pub fn numbers(&self) -> Vec<i32> {
         let entries = self.entries.lock();
-        (0i32..).zip(entries.iter()).filter(|(_, e)| e.is_some()).map(|(i, _)| i).collect()
+        (0i32..)
+            .zip(entries.iter())
+            .filter(|(_, e)| e.is_some())
+            .map(|(i, _)| i)
+            .collect()
     }
 
     /// A table with the same open files (for `fork`).
@@ -241,7 +266,11 @@ impl FdTable {
     pub fn close_for_exec(&self) {
         let closed: Vec<_> = {
             let mut entries = self.entries.lock();
-            entries.iter_mut().filter(|e| e.as_ref().is_some_and(|d| d.close_on_exec)).map(Option::take).collect()
+            entries
+                .iter_mut()
+                .filter(|e| e.as_ref().is_some_and(|d| d.close_on_exec))
+                .map(Option::take)
+                .collect()
         };
         drop(closed);
     }

@@ -8,8 +8,9 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use super::OpenFile;
 use super::hostlink::Doubt;
+use super::node::Node;
 use crate::errno::{Errno, SysResult};
-use crate::mem::pages::PageCache;
+use crate::mem::pages::{Frame, PageCache};
 use crate::sched::WaitQueue;
 use crate::user::Buf;
 
@@ -135,6 +136,24 @@ pub trait File: Send + Sync {
     fn map(&self, shared: bool) -> SysResult<Mapping> {
         let _ = shared;
         Err(Errno::ENODEV)
+    }
+    /// Page `page` of a shared mapping, brought in if it is not there. The default is for memory files.
+    fn shared_page(&self, pages: &Arc<PageCache>, page: u64) -> SysResult<Frame> {
+        pages.get_or_zero(page)
+    }
+    /// Writes back what shared mappings have written in pages `[first, last)`. The default is for memory files.
+    fn sync_pages(&self, pages: &Arc<PageCache>, first: u64, last: u64) -> SysResult<()> {
+        let _ = (pages, first, last);
+        Ok(())
+    }
+    /// Commands of `fcntl` that only certain kinds know (F_SETPIPE_SZ, F_GETPIPE_SZ, F_ADD_SEALS, F_GET_SEALS).
+    fn fcntl(&self, file: &OpenFile, command: u32, argument: u64) -> SysResult {
+        let _ = (file, command, argument);
+        Err(Errno::EINVAL)
+    }
+    /// The node of an in-guest file system, if it is of one.
+    fn node(&self) -> Option<&Arc<dyn Node>> {
+        None
     }
     /// Host descriptor, if there is one behind it.
     fn host_fd(&self) -> Option<u32> {

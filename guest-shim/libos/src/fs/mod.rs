@@ -1,25 +1,116 @@
 //! Files, directories, mounts, descriptors.
+//!
+//! | module | concept |
+//! |---|---|
+//! | [`fd`], [`file`] | descriptors, open files, what they can refer to |
+//! | [`mount`], [`walk`], [`path`] | the name space: mounts, path resolution |
+//! | [`open`], [`init`] | from paths to open files; boot |
+//! | [`hostops`], [`hostfd`] | operations of the OS service, checked |
+//! | [`hostfile`], [`hostdir`], [`hoststream`], [`tty`], [`shared_pages`] | the host's files |
+//! | [`node`], [`nodedir`], [`tmpfs`], [`devfs`], [`special`] | file systems in the guest |
+//! | [`locks`], [`readiness`], [`attributes`], [`dirent`], [`flags`] | what they share |
+//! | [`poll`], [`epoll`], [`hostlink`] | waiting for many files |
+//! | [`pipe`], [`eventfd`], [`timerfd`], [`signalfd`], [`anon`] | what is no file of a file system |
+//! | [`providers`], [`signals`] | what files need to know of the rest of the libos |
+//! | `calls_*` | system calls |
 
 pub mod anon;
+pub mod attributes;
+mod calls_change;
+mod calls_copy;
+mod calls_fd;
+mod calls_io;
+mod calls_misc;
+mod calls_names;
+mod calls_open;
+mod calls_stat;
+mod calls_xattr;
 mod context;
+mod devfs;
+pub mod dirent;
 pub mod epoll;
 pub mod eventfd;
 pub mod fd;
 pub mod file;
+pub mod flags;
+mod hostdir;
 pub mod hostfd;
+mod hostfile;
 pub mod hostlink;
+pub mod hostops;
+mod hoststream;
+mod init;
+pub mod locks;
+pub mod mount;
+pub mod node;
+mod nodedir;
+pub mod open;
+pub mod path;
+mod pathfile;
 pub mod pipe;
 pub mod poll;
+pub mod providers;
 pub mod readiness;
+pub mod shared_pages;
 pub mod signalfd;
 pub mod signals;
+mod special;
 pub mod timerfd;
+pub mod tmpfs;
+mod tty;
+pub mod walk;
+
+#[cfg(test)]
+pub mod fake;
+#[cfg(test)]
+mod tests;
 
 pub use context::FsContext;
 pub use fd::{FdTable, OpenFile};
 pub use file::File;
+pub use init::{MountRecord, init, open_executable};
+pub use open::open_kernel;
+pub use providers::Providers;
+pub use shared_pages::sync_all;
 
 use crate::syscall::Entry;
 
+/// The parts of the table of calls.
+const PARTS: &[&[Entry]] = &[
+    calls_change::SYSCALLS,
+    calls_copy::SYSCALLS,
+    calls_fd::SYSCALLS,
+    calls_io::SYSCALLS,
+    calls_misc::SYSCALLS,
+    calls_names::SYSCALLS,
+    calls_open::SYSCALLS,
+    calls_stat::SYSCALLS,
+    calls_xattr::SYSCALLS,
+];
+
+const COUNT: usize = {
+    let (mut count, mut part) = (0, 0);
+    while part < PARTS.len() {
+        count += PARTS[part].len();
+        part += 1;
+    }
+    count
+};
+
+const JOINED: [Entry; COUNT] = {
+    let mut all = [PARTS[0][0]; COUNT];
+    let (mut at, mut part) = (0, 0);
+    while part < PARTS.len() {
+        let mut i = 0;
+        while i < PARTS[part].len() {
+            all[at] = PARTS[part][i];
+            at += 1;
+            i += 1;
+        }
+        part += 1;
+    }
+    all
+};
+
 /// System calls served here.
-pub const SYSCALLS: &[Entry] = &[];
+pub const SYSCALLS: &[Entry] = &JOINED;

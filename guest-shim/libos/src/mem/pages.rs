@@ -3,7 +3,7 @@
 //! A memory file (`tmpfs`, `memfd`) lives in its [`PageCache`] alone. A host file has one while it is
 //! mapped shared: reads and writes then go through it, and dirty pages are written back.
 
-use alloc::collections::BTreeMap;
+use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 
@@ -36,6 +36,13 @@ impl Frame {
         self.0.0
     }
 
+    /// Its guest-physical address.
+    #[cfg(feature = "bare")]
+    #[must_use]
+    pub fn gpa(&self) -> u64 {
+        self.0.0 - cloak_abi::layout::LIBOS_PHYS_VA
+    }
+
     /// A buffer over part of it, for copies.
     #[must_use]
     pub fn buf(&self, at: usize, len: usize) -> Buf {
@@ -60,6 +67,8 @@ pub struct PageCache {
 struct Inner {
     size: u64,
     pages: BTreeMap<u64, Frame>,
+    /// Pages written through a mapping, where somebody wants to know ([`PageCache::track`]).
+    dirty: Option<BTreeSet<u64>>,
 }
 
 impl PageCache {
@@ -93,6 +102,38 @@ impl PageCache {
     /// Puts a page that was read from elsewhere, unless another thread was faster; gives the one that stays.
     pub fn insert(&self, page: u64, frame: Frame) -> Frame {
         self.inner.lock().pages.entry(page).or_insert(frame).clone()
+    }
+
+    /// From now on, remember which pages are written through mappings (they must be written back).
+    pub fn track(&self) {
+        self.inner.lock().dirty.get_or_insert_default();
+    }
+
+    /// Whether writes through mappings are remembered.
+    pub fn is_tracked(&self) -> bool {
+        self.inner.lock().dirty.is_some()
+    }
+
+    /// A page was, or is about to be, written through a mapping.
+    pub fn mark_dirty(&self, page: u64) {
+        if let Some(dirty) = self.inner.lock().dirty.as_mut() {
+            dirty.insert(page);
+        }
+    }
+
+    /// Whether a page was written through a mapping since it was last taken by [`PageCache::dirty`].
+    pub fn is_dirty(&self, page: u64) -> bool {
+        self.inner.lock().dirty.as_ref().is_some_and(|d| d.contains(&page))
+    }
+
+    /// Pages written through mappings. They stay so as long as a mapping can write them unseen.
+    pub fn dirty(&self) -> Vec<u64> {
+        self.inner.lock().dirty.as_ref().map(|d| d.iter().copied().collect()).unwrap_or_default()
+    }
+
+    /// Sets the size without touching pages (the host file's size at open).
+    pub fn set_size(&self, size: u64) {
+        self.inner.lock().size = size;
     }
 
     /// Page numbers present.

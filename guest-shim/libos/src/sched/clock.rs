@@ -104,31 +104,14 @@ pub fn init(base: Base) {
     SCALE.store(scale_of(arch::ticks_per_second()), Ordering::SeqCst);
 }
 
-/// What the vDSO computes with.
-#[derive(Debug, Clone, Copy)]
-pub struct Parameters {
-    /// Time-stamp counter at which CLOCK_MONOTONIC showed `mono_ns`.
-    pub tsc: u64,
-    /// See `tsc`.
-    pub mono_ns: u64,
-    /// CLOCK_REALTIME minus CLOCK_MONOTONIC, wrapping.
-    pub real_offset: u64,
-    /// CLOCK_BOOTTIME minus CLOCK_MONOTONIC, wrapping.
-    pub boot_offset: u64,
-    /// Nanoseconds in a tick, times 2^32.
-    pub scale: u64,
-}
-
-/// The clocks as numbers, for the page that the vDSO reads.
+/// What the vDSO computes with: counter base, scale (nanoseconds in a tick times 2^32), and what the
+/// monotonic, real-time and boot-time clocks showed at the base.
 #[must_use]
-pub fn parameters() -> Parameters {
-    Parameters {
-        tsc: TSC.load(Ordering::SeqCst),
-        mono_ns: MONO.load(Ordering::SeqCst),
-        real_offset: REAL_OFFSET.load(Ordering::SeqCst),
-        boot_offset: BOOT_OFFSET.load(Ordering::SeqCst),
-        scale: scale(),
-    }
+pub fn parameters() -> [u64; 5] {
+    let mono = MONO.load(Ordering::Relaxed);
+    let real = mono.wrapping_add(REAL_OFFSET.load(Ordering::Relaxed));
+    let boot = mono.wrapping_add(BOOT_OFFSET.load(Ordering::Relaxed));
+    [TSC.load(Ordering::Relaxed), scale(), mono, real, boot]
 }
 
 fn scale_of(ticks_per_second: u64) -> u64 {

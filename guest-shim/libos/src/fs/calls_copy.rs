@@ -1,0 +1,175 @@
+//! System calls that copy between descriptors: `sendfile`, `copy_file_range`, `splice` and its like.
+
+use alloc::sync::Arc;
+use alloc::vec;
+
+use super::flags::{O_APPEND, S_IFMT, S_IFREG, is_dir};
+use super::{OpenFile, fd};
+use crate::errno::{Errno, SysResult};
+use crate::syscall::{Args, Entry, full, partial, refused};
+use crate::user::{self, Buf, RW_MAX};
+
+/// Calls served here.
+pub const SYSCALLS: &[Entry] = &[
+    full(40, "sendfile", "ffxs", sendfile),
+    partial(
+        275,
+        "splice",
+        "fxfxsx",
+        "copies; needs a file or an offset on one side",
+        splice,
+    ),
+    refused(276, "tee", "programs fall back to read and write", einval),
+    refused(278, "vmsplice", "programs fall back to write", einval),
+    full(326, "copy_file_range", "fxfxsx", copy_file_range),
+];
+
+/// Bytes copied at a time.
+const PART: usize = 64 << 10;
+
+/// Where one side of a copy is.
+struct Side {
+    open: Arc<OpenFile>,
+    /// Position, or none for the open file's own.
+    offset: Option<u64>,
+}
+
+impl Side {
+    fn of(number: i32, offset: u64) -> SysResult<Self> {
+        let offset = match offset {
+            0 => None,
+            address => Some(u64::try_from(user::read::<i64>(address)?).map_err(|_| Errno::EINVAL)?),
+        };
+        Ok(Self {
+            open: fd::get(number)?,
+            offset,
+        })
+    }
+
+    fn read(&self, part: &mut [u8], done: u64) -> SysResult<usize> {
+        let mut to = Buf::own_mut(part);
+        match self.offset {
+            Some(offset) => self.open.file.read_at(offset.saturating_add(done), &mut to),
+            None => self.open.file.read(&self.open, &mut to),
+        }
+    }
+
+    fn write(&self, part: &[u8], done: u64) -> SysResult<usize> {
+        let mut from = Buf::own(part);
+        match self.offset {
+            Some(offset) => self.open.file.write_at(offset.saturating_add(done), &mut from),
+            None => self.open.file.write(&self.open, &mut from),
+        }
+    }
+
+    /// Puts the position of what could not be written back.
+    fn unread(&self, bytes: usize) -> SysResult<()> {
+        if self.offset.is_none() && bytes > 0 {
+            self.open
+                .file
+                .seek(&self.open, -(bytes as i64), super::flags::SEEK_CUR)?;
+        }
+        Ok(())
+    }
+
+    fn give_offset(&self, address: u64, done: u64) -> SysResult<()> {
+        match self.offset {
+            Some(offset) => user::write(address, &offset.saturating_add(done)),
+            None => Ok(()),
+        }
+    }
+}
+
+fn copy(from: &Side, to: &Side, len: usize) -> SysResult {
+    if !from.open.readable() || !to.open.writable() {
+        return Err(Errno::EBADF);
+    }
+    let len = len.min(RW_MAX);
+    let mut part = vec![0; PART.min(len)];
+    let mut done = 0;
+    while done < len {
+        let room = part.len().min(len - done);
+        let step = from.read(&mut part[..room], done as u64).and_then(|got| {
+            let wrote = to.write(&part[..got], done as u64);
+            from.unread(got - *wrote.as_ref().unwrap_or(&0))?;
+            Ok((got, wrote?))
+        });
+        match step {
+            Ok((got, wrote)) => {
+                done += wrote;
+                if wrote < room || wrote < got {
+                    break;
+                }
+            }
+            Err(Errno::EINTR) if done == 0 => return Err(Errno::ERESTARTSYS),
+            Err(e) if done == 0 => return Err(e),
+            Err(_) => break,
+        }
+    }
+    Ok(done as u64)
+}
+
+fn sendfile(args: &Args) -> SysResult {
+    let to = Side::of(args.i32(0), 0)?;
+    let from = Side::of(args.i32(1), args.u64(2))?;
+    if to.open.flags() & O_APPEND != 0 {
+        return Err(Errno::EINVAL);
+    }
+    // As on Linux, what is sent must be a file with positions.
+    let mode = from.open.file.stat()?.mode;
+    if !from.open.readable() {
+        return Err(Errno::EBADF);
+    }
+    if is_dir(mode)
+        || from
+            .open
+            .file
+            .seek(&from.open, 0, super::flags::SEEK_CUR)
+            .is_err()
+    {
+        return Err(Errno::EINVAL);
+    }
+    let done = copy(&from, &to, args.usize(3))?;
+    from.give_offset(args.u64(2), done)?;
+    Ok(done)
+}
+
+fn copy_file_range(args: &Args) -> SysResult {
+    let from = Side::of(args.i32(0), args.u64(1))?;
+    let to = Side::of(args.i32(2), args.u64(3))?;
+    if args.u32(5) != 0 {
+        return Err(Errno::EINVAL);
+    }
+    let modes = [from.open.file.stat()?.mode, to.open.file.stat()?.mode];
+    if modes.iter().any(|&m| is_dir(m)) {
+        return Err(Errno::EISDIR);
+    }
+    if modes.iter().any(|m| m & S_IFMT != S_IFREG) {
+        return Err(Errno::EINVAL);
+    }
+    if to.open.flags() & O_APPEND != 0 {
+        return Err(Errno::EBADF);
+    }
+    let done = copy(&from, &to, args.usize(4))?;
+    from.give_offset(args.u64(1), done)?;
+    to.give_offset(args.u64(3), done)?;
+    Ok(done)
+}
+
+fn splice(args: &Args) -> SysResult {
+    let from = Side::of(args.i32(0), args.u64(1))?;
+    let to = Side::of(args.i32(2), args.u64(3))?;
+    let seekable = |side: &Side| side.open.file.seek(&side.open, 0, super::flags::SEEK_CUR).is_ok();
+    // Between two streams, what was read and can't be written would be lost.
+    if !seekable(&from) {
+        return Err(Errno::EINVAL);
+    }
+    let done = copy(&from, &to, args.usize(4))?;
+    from.give_offset(args.u64(1), done)?;
+    to.give_offset(args.u64(3), done)?;
+    Ok(done)
+}
+
+fn einval(_: &Args) -> SysResult {
+    Err(Errno::EINVAL)
+}

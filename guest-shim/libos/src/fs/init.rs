@@ -1,0 +1,112 @@
+//! Boot: mounts from the configuration, standard streams.
+
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+
+use cloak_abi::config::mount_flags;
+
+use super::mount::{self, Mount};
+use super::tmpfs::Tmpfs;
+use super::flags::{AT_FDCWD, S_IFMT, S_IFREG};
+use super::walk::Start;
+use super::{FdTable, OpenFile, devfs, open};
+use crate::errno::{Errno, SysResult};
+
+/// A mount record of the configuration.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MountRecord {
+    /// Index of the host mount.
+    pub index: u32,
+    /// [`mount_flags`].
+    pub flags: u32,
+    /// Absolute path in the guest.
+    pub path: Vec<u8>,
+}
+
+impl MountRecord {
+    /// Parses the value of a `Tag::Mount` record.
+    ///
+    /// # Errors
+    /// EINVAL when it is none.
+    pub fn parse(value: &[u8]) -> SysResult<Self> {
+        let number = |at: usize| -> SysResult<u32> {
+            let raw = value
+                .get(at..at + 4)
+                .and_then(|b| b.try_into().ok())
+                .ok_or(Errno::EINVAL)?;
+            Ok(u32::from_le_bytes(raw))
+        };
+        let path = value
+            .get(8..)
+            .filter(|p| p.first() == Some(&b'/'))
+            .ok_or(Errno::EINVAL)?;
+        Ok(Self {
+            index: number(0)?,
+            flags: number(4)?,
+            path: path.to_vec(),
+        })
+    }
+
+    fn mount(&self, memory: u64) -> SysResult<Mount> {
+        let read_only = self.flags & mount_flags::READ_ONLY != 0;
+        if self.flags & mount_flags::MEMORY == 0 {
+            return Mount::host(self.index, &self.path, read_only);
+        }
+        Ok(Mount::node(
+            "tmpfs",
+            &self.path,
+            Tmpfs::new(memory, 0o1777).root(),
+            read_only,
+        ))
+    }
+}
+
+/// Makes the name space and puts the standard streams into `files` as 0, 1 and 2.
+///
+/// `stdio`: their file modes. `memory`: bytes that all files of one memory file system may take. Where
+/// the records name none, `/proc`, `/sys`, `/dev`, `/dev/shm` and `/tmp` are mounted by default.
+///
+/// # Errors
+/// EINVAL for records that make no name space, or a second call.
+pub fn init(records: &[MountRecord], stdio: [u32; 3], memory: u64, files: &FdTable) -> SysResult<()> {
+    let mut mounts = records
+        .iter()
+        .map(|r| r.mount(memory))
+        .collect::<SysResult<Vec<_>>>()?;
+    if !mounts.iter().any(|m| m.path == b"/") {
+        mounts.insert(
+            0,
+            Mount::node("tmpfs", b"/", Tmpfs::new(memory, 0o755).root(), false),
+        );
+    }
+    let defaults = [
+        Mount::node("devtmpfs", b"/dev", devfs::root(), false),
+        Mount::node("tmpfs", b"/dev/shm", Tmpfs::new(memory, 0o1777).root(), false),
+        Mount::node("tmpfs", b"/tmp", Tmpfs::new(memory, 0o1777).root(), false),
+    ];
+    for default in defaults {
+        if !mounts.iter().any(|m| m.path == default.path) {
+            mounts.push(default);
+        }
+    }
+    mount::set(mounts)?;
+    for (number, mode) in (0u32..).zip(stdio) {
+        files.replace(number as i32, open::standard_stream(number, mode), false)?;
+    }
+    Ok(())
+}
+
+/// Opens a program to run, or its interpreter. An absolute path is taken from the root of the name space,
+/// so this works before there is a process.
+///
+/// # Errors
+/// Those of execve(2): ENOENT, EACCES for what is no regular file or not executable, ELOOP, EIO.
+pub fn open_executable(path: &[u8]) -> SysResult<Arc<OpenFile>> {
+    let start = if path.first() == Some(&b'/') { Start::root() } else { Start::of(AT_FDCWD, path)? };
+    let open = open::open_from(&start, path, 0, 0)?;
+    let mode = open.file.stat()?.mode;
+    if mode & S_IFMT != S_IFREG || mode & 0o111 == 0 {
+        return Err(Errno::EACCES);
+    }
+    Ok(open)
+}

@@ -1,0 +1,194 @@
+//! The mount table: which file system serves which part of the name space.
+//!
+//! Made once at boot; nothing mounts later but what the libos learns of the host: a *border* is a directory
+//! where a host mount's tree goes over into another of the host's file systems. The service does not follow
+//! a path across one by itself, so from the first walk across it the border is remembered, with a
+//! descriptor: as on Linux, what is mounted stays what it is.
+
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use core::sync::atomic::{AtomicUsize, Ordering};
+
+use cloak_abi::hostop::{MAX_MOUNTS, ROOT_FD};
+use spin::{Mutex, Once, RwLock};
+
+use super::hostfd::HostFd;
+use super::hostops::{self, At};
+use super::node::Node;
+use super::path;
+use crate::errno::{Errno, SysResult};
+
+/// A host directory to look up names in.
+#[derive(Debug, Clone)]
+pub enum Dir {
+    /// The root of a host mount, by its number.
+    Root(u64),
+    /// A directory that was opened on the way.
+    Open(Arc<HostFd>),
+}
+
+impl Dir {
+    /// Its host descriptor.
+    #[must_use]
+    pub fn number(&self) -> u64 {
+        match self {
+            Self::Root(number) => *number,
+            Self::Open(fd) => fd.number(),
+        }
+    }
+}
+
+/// What is mounted.
+#[derive(Clone)]
+pub enum Source {
+    /// A directory of the host.
+    Host(Dir),
+    /// A file system in the guest.
+    Node(Arc<dyn Node>),
+}
+
+/// One mount.
+#[derive(Clone)]
+pub struct Mount {
+    /// Where, absolute and normalised.
+    pub path: Vec<u8>,
+    /// What.
+    pub source: Source,
+    /// Writes give EROFS.
+    pub read_only: bool,
+    /// Type, for `/proc/mounts`.
+    pub kind: &'static str,
+}
+
+impl Mount {
+    /// Host mount `index` at `path`.
+    ///
+    /// # Errors
+    /// EINVAL for an index that can't be.
+    pub fn host(index: u32, path: &[u8], read_only: bool) -> SysResult<Self> {
+        if index >= MAX_MOUNTS {
+            return Err(Errno::EINVAL);
+        }
+        let source = Source::Host(Dir::Root(u64::from(ROOT_FD + index)));
+        Ok(Self {
+            path: path::join(b"/", path),
+            source,
+            read_only,
+            kind: "cloakfs",
+        })
+    }
+
+    /// A file system in the guest at `path`.
+    #[must_use]
+    pub fn node(kind: &'static str, path: &[u8], root: Arc<dyn Node>, read_only: bool) -> Self {
+        Self {
+            path: path::join(b"/", path),
+            source: Source::Node(root),
+            read_only,
+            kind,
+        }
+    }
+
+    /// Whether it is the host's tree that everything else is mounted on.
+    #[must_use]
+    pub fn is_host_root(&self) -> bool {
+        self.path == b"/" && matches!(self.source, Source::Host(_))
+    }
+}
+
+/// Most borders remembered; beyond that they are walked across each time.
+const BORDERS_MAX: usize = 64;
+
+static MOUNTS: Once<Vec<Mount>> = Once::new();
+static BORDERS: RwLock<Vec<Mount>> = RwLock::new(Vec::new());
+static BORDER_COUNT: AtomicUsize = AtomicUsize::new(0);
+static ROOT_DEVICES: Mutex<Vec<(u64, u64)>> = Mutex::new(Vec::new());
+
+/// Sets the table: later mounts cover earlier ones at the same path.
+///
+/// # Errors
+/// EINVAL when nothing is mounted at `/`, or the table was set before.
+pub fn set(mounts: Vec<Mount>) -> SysResult<()> {
+    if MOUNTS.is_completed() || !mounts.iter().any(|m| m.path == b"/") {
+        return Err(Errno::EINVAL);
+    }
+    MOUNTS.call_once(|| mounts);
+    Ok(())
+}
+
+/// All mounts.
+#[must_use]
+pub fn all() -> &'static [Mount] {
+    MOUNTS.get().map_or(&[], Vec::as_slice)
+}
+
+fn longest<'m>(mounts: &'m [Mount], path: &[u8]) -> Option<&'m Mount> {
+    mounts
+        .iter()
+        .filter(|m| path::below(&m.path, path).is_some())
+        .max_by_key(|m| m.path.len())
+}
+
+/// The mount that serves an absolute, normalised path.
+///
+/// # Errors
+/// ENOENT before [`set`].
+pub fn covering(path: &[u8]) -> SysResult<&'static Mount> {
+    longest(all(), path).ok_or(Errno::ENOENT)
+}
+
+/// The border below which the path lies, if the path is the host's and one is known.
+#[must_use]
+pub fn border(path: &[u8], mount: &Mount) -> Option<Mount> {
+    if BORDER_COUNT.load(Ordering::Acquire) == 0 {
+        return None;
+    }
+    let borders = BORDERS.read();
+    longest(&borders, path)
+        .filter(|b| b.path.len() > mount.path.len())
+        .cloned()
+}
+
+/// What is mounted at exactly this path.
+#[must_use]
+pub fn at(path: &[u8]) -> Option<&'static Mount> {
+    all().iter().rev().find(|m| m.path == path)
+}
+
+/// Remembers a border: `fd` is the directory at `path`, on another device than its parent.
+pub fn learn_border(path: &[u8], fd: &Arc<HostFd>, read_only: bool) {
+    let mut borders = BORDERS.write();
+    if borders.len() >= BORDERS_MAX || borders.iter().any(|b| b.path == path) {
+        return;
+    }
+    let source = Source::Host(Dir::Open(fd.clone()));
+    borders.push(Mount {
+        path: path.to_vec(),
+        source,
+        read_only,
+        kind: "cloakfs",
+    });
+    BORDER_COUNT.store(borders.len(), Ordering::Release);
+}
+
+/// Device number of a host mount's root.
+///
+/// # Errors
+/// What the host reports.
+pub fn root_device(root: u64) -> SysResult<u64> {
+    if let Some((_, device)) = ROOT_DEVICES.lock().iter().find(|(r, _)| *r == root) {
+        return Ok(*device);
+    }
+    let statx = hostops::statx(
+        At {
+            dir: root,
+            path: b"",
+            how: 0,
+        },
+        super::flags::AT_EMPTY_PATH,
+        0x7ff,
+    )?;
+    let device = super::attributes::stat_of(&statx).dev;
+    ROOT_DEVICES.lock().push((root, device));
+    Ok(device)
+}

@@ -1,0 +1,240 @@
+//! What files of the libos need to know of the rest of it: time, randomness, the machine, processes.
+//!
+//! The rest implements [`Providers`] and hands it over once with [`set`]; what it does not implement is
+//! answered as on a machine that has it not.
+
+use alloc::string::String;
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+
+use spin::Once;
+
+use super::{FdTable, FsContext};
+use crate::errno::{Errno, SysResult};
+
+/// Memory of the machine, bytes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Memory {
+    /// All.
+    pub total: u64,
+    /// Unused.
+    pub free: u64,
+    /// In pages of files.
+    pub cached: u64,
+}
+
+/// One memory area, for `/proc/PID/maps`.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Area {
+    /// First address.
+    pub start: u64,
+    /// First address after it.
+    pub end: u64,
+    /// PROT_* bits.
+    pub protection: u32,
+    /// MAP_SHARED.
+    pub shared: bool,
+    /// Offset in the file, bytes.
+    pub offset: u64,
+    /// Device and inode of the file, or zeros.
+    pub file: (u64, u64),
+    /// Path of the file, or `[stack]` and the like, or nothing.
+    pub name: Vec<u8>,
+    /// Bytes resident.
+    pub resident: u64,
+}
+
+/// What is known of a process, or of one thread.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Task {
+    /// Thread number; the process's number for a process.
+    pub tid: i32,
+    /// Process number.
+    pub pid: i32,
+    /// Parent process.
+    pub ppid: i32,
+    /// Process group.
+    pub group: i32,
+    /// Session.
+    pub session: i32,
+    /// Name, at most 15 bytes.
+    pub comm: Vec<u8>,
+    /// State as `/proc` shows it: `R`, `S`, `D`, `Z`, `T`.
+    pub state: char,
+    /// Number of threads.
+    pub threads: u32,
+    /// Time in the program, nanoseconds.
+    pub user_ns: u64,
+    /// Time in calls, nanoseconds.
+    pub system_ns: u64,
+    /// Start, nanoseconds after boot.
+    pub start_ns: u64,
+    /// Address space, bytes.
+    pub virtual_bytes: u64,
+    /// Resident, bytes.
+    pub resident_bytes: u64,
+    /// Real, effective, saved, file-system user.
+    pub uid: [u32; 4],
+    /// Real, effective, saved, file-system group.
+    pub gid: [u32; 4],
+    /// Supplementary groups.
+    pub groups: Vec<u32>,
+    /// Path of the program.
+    pub exe: Vec<u8>,
+    /// Pending (thread, process), blocked, ignored, caught signals.
+    pub signals: [u64; 5],
+    /// Priority as `nice` counts it.
+    pub nice: i32,
+    /// First address of the program's code, end of it, and of the stack.
+    pub code: [u64; 3],
+}
+
+impl Default for Task {
+    fn default() -> Self {
+        Self {
+            tid: 1,
+            pid: 1,
+            ppid: 0,
+            group: 1,
+            session: 1,
+            comm: b"main".to_vec(),
+            state: 'R',
+            threads: 1,
+            user_ns: 0,
+            system_ns: 0,
+            start_ns: 0,
+            virtual_bytes: 0,
+            resident_bytes: 0,
+            uid: [0; 4],
+            gid: [0; 4],
+            groups: Vec::new(),
+            exe: Vec::new(),
+            signals: [0; 5],
+            nice: 0,
+            code: [0; 3],
+        }
+    }
+}
+
+/// The rest of the libos as its files see it. Nothing here may park.
+pub trait Providers: Send + Sync {
+    /// Seconds and nanoseconds since 1970.
+    fn now(&self) -> [i64; 2] {
+        [0, 0]
+    }
+    /// Nanoseconds since boot.
+    fn uptime_ns(&self) -> u64 {
+        0
+    }
+    /// Fills with randomness fit for keys.
+    ///
+    /// # Errors
+    /// EIO when there is none.
+    fn random(&self, bytes: &mut [u8]) -> SysResult<()> {
+        let _ = bytes;
+        Err(Errno::EIO)
+    }
+    /// Number of CPUs.
+    fn cpus(&self) -> usize {
+        1
+    }
+    /// Ticks of the time-stamp counter in a second.
+    fn tsc_hz(&self) -> u64 {
+        crate::arch::ticks_per_second()
+    }
+    /// Memory of the machine.
+    fn memory(&self) -> Memory {
+        Memory {
+            total: 1 << 30,
+            free: 1 << 29,
+            cached: 0,
+        }
+    }
+    /// Host name.
+    fn host_name(&self) -> Vec<u8> {
+        b"cloak".to_vec()
+    }
+    /// Numbers of the processes.
+    fn processes(&self) -> Vec<i32> {
+        alloc::vec![crate::process::Process::current().pid]
+    }
+    /// Number of the process and the thread that asks.
+    fn current(&self) -> (i32, i32) {
+        let pid = crate::process::Process::current().pid;
+        (pid, pid)
+    }
+    /// Numbers of a process's threads.
+    fn threads(&self, pid: i32) -> Vec<i32> {
+        alloc::vec![pid]
+    }
+    /// A process (`tid` = `pid`) or one of its threads.
+    fn task(&self, pid: i32, tid: i32) -> Option<Task> {
+        (pid == tid && self.processes().contains(&pid)).then(|| Task {
+            tid,
+            pid,
+            ..Task::default()
+        })
+    }
+    /// Memory areas of a process, in order.
+    fn areas(&self, pid: i32) -> Vec<Area> {
+        let _ = pid;
+        Vec::new()
+    }
+    /// Arguments, each with a NUL.
+    fn command_line(&self, pid: i32) -> Vec<u8> {
+        let _ = pid;
+        Vec::new()
+    }
+    /// Environment at the start, each with a NUL.
+    fn environment(&self, pid: i32) -> Vec<u8> {
+        let _ = pid;
+        Vec::new()
+    }
+    /// The auxiliary vector as it was given to the program.
+    fn auxiliary_vector(&self, pid: i32) -> Vec<u8> {
+        let _ = pid;
+        Vec::new()
+    }
+    /// Sets the name of a thread.
+    fn set_comm(&self, pid: i32, tid: i32, name: &[u8]) {
+        let _ = (pid, tid, name);
+    }
+    /// Soft and hard limit of each `RLIMIT_*`; `u64::MAX`: unlimited.
+    fn limits(&self, pid: i32) -> [[u64; 2]; 16] {
+        let _ = pid;
+        let mut limits = [[u64::MAX; 2]; 16];
+        limits[3] = [8 << 20, u64::MAX];
+        limits[7] = [1024, 4096];
+        limits
+    }
+    /// Descriptors of a process.
+    fn files(&self, pid: i32) -> Option<Arc<FdTable>> {
+        let process = crate::process::Process::current();
+        (process.pid == pid).then(|| process.files.clone())
+    }
+    /// Working directory and root of a process.
+    fn fs(&self, pid: i32) -> Option<Arc<FsContext>> {
+        let process = crate::process::Process::current();
+        (process.pid == pid).then(|| process.fs.clone())
+    }
+    /// Text of `/proc/version`.
+    fn version(&self) -> String {
+        String::from("Linux version 6.1.0-cloak (cloak) #1 SMP PREEMPT_DYNAMIC")
+    }
+}
+
+struct Nothing;
+impl Providers for Nothing {}
+
+static PROVIDERS: Once<&'static dyn Providers> = Once::new();
+
+/// Hands over the rest of the libos; the first call counts.
+pub fn set(providers: &'static dyn Providers) {
+    PROVIDERS.call_once(|| providers);
+}
+
+/// The rest of the libos.
+#[must_use]
+pub fn get() -> &'static dyn Providers {
+    PROVIDERS.get().copied().unwrap_or(&Nothing)
+}
