@@ -1,7 +1,7 @@
-//! An OS service for tests: carries out host operations on a temporary directory, with nothing but std.
+//! The file side of the OS service for tests ([`crate::testing`]): carries out host operations on a temporary
+//! directory, with nothing but std.
 //!
-//! Only one test at a time may use it ([`service`] hands out a lock): the hosted machine has one vCPU, whose
-//! queue is no queue for several threads. A directory named `border` counts as another file system.
+//! Only one test at a time may use it ([`service`] hands out a lock): they twist its answers and count them. A directory named `border` counts as another file system.
 
 use std::collections::HashMap;
 use std::ffi::OsStr;
@@ -15,14 +15,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
 
 use cloak_abi::hostop::{HostOp, ROOT_FD, resolve};
-use cloak_abi::ring::{BUFFER, QUEUE, SHARED_LEN, SLOTS_AT, Slot, buffer_at};
 use zerocopy::IntoBytes;
 
 use super::attributes::statx_of;
 use super::file::Stat;
 use super::flags::*;
 use super::{dirent, init};
-use crate::host;
+use crate::testing;
 
 /// What a test makes of an answer before it goes out: operation, result, extra, buffer.
 pub type Twist = Box<dyn FnMut(HostOp, &mut i64, &mut u64, &mut [u8]) + Send>;
@@ -81,15 +80,13 @@ fn start() -> PathBuf {
     let root = std::env::temp_dir().join(format!("cloak-libos-test-{}", std::process::id()));
     let volume = root.join("volume");
     fs::create_dir_all(&volume).expect("a temporary directory");
-    let region = vec![0u64; SHARED_LEN / 8].leak();
-    crate::arch::set_shared_base(region.as_mut_ptr().cast());
     let mut table = HashMap::new();
     for (fd, path) in [(ROOT_FD, &root), (ROOT_FD + 1, &volume)] {
         let file = File::open(path).expect("a directory");
         table.insert(u64::from(fd), Open { file, listed: 0, position: 0, foreign: false });
     }
-    let base = region.as_mut_ptr() as usize;
-    std::thread::spawn(move || Host { base, table, next: 3 }.serve());
+    let mut host = Host { table, next: 3 };
+    testing::serve_others(move |asked| host.serve(asked));
     let records = [
         init::MountRecord { index: 0, flags: 0, path: b"/".to_vec() },
         init::MountRecord { index: 1, flags: 0, path: b"/mnt/volume".to_vec() },
@@ -108,7 +105,6 @@ struct Open {
 }
 
 struct Host {
-    base: usize,
     table: HashMap<u64, Open>,
     next: u64,
 }
@@ -120,39 +116,17 @@ fn errno(n: i32) -> io::Error {
 }
 
 impl Host {
-    fn serve(mut self) {
-        let queue = host::queue(0);
-        let (mut taken, mut given) = (0u32, 0u32);
-        loop {
-            if queue.sq_tail.load(Ordering::Acquire) == taken {
-                std::thread::yield_now();
-                continue;
-            }
-            let index = queue.sq[taken as usize % QUEUE].load(Ordering::Relaxed) as usize;
-            taken = taken.wrapping_add(1);
-            // SAFETY: a slot and its buffer in the region that was leaked for this; the test waits meanwhile.
-            let (slot, buffer) = unsafe {
-                let slot = &*((self.base + SLOTS_AT + index * size_of::<Slot>()) as *const Slot);
-                (slot, std::slice::from_raw_parts_mut((self.base + buffer_at(index)) as *mut u8, BUFFER))
-            };
-            let args = std::array::from_fn(|i| slot.args[i].load(Ordering::Relaxed));
-            let op = HostOp::from_u32(slot.op.load(Ordering::Relaxed)).expect("an operation");
-            let (mut result, mut extra) = match self.carry_out(op, args, buffer) {
-                Ok((result, extra)) => (result as i64, extra),
-                Err(e) => (-i64::from(e.raw_os_error().unwrap_or(5)), 0),
-            };
-            SERVED.fetch_add(1, Ordering::Relaxed);
-            if let Some(twist) = &mut *TWIST.lock().unwrap_or_else(PoisonError::into_inner) {
-                twist(op, &mut result, &mut extra, buffer);
-            }
-            slot.result.store(result, Ordering::Relaxed);
-            slot.extra.store(extra, Ordering::Relaxed);
-            slot.done.store(slot.seq.load(Ordering::Relaxed), Ordering::SeqCst);
-            queue.cq[given as usize % QUEUE].store(index as u32, Ordering::Relaxed);
-            given = given.wrapping_add(1);
-            queue.cq_tail.store(given, Ordering::Release);
-            host::poll(0);
+    fn serve(&mut self, asked: &testing::Asked) -> testing::Reply {
+        let buffer = asked.buffer();
+        let (mut result, mut extra) = match self.carry_out(asked.op, asked.args, buffer) {
+            Ok((result, extra)) => (result as i64, extra),
+            Err(e) => (-i64::from(e.raw_os_error().unwrap_or(5)), 0),
+        };
+        SERVED.fetch_add(1, Ordering::Relaxed);
+        if let Some(twist) = &mut *TWIST.lock().unwrap_or_else(PoisonError::into_inner) {
+            twist(asked.op, &mut result, &mut extra, buffer);
         }
+        (result, extra)
     }
 
     fn open(&mut self, fd: u64) -> io::Result<&mut Open> {

@@ -306,7 +306,8 @@ mod tests {
             .expect("valid");
         std::thread::sleep(std::time::Duration::from_millis(12));
         assert!(read(&open).expect("expired") >= 5);
-        assert_eq!(read(&open), Ok(1));
+        // One more period, or several on a busy machine.
+        assert!(read(&open).expect("expired") >= 1);
         open.set_flags(O_NONBLOCK, O_NONBLOCK);
         timer.configure(&Setting::default(), false).expect("valid");
         assert_eq!((read(&open), timer.poll()), (Err(Errno::EAGAIN), 0));

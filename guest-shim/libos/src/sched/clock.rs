@@ -7,7 +7,7 @@
 //! A nanosecond count is `base + (ticks - base_ticks) * scale / 2^32` in 128 bits. [`deadline`] is its
 //! exact inverse, rounded up: a thread that wakes at a deadline finds that the time has come.
 
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
@@ -89,8 +89,14 @@ static SCALE: AtomicU64 = AtomicU64::new(0);
 /// The latest monotonic time shown.
 static FLOOR: AtomicU64 = AtomicU64::new(0);
 
+static STARTED: AtomicBool = AtomicBool::new(false);
+
 /// Sets the clocks. At boot, and after a restore while no thread of the program runs.
 pub fn init(base: Base) {
+    if !STARTED.swap(true, Ordering::SeqCst) {
+        // What was shown before the clocks were set is no floor: nobody of the program saw it.
+        FLOOR.store(base.mono_ns, Ordering::SeqCst);
+    }
     TSC.store(base.tsc, Ordering::SeqCst);
     MONO.store(base.mono_ns, Ordering::SeqCst);
     REAL_OFFSET.store(base.real_ns.wrapping_sub(base.mono_ns), Ordering::SeqCst);

@@ -1,6 +1,7 @@
 //! An OS service for tests: a thread of the test process that serves the ring with real host calls.
 //!
-//! There is one for all tests of a process, as there is one shared region. It finds requests by looking at the
+//! There is one for all tests of a process, as there is one shared region. It serves sockets itself; what is
+//! not about a socket goes to whom [`serve_others`] named. It finds requests by looking at the
 //! slots (host threads share one vCPU here, so the submission queue is not theirs alone), and it can be told
 //! to lie about a descriptor ([`lie`]).
 
@@ -41,6 +42,9 @@ pub type Reply = (i64, u64);
 /// Changes a true answer.
 pub type Lie = dyn FnMut(&Asked, Reply) -> Reply + Send;
 
+/// Sockets' numbers start here, beyond those of files.
+const FIRST: u64 = 1 << 20;
+
 struct Service {
     files: HashMap<u64, OwnedFd>,
     next: u64,
@@ -52,6 +56,17 @@ struct Service {
 
 static LIES: Mutex<Option<HashMap<u64, Arc<Mutex<Lie>>>>> = Mutex::new(None);
 static COUNTS: Mutex<Option<HashMap<(u64, u32), usize>>> = Mutex::new(None);
+
+/// Serves what the service does not.
+type Others = dyn FnMut(&Asked) -> Reply + Send;
+
+static OTHERS: Mutex<Option<Box<Others>>> = Mutex::new(None);
+
+/// Starts the service, and has requests that are not about sockets served by `others`.
+pub fn serve_others(others: impl FnMut(&Asked) -> Reply + Send + 'static) {
+    *OTHERS.lock().unwrap_or_else(|e| e.into_inner()) = Some(Box::new(others));
+    start();
+}
 
 /// Starts the service, once.
 pub fn start() {
@@ -70,7 +85,7 @@ pub fn start() {
             let epoll = unsafe { OwnedFd::from_raw_fd(epoll) };
             Service {
                 files: HashMap::new(),
-                next: 1000,
+                next: FIRST,
                 served: [0; SLOTS],
                 completed: 0,
                 posted: 0,
@@ -154,17 +169,18 @@ impl Service {
                 .entry((about, asked.op as u32))
                 .or_default() += 1;
         }
-        let reply = match asked.op {
-            HostOp::Nop => (0, 0),
-            HostOp::Close => (
-                if self.files.remove(&asked.args[0]).is_some() {
-                    0
-                } else {
-                    -9
-                },
-                0,
-            ),
-            _ => sockets::serve(self, asked),
+        let reply = if matches!(asked.op, HostOp::Socket | HostOp::Poll) {
+            sockets::serve(self, asked)
+        } else if !self.files.contains_key(&about) {
+            let mut others = OTHERS.lock().unwrap_or_else(|e| e.into_inner());
+            others
+                .as_mut()
+                .map_or((-i64::from(libc::EBADF), 0), |others| others(asked))
+        } else if asked.op == HostOp::Close {
+            self.files.remove(&about);
+            (0, 0)
+        } else {
+            sockets::serve(self, asked)
         };
         let lie = LIES
             .lock()

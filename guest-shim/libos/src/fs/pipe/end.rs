@@ -12,6 +12,9 @@ use crate::fs::{File, OpenFile, signals};
 use crate::sched::WaitQueue;
 use crate::user::{self, Buf};
 
+const F_SETPIPE_SZ: u32 = 1031;
+const F_GETPIPE_SZ: u32 = 1032;
+
 /// A reading end, a writing end, or both (a FIFO opened for reading and writing).
 #[derive(Debug)]
 pub struct PipeEnd {
@@ -157,6 +160,15 @@ impl File for PipeEnd {
         let len = self.pipe.state.lock().ring.filled();
         user::write(argument, &i32::try_from(len).unwrap_or(i32::MAX))?;
         Ok(0)
+    }
+
+    fn fcntl(&self, _: &OpenFile, command: u32, argument: u64) -> SysResult {
+        let capacity = match command {
+            F_SETPIPE_SZ => set_capacity_of(self, argument as u32 as usize)?,
+            F_GETPIPE_SZ => capacity_of(self)?,
+            _ => return Err(Errno::EINVAL),
+        };
+        Ok(capacity as u64)
     }
 
     fn as_any(&self) -> &dyn Any {

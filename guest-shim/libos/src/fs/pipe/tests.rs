@@ -59,6 +59,7 @@ fn capacity_can_be_changed() {
     assert_eq!(set_capacity_of(&*r.file, 1 << 20), Ok(1 << 20));
     assert_eq!(write(&w, &vec![0; 2 << 20]), Ok((1 << 20) - 8192));
     assert_eq!(capacity_of(&*r.file), Ok(1 << 20));
+    assert_eq!(r.file.fcntl(&r, 1032, 0), Ok(1 << 20));
 }
 
 #[test]

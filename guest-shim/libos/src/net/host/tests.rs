@@ -362,3 +362,38 @@ fn a_broken_connection_is_told_and_a_waiting_poll_is_exact() {
     });
     assert!(matches!(error, Some(Errno::EPIPE | Errno::ECONNRESET)));
 }
+
+/// Whatever is written and read in whatever pieces: while data is there, waiting finds it; when none is, a
+/// descriptor that waits is never told of any.
+#[test]
+fn waiting_agrees_with_the_data_in_random_runs() {
+    for (seed, flags) in [(1u64, 0), (2, 0), (3, O_NONBLOCK)] {
+        let (file, _, mut peer) = connected(flags);
+        let set = Epoll::new();
+        set.add(3, &file, ready::IN, 1).expect("adds");
+        let mut state = seed;
+        let mut next = move |below: u64| {
+            state = state
+                .wrapping_mul(6364136223846793005)
+                .wrapping_add(1442695040888963407);
+            (state >> 33) % below
+        };
+        let mut there = 0usize;
+        for _ in 0..250 {
+            match next(3) {
+                0 => {
+                    let len = next(3000) as usize + 1;
+                    peer.write_all(&vec![1; len]).expect("writes");
+                    there += len;
+                }
+                1 if there > 0 => {
+                    let asked = next(4000) as usize + 1;
+                    there -= read(&file, asked).expect("reads").len();
+                }
+                _ if there > 0 => assert_eq!(events(&set, 5000).len(), 1, "{there} bytes are there"),
+                _ if flags == 0 => assert_eq!(events(&set, 0), [], "nothing is there"),
+                _ => assert_eq!(read(&file, 10), Err(Errno::EAGAIN)),
+            }
+        }
+    }
+}

@@ -59,6 +59,7 @@ impl UnixSocket {
             let mut state = self.state.lock();
             match &mut state.listener {
                 None => Some(Err(Errno::EINVAL)),
+                Some(_) if self.inbox.has_ended() => Some(Err(Errno::EINVAL)),
                 Some(listener) => listener.waiting.pop_front().map(Ok),
             }
         };
@@ -153,7 +154,7 @@ impl UnixSocket {
         let near_name = near.state.lock().name;
         let mut state = self.state.lock();
         let name = state.name;
-        let Some(listener) = &mut state.listener else {
+        let Some(listener) = state.listener.as_mut().filter(|_| !self.inbox.has_ended()) else {
             return Some(Err(Errno::ECONNREFUSED));
         };
         if listener.waiting.len() > listener.backlog {

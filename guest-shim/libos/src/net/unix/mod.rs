@@ -275,12 +275,11 @@ impl Socket for UnixSocket {
         if !(0..=2).contains(&how) {
             return Err(Errno::EINVAL);
         }
-        let peer = self.peer().ok_or(Errno::ENOTCONN)?;
         if how != 1 {
-            // Whoever writes to us meets EPIPE; what has come can still be read.
+            // Whoever writes to us meets EPIPE, whoever accepts EINVAL; what has come can still be read.
             self.inbox.end();
         }
-        if how != 0 && self.kind != Kind::Datagram {
+        if let Some(peer) = self.peer().filter(|_| how != 0 && self.kind != Kind::Datagram) {
             peer.inbox.end();
         }
         Ok(())

@@ -184,6 +184,24 @@ fn a_full_backlog_makes_clients_wait_until_it_moves_or_closes() {
 }
 
 #[test]
+fn shutting_a_listener_down_ends_its_accepts() {
+    let name = abstract_name("cloak-test-shut");
+    let server = open(UnixSocket::new(Kind::Stream), 0);
+    server.1.bind(&name).expect("binds");
+    server.1.listen(1).expect("listens");
+    let other = server.1.clone();
+    let waiter = std::thread::spawn(move || {
+        let file = OpenFile::new(Arc::new(EventFd::new(0, false)), 2, Vec::new());
+        other.accept(&file).err()
+    });
+    std::thread::sleep(Duration::from_millis(3));
+    server.1.shutdown(2).expect("shuts down");
+    assert_eq!(waiter.join().expect("waiter"), Some(Errno::EINVAL));
+    let client = open(UnixSocket::new(Kind::Stream), 0);
+    assert_eq!(client.1.connect(&client.0, &name), Err(Errno::ECONNREFUSED));
+}
+
+#[test]
 fn datagrams_go_to_names_and_say_where_they_come_from() {
     let (here, there) = (
         abstract_name("cloak-test-here"),
