@@ -322,9 +322,7 @@ fn arbitrary_answers_never_panic() {
             _ => *result,
         };
         *extra ^= noise % 7;
-        for i in 0..(noise % 400) as usize {
-            buffer[i] = next() as u8;
-        }
+        buffer[..(noise % 400) as usize].fill_with(|| next() as u8);
     });
     for _ in 0..3000 {
         if let Ok(fd) = open("/noise/f", 0) {

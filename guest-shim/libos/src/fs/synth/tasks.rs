@@ -53,7 +53,12 @@ impl Source for Root {
             _ => match parse(name) {
                 Some(pid) => {
                     let task = providers::get().task(pid, pid)?;
-                    Some(Item::Directory(Arc::new(Process { pid, tid: pid, owner: owner(&task), is_thread: false })))
+                    Some(Item::Directory(Arc::new(Process {
+                        pid,
+                        tid: pid,
+                        owner: owner(&task),
+                        is_thread: false,
+                    })))
                 }
                 None => machine::items()
                     .into_iter()
@@ -266,7 +271,12 @@ impl Source for Threads {
     fn find(&self, name: &[u8]) -> Option<Item> {
         let tid = parse(name)?;
         let task = providers::get().task(self.pid, tid)?;
-        Some(Item::Directory(Arc::new(Process { pid: self.pid, tid, owner: owner(&task), is_thread: true })))
+        Some(Item::Directory(Arc::new(Process {
+            pid: self.pid,
+            tid,
+            owner: owner(&task),
+            is_thread: true,
+        })))
     }
 }
 

@@ -166,7 +166,7 @@ pub fn smaps_rollup(pid: i32) -> Vec<u8> {
     let text = sizes(0, resident);
     let from = text.find("Rss:").unwrap_or(0);
     let head = format!("{start:08x}-{end:08x} ---p 00000000 00:00 0                          [rollup]\n");
-    [head.as_bytes(), text[from..].as_bytes()].concat()
+    [head.as_bytes(), &text.as_bytes()[from..]].concat()
 }
 
 const LIMITS: [(&str, &str); 16] = [

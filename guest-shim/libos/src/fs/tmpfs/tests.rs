@@ -35,19 +35,28 @@ struct Random(u64);
 
 impl Random {
     fn below(&mut self, n: u64) -> u64 {
-        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        self.0 = self
+            .0
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
         (self.0 >> 33) % n
     }
 
     fn path(&mut self) -> String {
         let depth = self.below(3) + 1;
-        (0..depth).map(|_| format!("/{}", ["a", "b", "c"][self.below(3) as usize])).collect()
+        (0..depth)
+            .map(|_| format!("/{}", ["a", "b", "c"][self.below(3) as usize]))
+            .collect()
     }
 }
 
 /// All that a tree shows: paths, kinds, link counts, sizes, contents.
 fn tree(root: &Path, at: &Path, out: &mut Vec<String>) {
-    let mut names: Vec<_> = fs::read_dir(at).expect("a directory").flatten().map(|e| e.path()).collect();
+    let mut names: Vec<_> = fs::read_dir(at)
+        .expect("a directory")
+        .flatten()
+        .map(|e| e.path())
+        .collect();
     names.sort();
     for path in names {
         let m = fs::symlink_metadata(&path).expect("there");
@@ -93,9 +102,22 @@ fn guest_tree(root: &str, at: &str, out: &mut Vec<String>) {
 }
 
 fn rename2(from: &str, to: &str, flags: u32) -> Result<u64, i32> {
-    let (from, to) = (CString::new(from).expect("no NUL"), CString::new(to).expect("no NUL"));
+    let (from, to) = (
+        CString::new(from).expect("no NUL"),
+        CString::new(to).expect("no NUL"),
+    );
     let here = AT_FDCWD as u64;
-    call(316, &[here, from.as_ptr() as u64, here, to.as_ptr() as u64, u64::from(flags)]).map_err(Errno::number)
+    call(
+        316,
+        &[
+            here,
+            from.as_ptr() as u64,
+            here,
+            to.as_ptr() as u64,
+            u64::from(flags),
+        ],
+    )
+    .map_err(Errno::number)
 }
 
 fn write_both(guest_path: &str, real: &Path, offset: u64, len: usize) -> [Result<u64, i32>; 2] {
@@ -105,7 +127,11 @@ fn write_both(guest_path: &str, real: &Path, offset: u64, len: usize) -> [Result
         call(3, &[fd]).expect("open");
         n
     });
-    let theirs = fs::OpenOptions::new().create(true).truncate(false).write(true).open(real);
+    let theirs = fs::OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(real);
     let theirs = theirs.map(|f| f.write_at(&bytes, offset).expect("written") as u64);
     [ours, theirs.map_err(|e| e.raw_os_error().unwrap_or(0))]
 }
@@ -129,11 +155,15 @@ fn random_operations_do_what_the_hosts_file_system_does() {
                 2 => [guest(84, &g1, &[]), host(fs::remove_dir(&h1))],
                 3 => [guest(87, &g1, &[]), host(fs::remove_file(&h1))],
                 4 | 5 => [rename2(&g1, &g2, 0), host(fs::rename(&h1, &h2))],
-                6 => [guest(86, &g1, &[second.as_ptr() as u64]), host(fs::hard_link(&h1, &h2))],
+                6 => [
+                    guest(86, &g1, &[second.as_ptr() as u64]),
+                    host(fs::hard_link(&h1, &h2)),
+                ],
                 7 => {
                     let target = CString::new("c").expect("no NUL");
                     let made = CString::new(g1.clone()).expect("no NUL");
-                    let ours = call(88, &[target.as_ptr() as u64, made.as_ptr() as u64]).map_err(Errno::number);
+                    let ours =
+                        call(88, &[target.as_ptr() as u64, made.as_ptr() as u64]).map_err(Errno::number);
                     [ours, host(std::os::unix::fs::symlink("c", &h1))]
                 }
                 _ => {
@@ -148,7 +178,13 @@ fn random_operations_do_what_the_hosts_file_system_does() {
         tree(&theirs, &theirs, &mut real);
         // Link counts of directories differ between the host's file systems (overlay, btrfs: 1).
         let strip = |lines: Vec<String>| -> Vec<String> {
-            let fix = |l: String| if l.contains(" 40000 ") { l.split(' ').take(2).collect() } else { l };
+            let fix = |l: String| {
+                if l.contains(" 40000 ") {
+                    l.split(' ').take(2).collect()
+                } else {
+                    l
+                }
+            };
             lines.into_iter().map(fix).collect()
         };
         assert_eq!(strip(mine), strip(real), "seed {seed}");
@@ -182,11 +218,22 @@ fn the_limit_gives_enospc_and_removing_gives_the_room_back() {
     let data = vec![1u8; 100 << 10];
     let wrote = file.write_at(0, &mut Buf::own(&data)).expect("what fits");
     assert!((40 << 10..64 << 10).contains(&wrote), "{wrote}");
-    assert_eq!(file.write_at(wrote as u64, &mut Buf::own(&data)), Err(Errno::ENOSPC));
-    assert_eq!(file.write_at(0, &mut Buf::own(b"over")), Ok(4), "what is there can be written again");
+    assert_eq!(
+        file.write_at(wrote as u64, &mut Buf::own(&data)),
+        Err(Errno::ENOSPC)
+    );
+    assert_eq!(
+        file.write_at(0, &mut Buf::own(b"over")),
+        Ok(4),
+        "what is there can be written again"
+    );
     root.remove(b"f", false).expect("removed");
     let mut back = [0; 4];
-    assert_eq!(file.read_at(0, &mut Buf::own_mut(&mut back)), Ok(4), "open files live on");
+    assert_eq!(
+        file.read_at(0, &mut Buf::own_mut(&mut back)),
+        Ok(4),
+        "open files live on"
+    );
     assert_eq!(&back, b"over");
     drop(file);
     assert_eq!(root.statfs().bfree, free);
@@ -200,7 +247,10 @@ fn seals_hold() {
     let file = &open.file;
     assert_eq!(file.write_at(0, &mut Buf::own(b"12345")), Ok(5));
     assert_eq!(file.fcntl(&open, ADD, 2 | 4), Ok(0));
-    assert_eq!((file.truncate(3), file.truncate(9)), (Err(Errno::EPERM), Err(Errno::EPERM)));
+    assert_eq!(
+        (file.truncate(3), file.truncate(9)),
+        (Err(Errno::EPERM), Err(Errno::EPERM))
+    );
     assert_eq!(file.write_at(3, &mut Buf::own(b"abcdef")), Ok(2));
     assert_eq!(file.write_at(5, &mut Buf::own(b"abcdef")), Err(Errno::EPERM));
     assert_eq!(file.fcntl(&open, ADD, 8 | 1), Ok(0));
@@ -215,9 +265,15 @@ fn attributes_of_the_user_are_kept() {
     let fd = guest(2, "/tmp/xattr", &[u64::from(O_CREAT | O_WRONLY), 0o644]).expect("made");
     let name = c"user.colour".as_ptr() as u64;
     assert_eq!(call(190, &[fd, name, b"blue".as_ptr() as u64, 4, 0]), Ok(0));
-    assert_eq!(call(190, &[fd, name, b"blue".as_ptr() as u64, 4, 1]), Err(Errno::EEXIST));
+    assert_eq!(
+        call(190, &[fd, name, b"blue".as_ptr() as u64, 4, 1]),
+        Err(Errno::EEXIST)
+    );
     let mut value = [0u8; 4];
-    assert_eq!(call(193, &[fd, name, value.as_mut_ptr() as u64, 3]), Err(Errno::ERANGE));
+    assert_eq!(
+        call(193, &[fd, name, value.as_mut_ptr() as u64, 3]),
+        Err(Errno::ERANGE)
+    );
     assert_eq!(call(193, &[fd, name, value.as_mut_ptr() as u64, 4]), Ok(4));
     assert_eq!(&value, b"blue");
     assert_eq!(call(196, &[fd, 0, 0]), Ok(12));
