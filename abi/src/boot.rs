@@ -70,7 +70,9 @@ pub struct LibosHeader {
     pub kcall: u64,
     /// Where in the image the monitor leaves a copy of the [`BootBlock`].
     pub boot_copy: u64,
+    /// Code that finds out, at boot, at which privilege level a `SYSCALL` lands.
+    pub syscall_probe: u64,
 }
 
 crate::tripwire!(size_of::<BootBlock>() == 120, "BootBlock");
-crate::tripwire!(size_of::<LibosHeader>() == 72, "LibosHeader");
+crate::tripwire!(size_of::<LibosHeader>() == 80, "LibosHeader");

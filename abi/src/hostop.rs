@@ -8,7 +8,16 @@
 //!
 //! No operation may block for long: reads, writes, accepts and connects on anything that could make them
 //! wait are non-blocking (`-EAGAIN`), and readiness comes as an event for the descriptor's token
-//! ([`HostOp::Watch`]). What may still take its time (a slow disk) the service does on a worker.
+//! ([`HostOp::Watch`]). What may still take its time (a slow disk) the service does on a worker, so answers
+//! come in any order. A slot that is submitted again before it was answered gives `-EBUSY`.
+//!
+//! Terminals in the background: where Linux would send SIGTTIN or SIGTTOU, the answer is `-EIO` with the
+//! signal's number in extra, and nothing was done; the libos delivers the signal to the program. If the
+//! program ignores or blocks SIGTTOU, the request is repeated with the argument that insists.
+//!
+//! Unix sockets with a path in the address: the path is relative to a directory fd, which the operation
+//! takes as one more argument, and resolved like [`resolve::ROOTED`]. An address that comes back holds the
+//! last component only of a name that was bound through this service.
 
 /// Descriptor of mount n's root is `ROOT_FD + n`.
 pub const ROOT_FD: u32 = 0x4000_0000;
@@ -51,13 +60,15 @@ host_ops! {
     Clock = 1,
     /// a0 = directory fd, a1 = open flags (O_*), a2 = mode, a3 = path length, a4 = [`resolve`] bits;
     /// buf in: path. Result: fd. extra: `st_mode` of what was opened. buf out: its `struct stat`.
-    /// O_NONBLOCK and O_CLOEXEC are always added for what is not a regular file.
+    /// O_NONBLOCK and O_CLOEXEC are always added for what is not a regular file. `-EACCES` for what is on the
+    /// host's procfs, unless the mount's root is.
     Open = 2,
     /// a0 = fd. The number may be given out again afterwards.
     Close = 3,
     /// a0 = fd, a1 = length. buf out: data. At the file's position; for streams, terminals, FIFOs.
     Read = 4,
-    /// a0 = fd, a1 = length; buf in: data. At the file's position, or appended with O_APPEND.
+    /// a0 = fd, a1 = length, a2 = 1: insists (terminals, see above); buf in: data. At the file's position, or
+    /// appended with O_APPEND.
     Write = 5,
     /// a0 = fd, a1 = length, a2 = offset. buf out: data.
     PRead = 6,
@@ -107,10 +118,14 @@ host_ops! {
     StatFs = 26,
     /// a0 = directory fd, a1 = mode, a2 = device, a3 = path length; buf in: path.
     MkNod = 27,
-    /// a0 = fd, a1 = request, a2 = bytes in, a3 = bytes out; buf in and out. Requests that the service knows only.
+    /// a0 = fd, a1 = request, a2 = bytes in, a3 = bytes out, a4 = 1: insists (terminals, see above); buf in and
+    /// out. Requests that the service knows only (else `-ENOTTY`). TIOCGPGRP: extra is 1 when the OS side's own
+    /// process group has the terminal. TIOCSPGRP: group 0 is the OS side's own. SIOCGIFCONF: buf out is the
+    /// list of `struct ifreq`, a3 its space, result its length. TCSBRK, TCSBRKP, TCXONC, TCFLSH: the
+    /// argument is an i32 in buf.
     Ioctl = 28,
     /// a0 = fd in, a1 = offset in, a2 = fd out, a3 = offset out, a4 = length, a5 bit 0 / 1: use the position of
-    /// the in / out file instead.
+    /// the in / out file instead. To a socket or pipe it is sendfile(2). May do less than was asked for.
     CopyRange = 29,
     /// a0 = fd, a1 = offset, a2 = whence. Result: position. (SEEK_DATA and SEEK_HOLE, devices.)
     Seek = 30,
@@ -128,21 +143,23 @@ host_ops! {
     Socket = 40,
     /// a0 = domain, a1 = type, a2 = protocol. Result: first fd; extra: second.
     SocketPair = 41,
-    /// a0 = fd, a1 = address length; buf in: address.
+    /// a0 = fd, a1 = address length, a2 = directory fd (Unix path); buf in: address.
     Bind = 42,
     /// a0 = fd, a1 = backlog.
     Listen = 43,
     /// a0 = fd. Result: new fd, non-blocking. extra: address length; buf out: address.
     Accept = 44,
-    /// a0 = fd, a1 = address length; buf in: address. May give -EINPROGRESS.
+    /// a0 = fd, a1 = address length, a2 = directory fd (Unix path); buf in: address. May give -EINPROGRESS.
     Connect = 45,
     /// a0 = fd, a1 = how.
     Shutdown = 46,
-    /// a0 = fd, a1 = MSG_* flags, a2 = address length, a3 = control length, a4 = payload length; buf in: address
+    /// a0 = fd, a1 = MSG_* flags, a2 = address length, a3 = control length, a4 = payload length, a5 = directory
+    /// fd (Unix path); never SIGPIPE. SCM_RIGHTS gives `-EOPNOTSUPP`, SCM_CREDENTIALS `-EPERM`. buf in: address
     /// at 0, control at [`ADDR_MAX`], payload at [`ADDR_MAX`] + [`CONTROL_MAX`] (no address and no control: payload at 0).
     SendMsg = 47,
     /// a0 = fd, a1 = MSG_* flags, a2 = 1: with address, a3 = control space, a4 = payload space. buf out as
-    /// [`HostOp::SendMsg`] when address or control is asked for. extra: `msg_flags | address length << 32 | control length << 48`.
+    /// [`HostOp::SendMsg`] when address or control is asked for. Descriptors that come along are dropped, with
+    /// MSG_CTRUNC. extra: `msg_flags | address length << 32 | control length << 48`.
     RecvMsg = 48,
     /// a0 = fd, a1 = level, a2 = name, a3 = length. buf out: value; extra: its length.
     GetSockOpt = 49,
@@ -170,6 +187,8 @@ pub mod resolve {
     /// Stay below the directory, as if it were the root (`RESOLVE_IN_ROOT`), and give `-EXDEV` when the
     /// path leaves the directory's file system, so that the libos can walk it component by component.
     pub const ROOTED: u64 = 0;
-    /// The path is one component: do not follow a symbolic link in it (`-ELOOP`), file-system borders are fine.
+    /// The path is one component: do not follow a symbolic link in it (`-ELOOP`; with AT_SYMLINK_NOFOLLOW or
+    /// O_PATH | O_NOFOLLOW it is the link itself), file-system borders are fine. `..` is refused (`-EINVAL`): it
+    /// could leave the mount.
     pub const COMPONENT: u64 = 1;
 }

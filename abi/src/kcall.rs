@@ -22,7 +22,7 @@ pub enum Kcall {
     /// The VM ends; the status is in the shared header. Does not return.
     Exit = 4,
     /// RDI = 1: `SYSCALL` stays at CPL 3 on this host, point it at the libos's entry itself;
-    /// RDI = 0: at the kernel's hand-over stub.
+    /// RDI = 0: at the kernel's hand-over stub; RDI = 2: at the libos's probe, to find out.
     SyscallMode = 5,
     /// New address space. Result: its number.
     SpaceNew = 6,

@@ -13,6 +13,16 @@
 //! `result`, then `done = seq`, then pushes the index on that vCPU's completion queue. A `done` that is not
 //! the `seq` of the request is not an answer. Everything read from here may be a lie: it is copied once,
 //! then parsed.
+//!
+//! Heads and tails count freely and wrap at 2^32; entry `n` of a queue is at `n` modulo its length. Each side
+//! keeps its own count in private memory and never reads it back from here.
+//!
+//! No wake-up is lost, because each side writes its own word, fences (SeqCst), and reads the other's: the
+//! guest stores `sq_tail` (release), fences, and rings the doorbell if `service_asleep` is 1; a vCPU that
+//! halts stores `state = Halted`, fences, looks at its completion queue and at the event queue once more, and
+//! only then leaves to the monitor. The service does the same from its side. A vCPU that leaves `Polling`,
+//! for whatever state, looks at the event queue once more as well: the service rings nobody for an event
+//! while one polls.
 
 use core::sync::atomic::{AtomicI64, AtomicU32, AtomicU64};
 
@@ -60,8 +70,10 @@ pub struct SharedHeader {
     pub vcpus: AtomicU32,
     /// Set by the monitor when the OS service has died: no answer will come.
     pub service_gone: AtomicU32,
-    /// Zero.
-    pub reserved: AtomicU32,
+    /// Threads that wait for a vCPU: when not 0, the monitor kicks vCPUs that have run for a time slice.
+    pub waiting: AtomicU32,
+    /// Guest TSC at which the next timer is due (`u64::MAX`: none), for when every vCPU is busy.
+    pub timer: AtomicU64,
     /// `--stats` counters that the libos leaves at its end, indexed by [`Stat`].
     pub stats: [AtomicU64; STATS],
     /// Panic message, UTF-8.
@@ -133,10 +145,7 @@ pub struct QueuePage {
     pub sq_tail: AtomicU32,
     /// [`crate::vcpu::VcpuState`] as a hint to wakers; written by the guest.
     pub state: AtomicU32,
-    /// Threads that wait for this or any vCPU: when not 0, the monitor kicks a vCPU that has run for a
-    /// time slice.
-    pub waiting: AtomicU32,
-    pad1: [AtomicU32; 1],
+    pad1: [AtomicU32; 2],
     /// Absolute deadline of a halt, in guest TSC ticks (`u64::MAX`: never).
     pub deadline: AtomicU64,
     pad2: [AtomicU64; 5],

@@ -244,6 +244,13 @@ pub fn poll(vcpu: usize) {
     }
 }
 
+/// Whether completions of vCPU `vcpu` or readiness events wait.
+pub fn has_news(vcpu: usize) -> bool {
+    queue(vcpu).cq_tail.load(Ordering::SeqCst) != HEADS[vcpu].load(Ordering::Relaxed)
+        || events().tail.load(Ordering::SeqCst) != EVENT_HEAD.load(Ordering::Relaxed)
+        || events().overflow.load(Ordering::SeqCst) != 0
+}
+
 /// The guest's own idea of each completion queue's head.
 static HEADS: [AtomicU32; cloak_abi::layout::MAX_VCPUS] = [const { AtomicU32::new(0) }; cloak_abi::layout::MAX_VCPUS];
 static EVENT_HEAD: AtomicU32 = AtomicU32::new(0);

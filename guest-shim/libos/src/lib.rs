@@ -23,12 +23,22 @@
 extern crate alloc;
 
 pub mod arch;
+#[cfg(feature = "bare")]
+pub mod boot;
 pub mod errno;
 pub mod fs;
 pub mod host;
 pub mod mem;
 pub mod net;
+#[cfg(feature = "bare")]
+pub mod patch;
 pub mod process;
+pub mod random;
 pub mod sched;
+pub mod signal;
 pub mod syscall;
+#[cfg(feature = "bare")]
+pub mod trace;
+#[cfg(test)]
+pub mod testing;
 pub mod user;

@@ -116,6 +116,14 @@ const AREAS: &[&[Entry]] = &[
     crate::fs::epoll::SYSCALLS,
     crate::net::SYSCALLS,
     crate::sched::time_calls::SYSCALLS,
+    #[cfg(feature = "bare")]
+    crate::mem::SYSCALLS,
+    #[cfg(feature = "bare")]
+    crate::process::SYSCALLS,
+    #[cfg(feature = "bare")]
+    crate::process::THREAD_SYSCALLS,
+    #[cfg(feature = "bare")]
+    crate::signal::calls::SYSCALLS,
 ];
 
 /// The table, by number.
@@ -134,3 +142,44 @@ pub static TABLE: [Option<Entry>; COUNT] = {
     }
     table
 };
+
+#[cfg(feature = "bare")]
+mod enter {
+    use core::sync::atomic::{AtomicU64, Ordering};
+
+    use super::{Args, TABLE};
+    use crate::arch::Frame;
+    use crate::errno::Errno;
+    use crate::{patch, sched, trace};
+
+    /// Calls served, for `--stats`.
+    pub static CALLS: AtomicU64 = AtomicU64::new(0);
+    /// Calls that came by a trap, for `--stats`.
+    pub static TRAPPED: AtomicU64 = AtomicU64::new(0);
+
+    /// A system call of the program.
+    pub fn enter(frame: &mut Frame, trapped: bool) {
+        CALLS.fetch_add(1, Ordering::Relaxed);
+        sched::set_frame(frame);
+        if trapped {
+            TRAPPED.fetch_add(1, Ordering::Relaxed);
+            patch::visit(frame.regs.rip);
+        }
+        let regs = &frame.regs;
+        let number = regs.rax;
+        let args = Args([regs.rdi, regs.rsi, regs.rdx, regs.r10, regs.r8, regs.r9]);
+        let entry = usize::try_from(number).ok().and_then(|n| TABLE.get(n)).and_then(Option::as_ref);
+        let result = entry.map_or(Err(Errno::ENOSYS), |e| (e.handler)(&args));
+        let value = result.unwrap_or_else(Errno::to_rax);
+        if trace::ENABLED.load(Ordering::Relaxed) {
+            trace::call(entry, number, &args, value);
+        }
+        frame.regs.rax = value;
+        if trapped {
+            frame.regs.rip = patch::physical(frame.regs.rip);
+        }
+    }
+}
+
+#[cfg(feature = "bare")]
+pub use enter::{CALLS, TRAPPED, enter};

@@ -23,6 +23,17 @@ fn check(address: u64, len: usize) -> SysResult<()> {
     if outside && end <= 1 << 47 { Ok(()) } else { Err(Errno::EFAULT) }
 }
 
+/// Whether a 4-byte word at `address` can be the program's, and is aligned.
+///
+/// # Errors
+/// EFAULT, EINVAL.
+pub fn check_word(address: u64) -> SysResult<()> {
+    if !address.is_multiple_of(4) {
+        return Err(Errno::EINVAL);
+    }
+    check(address, 4)
+}
+
 /// Copies from the program's memory.
 ///
 /// # Errors

@@ -17,14 +17,20 @@ impl Clock {
         Self { khz: khz.max(1), offset }
     }
 
+    /// The guest's TSC now.
+    #[must_use]
+    pub fn guest_now(&self) -> u64 {
+        // SAFETY: every x86-64 has it.
+        unsafe { _rdtsc() }.wrapping_add(self.offset)
+    }
+
     /// Time left until the guest's TSC reaches `deadline`; `None` for never.
     #[must_use]
     pub fn until(&self, deadline: u64) -> Option<libc::timespec> {
         if deadline == u64::MAX {
             return None;
         }
-        // SAFETY: every x86-64 has it.
-        let now = unsafe { _rdtsc() }.wrapping_add(self.offset);
+        let now = self.guest_now();
         let ns = u128::from(deadline.saturating_sub(now)) * 1_000_000 / u128::from(self.khz);
         // A year is as good as any longer time; the guest looks again.
         let ns = ns.min(365 * 86_400 * 1_000_000_000);

@@ -40,6 +40,14 @@ pub enum VmError {
         /// The kernel's answer.
         source: io::Error,
     },
+    /// A volume's host side can't be opened.
+    #[error("--volume: opening {path}: {source}", path = path.display())]
+    Volume {
+        /// On the host.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
     /// Too little memory asked for.
     #[error("--memory {asked} MiB is too small: the shim and a small program need at least {least} MiB")]
     MemoryTooSmall {

@@ -69,6 +69,8 @@ pub fn load(memory: &GuestMemoryMmap, plan: &Plan<'_>) -> Result<u64, VmError> {
     for (start, end) in [(0, ram_low), (HOLE_END, HOLE_END + ram_high)] {
         tables.map(KERNEL_PHYS_VA + start, start, end - start, rw)?;
     }
+    // The libos reads its page tables (it keeps no second copy of what is mapped), and never writes them.
+    tables.map(LIBOS_PHYS_VA + ROOT_GPA, ROOT_GPA, PAGE, PTE_NX | PTE_U)?;
     tables.map(LIBOS_PHYS_VA + pool, pool, pool_end - pool, PTE_NX | PTE_U)?;
     tables.map(LIBOS_PHYS_VA + pool_end, pool_end, ram_low - pool_end, rw | PTE_U)?;
     tables.map(LIBOS_PHYS_VA + HOLE_END, HOLE_END, ram_high, rw | PTE_U)?;

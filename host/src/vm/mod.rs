@@ -23,7 +23,7 @@ use cloak_abi::layout::{DOORBELL_PORT, LARGE, MAX_RAM, MAX_VCPUS, MIN_RAM, SHARE
 use cloak_abi::ring::{SHARED_LEN, STATS};
 use kvm_bindings::{CpuId, kvm_userspace_memory_region};
 use kvm_ioctls::{Cap, IoEventAddress, Kvm, VcpuFd, VmFd};
-use vm_memory::{Address, GuestMemory, GuestMemoryMmap, GuestMemoryRegion};
+use vm_memory::{Address, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 
 use self::clock::Clock;
 use self::error::{Step, VmError};
@@ -159,7 +159,7 @@ impl Prepared {
         let entry = load::load(&memory, &plan)?;
         let handles: Arc<[_]> = wakes.into_iter().map(|wake| Arc::new(Handle::new(wake))).collect();
         let (sender, events) = channel();
-        let ticker = ticker::Ticker::start(shared.clone(), handles.clone())?;
+        let ticker = ticker::Ticker::start(shared.clone(), handles.clone(), clock)?;
         let running = Running { kvm_vm: vm, _memory: memory, shared, handles, cpuid, entry, clock, ticker, sender, events };
         signals::forward(running.shared.clone(), running.handles.clone());
         running.start_vcpu(0, first)?;

@@ -45,6 +45,7 @@ impl SharedRegion {
         let header = region.header();
         header.magic.store(SHARED_MAGIC, Ordering::Relaxed);
         header.version.store(cloak_abi::VERSION, Ordering::Relaxed);
+        header.timer.store(u64::MAX, Ordering::Relaxed);
         header.vcpus.store(vcpus, Ordering::Release);
         Ok(region)
     }

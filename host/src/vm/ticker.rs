@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use cloak_abi::vcpu::VcpuState;
 
+use super::clock::Clock;
 use super::error::{Step, VmError};
 use super::shared::SharedRegion;
 use super::vcpu::Handle;
@@ -31,13 +32,13 @@ impl Ticker {
     ///
     /// # Errors
     /// When no thread can be had.
-    pub fn start(shared: Arc<SharedRegion>, handles: Arc<[Arc<Handle>]>) -> Result<Self, VmError> {
+    pub fn start(shared: Arc<SharedRegion>, handles: Arc<[Arc<Handle>]>, clock: Clock) -> Result<Self, VmError> {
         let ticker = Self { asleep: Arc::new(AtomicBool::new(false)), thread: Arc::new(OnceLock::new()) };
         let asleep = ticker.asleep.clone();
         let spawned = thread::Builder::new()
             .name("ticker".to_owned())
             .stack_size(64 << 10)
-            .spawn(move || tick(&shared, &handles, &asleep))
+            .spawn(move || tick(&shared, &handles, clock, &asleep))
             .step("starting the time-slice thread")?;
         // Set once, here: it can't be set already.
         let _ = ticker.thread.set(spawned.thread().clone());
@@ -54,7 +55,7 @@ impl Ticker {
     }
 }
 
-fn tick(shared: &SharedRegion, handles: &[Arc<Handle>], asleep: &AtomicBool) {
+fn tick(shared: &SharedRegion, handles: &[Arc<Handle>], clock: Clock, asleep: &AtomicBool) {
     let mut idle = 0;
     loop {
         thread::sleep(SLICE);
@@ -74,18 +75,18 @@ fn tick(shared: &SharedRegion, handles: &[Arc<Handle>], asleep: &AtomicBool) {
             asleep.store(false, Ordering::SeqCst);
         }
         idle = 0;
-        let unseen = unseen(shared);
-        for i in busy {
-            if shared.queue(i).waiting.load(Ordering::Relaxed) != 0 || unseen {
-                handles[i].kick();
-            }
+        if unseen(shared, clock) {
+            busy.iter().for_each(|&i| handles[i].kick());
         }
     }
 }
 
 /// Whether something waits in the shared region that only a vCPU can take.
-fn unseen(shared: &SharedRegion) -> bool {
-    let events = shared.events();
-    events.tail.load(Ordering::Relaxed) != events.head.load(Ordering::Relaxed)
-        || shared.header().signals.load(Ordering::Relaxed) != 0
+fn unseen(shared: &SharedRegion, clock: Clock) -> bool {
+    let (header, events) = (shared.header(), shared.events());
+    let timer = header.timer.load(Ordering::Relaxed);
+    header.waiting.load(Ordering::Relaxed) != 0
+        || timer != u64::MAX && clock.guest_now() >= timer
+        || events.tail.load(Ordering::Relaxed) != events.head.load(Ordering::Relaxed)
+        || header.signals.load(Ordering::Relaxed) != 0
 }

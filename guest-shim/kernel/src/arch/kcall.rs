@@ -128,12 +128,12 @@ fn shoot_others(me: &Cpu, vcpus: u32) {
 }
 
 fn syscall_mode(mode: u64) -> Result<i64, KcallError> {
+    // SAFETY: checked at boot; the libos image stays mapped.
+    let header = unsafe { &*(cloak_abi::layout::LIBOS_BASE as *const cloak_abi::boot::LibosHeader) };
     let target = match mode {
         0 => entry::syscall_stub(),
-        1 => {
-            // SAFETY: checked at boot; the libos image stays mapped.
-            unsafe { (*(cloak_abi::layout::LIBOS_BASE as *const cloak_abi::boot::LibosHeader)).syscall }
-        }
+        1 => header.syscall,
+        2 => header.syscall_probe,
         _ => return Err(KcallError::Invalid),
     };
     wrmsr(0xc000_0082, target);

@@ -42,3 +42,9 @@ pub fn copy(to: u64, from: u64, len: usize) -> SysResult<()> {
 pub fn ticks_per_second() -> u64 {
     2_000_000_000
 }
+
+/// A random word from the CPU, if it has one.
+#[must_use]
+pub fn hardware_random() -> Option<u64> {
+    None
+}

@@ -6,6 +6,7 @@
 use alloc::sync::Arc;
 use alloc::vec;
 use alloc::vec::Vec;
+use core::sync::atomic::{AtomicBool, Ordering};
 
 use cloak_abi::hostop::HostOp;
 
@@ -32,6 +33,7 @@ pub struct HostLink {
     pub readiness: Arc<HostReadiness>,
     /// 1 once the service reports. A lock that parks: no thread may rely on reports before they begin.
     watched: PositionLock,
+    watching: AtomicBool,
 }
 
 impl HostLink {
@@ -42,6 +44,7 @@ impl HostLink {
             fd,
             readiness: HostReadiness::register(initial),
             watched: PositionLock::default(),
+            watching: AtomicBool::new(false),
         })
     }
 
@@ -50,14 +53,24 @@ impl HostLink {
     /// # Errors
     /// Those of the OS side.
     pub fn watch(&self) -> SysResult<()> {
+        if self.watching() {
+            return Ok(());
+        }
         self.watched.with(|watched| {
             if *watched == 0 {
                 let args = [self.fd.number(), u64::from(self.readiness.token), 0, 0, 0, 0];
                 host::call(HostOp::Watch, args)?;
                 *watched = 1;
+                self.watching.store(true, Ordering::Release);
             }
             Ok(())
         })
+    }
+
+    /// Whether the service reports: then what is not known to be ready is not.
+    #[must_use]
+    pub fn watching(&self) -> bool {
+        self.watching.load(Ordering::Acquire)
     }
 
     /// Adds to `doubts` what `events` of this file the host must be asked about before `file` shows them.

@@ -31,6 +31,7 @@ use hashbrown::HashMap;
 use spin::{Lazy, Mutex};
 
 use super::file::ready;
+use crate::errno::SysResult;
 use crate::sched::WaitQueue;
 
 /// Bits that the service may report. Others are dropped.
@@ -112,6 +113,19 @@ impl HostReadiness {
     pub fn clear(&self, snapshot: u64, bits: u32) {
         let bits = u64::from(bits & REPORTED);
         self.exchange(snapshot, snapshot & !(bits | bits << DOUBT_SHIFT));
+    }
+
+    /// After an attempt that began at `snapshot` found nothing: forgets `bits` and parks until something
+    /// changed, or has changed already, and `wake` bits are ready.
+    ///
+    /// # Errors
+    /// EINTR, ETIMEDOUT.
+    pub fn wait_after(&self, snapshot: u64, bits: u32, wake: u32, deadline: u64) -> SysResult<()> {
+        self.clear(snapshot, bits);
+        let gone = u64::from(bits & REPORTED);
+        let cleared = snapshot & !(gone | gone << DOUBT_SHIFT);
+        let changed = || self.snapshot() != cleared && self.ready() & wake != 0;
+        self.queue.wait(deadline, || changed().then_some(Ok(())))
     }
 
     /// The host was asked for `asked` and had `found`: both are certain now, unless something changed since

@@ -1,3 +1,18 @@
-//! Memory of the context: heap, frames, files in frames.
+//! Memory of the context: heap, frames, files in frames, the program's address space.
 
+pub mod area;
+pub mod extents;
 pub mod pages;
+
+#[cfg(feature = "bare")]
+mod calls;
+#[cfg(feature = "bare")]
+pub use calls::SYSCALLS;
+#[cfg(feature = "bare")]
+pub mod frames;
+#[cfg(feature = "bare")]
+mod heap;
+#[cfg(feature = "bare")]
+pub mod space;
+#[cfg(feature = "bare")]
+pub mod tables;

@@ -1,22 +1,36 @@
-//! Processes: what the threads of a program share.
+//! Processes: what the threads of a program share, how a program is loaded, how it ends.
+
+mod credentials;
+
+#[cfg(feature = "bare")]
+mod calls;
+#[cfg(feature = "bare")]
+mod end;
+pub mod elf;
+#[cfg(feature = "bare")]
+mod limits;
+#[cfg(feature = "bare")]
+mod load;
+#[cfg(feature = "bare")]
+pub mod providers;
+#[cfg(feature = "bare")]
+mod threads;
+#[cfg(feature = "bare")]
+pub mod vdso;
+
+pub use credentials::Credentials;
+#[cfg(feature = "bare")]
+pub use {calls::{SYSCALLS, host_name, set_host_name}, end::*, limits::Limits, load::*, threads::SYSCALLS as THREAD_SYSCALLS};
 
 use alloc::sync::Arc;
-use alloc::vec::Vec;
+#[cfg(feature = "bare")]
+use alloc::{collections::BTreeMap, sync::Weak, vec::Vec};
 
 use spin::Mutex;
 
-use crate::fs::{FsContext, FdTable};
-
-/// User and group identity.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Credentials {
-    /// Real, effective, saved, file-system user.
-    pub uid: [u32; 4],
-    /// Real, effective, saved, file-system group.
-    pub gid: [u32; 4],
-    /// Supplementary groups.
-    pub groups: Vec<u32>,
-}
+use crate::fs::{FdTable, FsContext};
+#[cfg(feature = "bare")]
+use crate::{mem::space::Space, sched::Thread, signal::ProcessSignals};
 
 /// A process.
 #[derive(Debug)]
@@ -29,6 +43,22 @@ pub struct Process {
     pub fs: Arc<FsContext>,
     /// Identity.
     pub credentials: Mutex<Credentials>,
+    /// Memory.
+    #[cfg(feature = "bare")]
+    pub space: Space,
+    /// Signals.
+    #[cfg(feature = "bare")]
+    pub signals: ProcessSignals,
+    /// Resource limits.
+    #[cfg(feature = "bare")]
+    pub limits: Limits,
+    /// The program that runs.
+    #[cfg(feature = "bare")]
+    pub image: Mutex<ImageInfo>,
+    #[cfg(feature = "bare")]
+    threads: Mutex<BTreeMap<i32, Weak<Thread>>>,
+    #[cfg(feature = "bare")]
+    exiting: core::sync::atomic::AtomicBool,
 }
 
 impl Process {
@@ -49,4 +79,66 @@ impl Process {
             credentials: Mutex::new(Credentials::default()),
         })
     }
+}
+
+#[cfg(feature = "bare")]
+impl Process {
+    /// A process without threads and memory.
+    #[must_use]
+    pub fn new(pid: i32, files: FdTable, fs: FsContext, credentials: Credentials) -> Arc<Self> {
+        Arc::new(Self {
+            pid,
+            files: Arc::new(files),
+            fs: Arc::new(fs),
+            credentials: Mutex::new(credentials),
+            space: Space::default(),
+            signals: ProcessSignals::default(),
+            limits: Limits::default(),
+            image: Mutex::new(ImageInfo::default()),
+            threads: Mutex::new(BTreeMap::new()),
+            exiting: core::sync::atomic::AtomicBool::new(false),
+        })
+    }
+
+    /// Its threads.
+    pub fn threads(&self) -> Vec<Arc<Thread>> {
+        self.threads.lock().values().filter_map(Weak::upgrade).collect()
+    }
+
+    /// Adds a thread.
+    pub fn add_thread(&self, thread: &Arc<Thread>) {
+        self.threads.lock().insert(thread.tid, Arc::downgrade(thread));
+    }
+
+    /// Removes a thread; gives how many are left.
+    pub fn remove_thread(&self, tid: i32) -> usize {
+        let mut threads = self.threads.lock();
+        threads.remove(&tid);
+        threads.len()
+    }
+
+    /// The thread with this number.
+    pub fn thread(&self, tid: i32) -> Option<Arc<Thread>> {
+        self.threads.lock().get(&tid).and_then(Weak::upgrade)
+    }
+
+    /// Whether it is ending.
+    pub fn is_exiting(&self) -> bool {
+        self.exiting.load(core::sync::atomic::Ordering::Relaxed)
+    }
+}
+
+/// The first process, once it exists.
+#[cfg(feature = "bare")]
+pub fn initial() -> Option<Arc<Process>> {
+    INITIAL.lock().clone()
+}
+
+#[cfg(feature = "bare")]
+static INITIAL: Mutex<Option<Arc<Process>>> = Mutex::new(None);
+
+/// Makes `process` the first one: what signals from outside go to.
+#[cfg(feature = "bare")]
+pub fn set_initial(process: &Arc<Process>) {
+    *INITIAL.lock() = Some(process.clone());
 }

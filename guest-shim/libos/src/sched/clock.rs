@@ -98,6 +98,16 @@ pub fn init(base: Base) {
     SCALE.store(scale_of(arch::ticks_per_second()), Ordering::SeqCst);
 }
 
+/// What the vDSO computes with: counter base, scale (nanoseconds in a tick times 2^32), and what the
+/// monotonic, real-time and boot-time clocks showed at the base.
+#[must_use]
+pub fn parameters() -> [u64; 5] {
+    let mono = MONO.load(Ordering::Relaxed);
+    let real = mono.wrapping_add(REAL_OFFSET.load(Ordering::Relaxed));
+    let boot = mono.wrapping_add(BOOT_OFFSET.load(Ordering::Relaxed));
+    [TSC.load(Ordering::Relaxed), scale(), mono, real, boot]
+}
+
 fn scale_of(ticks_per_second: u64) -> u64 {
     ((u128::from(SECOND) << 32) / u128::from(ticks_per_second.max(1))).max(1) as u64
 }

@@ -5,10 +5,14 @@
 //! ([`WaitQueue`], futexes, timers, requests) stands on it.
 
 pub mod clock;
+#[cfg(feature = "bare")]
+pub mod futex;
+mod lock;
 pub mod time_calls;
 pub mod timer;
 mod wait;
 
+pub use lock::{Guard, Lock};
 pub use wait::{Key, WaitQueue, Waker};
 
 #[cfg(feature = "bare")]

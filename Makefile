@@ -1,0 +1,56 @@
+# The commands of this repository. CI runs `make test` and nothing else.
+#
+#   make build         cloak, for this machine and as a static musl binary
+#   make test          everything that must pass: build, lints, unit tests, integration tests, the stock-kernel lane
+#   make lint          formatting, clippy and documentation, warnings being errors
+#   make lane          the stock-kernel lane alone (tests/lane/run)
+#   make bench         Cloak beside native and its peers; writes docs/benchmarks.md
+#   make test-suites   the long suites under tests/suites
+#   make fuzz          every fuzz target for FUZZ_SECONDS
+#   make packages      what the tests need from Debian
+CARGO ?= cargo
+MUSL_TARGET := x86_64-unknown-linux-musl
+FUZZ_SECONDS ?= 10
+
+build:
+	$(CARGO) build --release --locked --package cloak
+	$(CARGO) build --release --locked --package cloak --target $(MUSL_TARGET)
+
+test:
+	scripts/run-tests
+
+lint: fmt clippy docs
+
+fmt:
+	$(CARGO) fmt --all --check
+
+clippy:
+	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
+
+docs:
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps --document-private-items --locked
+
+unit:
+	$(CARGO) test --workspace --exclude cloak-tests --locked --no-fail-fast
+
+integration:
+	$(CARGO) test --package cloak-tests --locked --no-fail-fast
+
+lane:
+	tests/lane/run
+
+bench:
+	scripts/install-test-packages --bench
+	$(CARGO) run --release --locked --package cloak-bench -- --write docs/benchmarks.md
+
+test-suites: build
+	scripts/install-test-packages --suites
+	tests/suites/run
+
+fuzz:
+	fuzz/run $(FUZZ_SECONDS)
+
+packages:
+	scripts/install-test-packages
+
+.PHONY: build test lint fmt clippy docs unit integration lane bench test-suites fuzz packages

@@ -1,0 +1,362 @@
+//! The work: each [`Group`] is run once a round under each peer and fills some of the rows.
+
+use crate::peer::{Peer, Started};
+use cloak_tests::launcher::workspace_root;
+use cloak_tests::process::RunError;
+use cloak_tests::scratch::noise;
+use cloak_tests::server::{NoAnswer, free_port};
+use cloak_tests::{Case, Outcome, Scratch, Server};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::thread;
+use std::time::{Duration, Instant};
+
+const PATIENCE: Duration = Duration::from_secs(300);
+const MIB: usize = 1 << 20;
+
+/// Why a measurement gave nothing.
+#[derive(Debug, thiserror::Error)]
+pub enum MeasureError {
+    /// The program did not run to its end.
+    #[error(transparent)]
+    Run(#[from] RunError),
+    /// A server did not come up.
+    #[error(transparent)]
+    Server(#[from] NoAnswer),
+    /// It ran and failed.
+    #[error("{what} ended with {status}: {stderr}")]
+    Failed {
+        /// The measurement.
+        what: &'static str,
+        /// How it ended.
+        status: cloak_tests::Status,
+        /// What it said.
+        stderr: String,
+    },
+    /// It ran and its output was not understood.
+    #[error("{what} printed what is no figure: {output}")]
+    NoFigure {
+        /// The measurement.
+        what: &'static str,
+        /// What it printed.
+        output: String,
+    },
+}
+
+/// A figure for the row with this key.
+pub type Figure = (String, f64);
+
+/// What all measurements share: files that are made once.
+pub struct World {
+    scratch: Scratch,
+    micro: PathBuf,
+}
+
+impl World {
+    /// Builds the guest-side program and makes the files.
+    ///
+    /// # Panics
+    /// When that fails; there is nothing to measure then.
+    pub fn new() -> Self {
+        let scratch = Scratch::new();
+        let micro = scratch.join("micro");
+        let source = workspace_root().join("benches/guest/micro.c");
+        let built = Command::new("gcc")
+            .args(["-O2", "-static", "-pthread", "-o"])
+            .arg(&micro)
+            .arg(&source)
+            .status();
+        assert!(
+            built.is_ok_and(|status| status.success()),
+            "{} does not build with gcc",
+            source.display()
+        );
+        scratch.write("large", noise(256 * MIB, 1));
+        scratch.write("medium", noise(2 * MIB, 2));
+        scratch.write("1k", "x".repeat(1024));
+        World { scratch, micro }
+    }
+}
+
+impl Default for World {
+    fn default() -> Self {
+        World::new()
+    }
+}
+
+/// A piece of work that gives figures.
+#[derive(Clone, Copy)]
+pub struct Group {
+    /// Its name for `--only`.
+    pub name: &'static str,
+    /// Runs it once under a peer.
+    pub run: fn(&World, &Peer) -> Result<Vec<Figure>, MeasureError>,
+}
+
+/// All groups, the long ones last.
+pub const GROUPS: [Group; 7] = [
+    Group {
+        name: "start",
+        run: start_up,
+    },
+    Group {
+        name: "micro",
+        run: micro,
+    },
+    Group {
+        name: "python",
+        run: python_loop,
+    },
+    Group {
+        name: "sha256",
+        run: sha256,
+    },
+    Group {
+        name: "memory",
+        run: memory,
+    },
+    Group {
+        name: "redis",
+        run: redis,
+    },
+    Group {
+        name: "nginx",
+        run: nginx,
+    },
+];
+
+fn micro(world: &World, peer: &Peer) -> Result<Vec<Figure>, MeasureError> {
+    let case = Case::new(&world.micro)
+        .arg(world.scratch.join("medium"))
+        .volume(world.scratch.path())
+        .memory("1G");
+    let (outcome, _) = run("micro", peer, &case)?;
+    let figures: Option<Vec<Figure>> = outcome.text().lines().map(row_of_micro).collect();
+    figures.ok_or_else(|| MeasureError::NoFigure {
+        what: "micro",
+        output: outcome.text(),
+    })
+}
+
+fn row_of_micro(line: &str) -> Option<Figure> {
+    let (name, figure) = line.split_once('\t')?;
+    Some((name.into(), figure.parse().ok()?))
+}
+
+fn python_loop(_: &World, peer: &Peer) -> Result<Vec<Figure>, MeasureError> {
+    // Timed inside, so that only the loop counts.
+    let script = "import time\ndef work():\n    x = 0\n    for i in range(3000000): x = (x * 31 + i) & 0xffffffff\n    return x\n\
+        work()\nt = time.perf_counter(); work(); print((time.perf_counter() - t) * 1000)";
+    let (outcome, _) = run(
+        "python-loop",
+        peer,
+        &Case::new("/usr/bin/python3").arg("-c").arg(script),
+    )?;
+    let figure = outcome.text().trim().parse();
+    let figure = figure.map_err(|_| MeasureError::NoFigure {
+        what: "python-loop",
+        output: outcome.text(),
+    })?;
+    Ok(vec![("python-loop".into(), figure)])
+}
+
+fn sha256(world: &World, peer: &Peer) -> Result<Vec<Figure>, MeasureError> {
+    let case = Case::new("/usr/bin/busybox")
+        .arg("sha256sum")
+        .arg(world.scratch.join("large"));
+    let (_, took) = run("sha256sum", peer, &case.volume(world.scratch.path()))?;
+    Ok(vec![("sha256sum".into(), milliseconds(took))])
+}
+
+fn start_up(_: &World, peer: &Peer) -> Result<Vec<Figure>, MeasureError> {
+    let busybox = Case::new("/usr/bin/busybox").arg("true");
+    let python = Case::new("/usr/bin/python3").args(["-c", "pass"]);
+    let mut figures = Vec::new();
+    // Short, and so unsteady: the median of several in each round.
+    for (key, case) in [("start-busybox", busybox), ("start-python", python)] {
+        let mut times = Vec::new();
+        for _ in 0..5 {
+            times.push(milliseconds(run("start-up", peer, &case)?.1));
+        }
+        times.sort_by(f64::total_cmp);
+        figures.push((key.to_owned(), times[times.len() / 2]));
+    }
+    Ok(figures)
+}
+
+/// What the launcher's own processes hold while a guest idles: anonymous and file pages. The guest's memory is a memfd,
+/// which the kernel counts as shared memory, apart from both.
+fn memory(_: &World, peer: &Peer) -> Result<Vec<Figure>, MeasureError> {
+    if peer.name() != "cloak" {
+        return Ok(Vec::new());
+    }
+    let started = peer.start(&Case::new("/usr/bin/busybox").args(["sleep", "60"]))?;
+    let running = started.running.as_ref().expect("it was just started");
+    thread::sleep(Duration::from_secs(1));
+    let kib: u64 = tree(running.pid().as_raw_nonzero().get())
+        .into_iter()
+        .map(resident_kib)
+        .sum();
+    Ok(vec![("vmm-memory".into(), kib as f64 / 1024.0)])
+}
+
+/// A process and all below it.
+fn tree(root: i32) -> Vec<i32> {
+    let mut found = vec![root];
+    let mut next = 0;
+    while let Some(parent) = found.get(next).copied() {
+        let children =
+            fs::read_to_string(format!("/proc/{parent}/task/{parent}/children")).unwrap_or_default();
+        found.extend(
+            children
+                .split_whitespace()
+                .filter_map(|number| number.parse::<i32>().ok()),
+        );
+        next += 1;
+    }
+    found
+}
+
+fn resident_kib(process: i32) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{process}/status")).unwrap_or_default();
+    let field = |name: &str| {
+        status
+            .lines()
+            .find_map(|line| line.strip_prefix(name))
+            .and_then(first_number)
+    };
+    field("RssAnon:").unwrap_or(0) + field("RssFile:").unwrap_or(0)
+}
+
+fn first_number(text: &str) -> Option<u64> {
+    text.split_whitespace().next()?.parse().ok()
+}
+
+fn redis(_: &World, peer: &Peer) -> Result<Vec<Figure>, MeasureError> {
+    let port = free_port();
+    let case = Case::new("/usr/bin/redis-server");
+    let case = case
+        .args([
+            "--save",
+            "",
+            "--appendonly",
+            "no",
+            "--bind",
+            "127.0.0.1",
+            "--port",
+        ])
+        .arg(port.to_string());
+    let mut started = peer.start(&case)?;
+    let _server = Server::attach(started.running.take().expect("it was just started"), port)?;
+    let port = port.to_string();
+    let mut figures = Vec::new();
+    for (pipeline, requests) in [("1", "100000"), ("16", "600000")] {
+        let load = [
+            "-p", &port, "-t", "get,set", "-c", "50", "-P", pipeline, "-n", requests, "--csv",
+        ];
+        let table = client("/usr/bin/redis-benchmark", &load)?;
+        for name in ["GET", "SET"] {
+            let row = table
+                .lines()
+                .find_map(|line| line.strip_prefix(&format!("\"{name}\",\"")));
+            let figure = row
+                .and_then(|row| row.split('"').next())
+                .and_then(|figure| figure.parse().ok());
+            let figure = figure.ok_or_else(|| MeasureError::NoFigure {
+                what: "redis",
+                output: table.clone(),
+            })?;
+            figures.push((format!("redis-{}-{pipeline}", name.to_lowercase()), figure));
+        }
+    }
+    // An orderly end, so that a container runtime sees its program leave.
+    let _ = client("/usr/bin/redis-cli", &["-p", &port, "shutdown", "nosave"]);
+    Ok(figures)
+}
+
+fn nginx(world: &World, peer: &Peer) -> Result<Vec<Figure>, MeasureError> {
+    let (port, own) = (free_port(), Scratch::new());
+    let (root, files) = (own.path().display(), world.scratch.path().display());
+    let settings = format!(
+        "daemon off; master_process off; pid {root}/pid; error_log {root}/error.log; events {{ worker_connections 256; }}\n\
+         http {{ access_log off; client_body_temp_path {root}/1; proxy_temp_path {root}/2; fastcgi_temp_path {root}/3;\n\
+         uwsgi_temp_path {root}/4; scgi_temp_path {root}/5; sendfile on; keepalive_requests 1000000;\n\
+         server {{ listen 127.0.0.1:{port}; root {files}; }} }}\n"
+    );
+    let file = own.write("nginx.conf", settings);
+    let case = Case::new("/usr/sbin/nginx")
+        .arg("-e")
+        .arg(own.join("error.log"))
+        .arg("-c")
+        .arg(file);
+    let mut started = peer.start(&case.volume(own.path()).volume(world.scratch.path()))?;
+    let _server = Server::attach(started.running.take().expect("it was just started"), port)?;
+    let table = client(
+        "/usr/bin/wrk",
+        &["-t1", "-c32", "-d4s", &format!("http://127.0.0.1:{port}/1k")],
+    )?;
+    let figure = table
+        .lines()
+        .find_map(|line| line.trim().strip_prefix("Requests/sec:"));
+    let figure = figure.and_then(|figure| figure.trim().parse().ok());
+    let figure = figure.ok_or(MeasureError::NoFigure {
+        what: "nginx",
+        output: table,
+    })?;
+    Ok(vec![("nginx-1k".into(), figure)])
+}
+
+fn run(what: &'static str, peer: &Peer, case: &Case) -> Result<(Outcome, Duration), MeasureError> {
+    let start = Instant::now();
+    let mut started: Started = peer.start(case)?;
+    let outcome = started
+        .running
+        .take()
+        .expect("it was just started")
+        .finish(PATIENCE)?;
+    let took = start.elapsed();
+    if outcome.status.shell_code() != 0 {
+        return Err(MeasureError::Failed {
+            what,
+            status: outcome.status,
+            stderr: outcome.error_text(),
+        });
+    }
+    Ok((outcome, took))
+}
+
+/// A load generator on the host, the same for every peer.
+fn client(program: &str, arguments: &[&str]) -> Result<String, MeasureError> {
+    let case = Case::new(Path::new(program)).args(arguments.iter().copied());
+    Ok(run("client", &Peer::native(), &case)?.0.text())
+}
+
+fn milliseconds(time: Duration) -> f64 {
+    time.as_secs_f64() * 1000.0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rows::ROWS;
+
+    #[test]
+    fn a_line_of_the_guest_program_is_a_figure() {
+        assert_eq!(row_of_micro("getpid\t118.97"), Some(("getpid".into(), 118.97)));
+        assert_eq!(row_of_micro("getpid 118.97"), None);
+    }
+
+    #[test]
+    fn the_guest_program_prints_rows_of_the_table() {
+        let source = include_str!("../guest/micro.c");
+        let names = source
+            .lines()
+            .filter_map(|line| line.trim().strip_prefix("row(\""));
+        let names: Vec<_> = names.filter_map(|rest| rest.split('"').next()).collect();
+        assert!(names.len() > 10);
+        for name in names {
+            assert!(ROWS.iter().any(|row| row.key == name), "{name} has no row");
+        }
+    }
+}

@@ -1,0 +1,185 @@
+//! The machine for real: CPL 3 in the libos's slot.
+
+mod context;
+mod entry;
+mod memory;
+mod traps;
+
+pub use context::{Context, Stack, XSAVE_MAX, new_context, restore_vector, save_vector, set_fs_base, fs_base, switch, vector_len};
+pub use entry::{
+    Frame, Regs, Tcb, resume, set_boot_tcb, set_tcb, syscall_stays_in_user_mode, tcb, patched_entry,
+};
+
+use core::cell::UnsafeCell;
+use core::sync::atomic::Ordering;
+
+use cloak_abi::boot::BootBlock;
+use cloak_abi::kcall::Kcall;
+use cloak_abi::layout::{DOORBELL_PORT, LIBOS_SHARED_VA, LIBOS_VCPU_VA, MONITOR_PORT, PAGE};
+use cloak_abi::vcpu::{MonitorCall, VcpuBlock};
+
+use crate::errno::{Errno, SysResult};
+
+/// A cell for the boot block's copy; written by the monitor before the first instruction.
+#[repr(transparent)]
+struct BootCell(UnsafeCell<BootBlock>);
+// SAFETY: never written after the start.
+unsafe impl Sync for BootCell {}
+
+static BOOT: BootCell = BootCell(UnsafeCell::new(BootBlock {
+    // Not zero, so that it lies in the image's data.
+    magic: 1,
+    version: 0,
+    vcpus: 0,
+    ram_low: 0,
+    ram_high: 0,
+    table_pool: 0,
+    table_pool_end: 0,
+    table_pool_next: 0,
+    free_frames: 0,
+    libos_gpa: 0,
+    vcpu_blocks: 0,
+    config_gpa: 0,
+    config_len: 0,
+    shared_len: 0,
+    tsc_khz: 0,
+    platform: 0,
+    reserved: 0,
+}));
+
+/// The boot block.
+pub fn boot() -> &'static BootBlock {
+    // SAFETY: constant since before the first instruction. `black_box` because the compiler must not
+    // believe the initial value.
+    unsafe { &*core::hint::black_box(BOOT.0.get()) }
+}
+
+/// Where the shared region is.
+pub fn shared_base() -> *mut u8 {
+    LIBOS_SHARED_VA as *mut u8
+}
+
+/// Index of the vCPU that runs this. Constant while the libos does not park.
+pub fn vcpu_index() -> usize {
+    tcb().vcpu_index.get() as usize
+}
+
+/// vCPU `index`'s block.
+pub fn vcpu_block(index: usize) -> &'static VcpuBlock {
+    assert!(index < boot().vcpus as usize, "vCPU index");
+    // SAFETY: mapped for every vCPU; atomics only.
+    unsafe { &*((LIBOS_VCPU_VA + index as u64 * PAGE) as *const VcpuBlock) }
+}
+
+/// Wakes the OS service (0) or vCPU n (1 + n), without a return to the monitor.
+pub fn doorbell(value: u32) {
+    // SAFETY: the port that the kernel opened for this.
+    unsafe { core::arch::asm!("out dx, eax", in("dx") DOORBELL_PORT, in("eax") value, options(nostack)) };
+}
+
+/// Leaves to the monitor.
+pub fn monitor(call: MonitorCall) {
+    // SAFETY: the port that the kernel opened for this.
+    unsafe { core::arch::asm!("out dx, eax", in("dx") MONITOR_PORT, in("eax") call.encode(0), options(nostack)) };
+}
+
+/// A kernel call.
+pub fn kcall(call: Kcall, argument: u64) -> i64 {
+    entry::kernel_call(call as u64, argument)
+}
+
+/// Ticks in a second.
+pub fn ticks_per_second() -> u64 {
+    boot().tsc_khz * 1000
+}
+
+/// Copies between the libos and the program.
+///
+/// # Errors
+/// EFAULT when an address of the program is not mapped or not accessible.
+pub fn copy(to: u64, from: u64, len: usize) -> SysResult<()> {
+    let left: usize;
+    // SAFETY: the callers checked that the program's side is outside the libos slot, and their own side is
+    // their own. A fault inside `copy_program` resumes at its end with what is left in RCX.
+    unsafe {
+        core::arch::asm!("call {f}", f = sym entry::copy_program, inout("rdi") to => _, inout("rsi") from => _,
+            inout("rcx") len => left);
+    }
+    if left == 0 { Ok(()) } else { Err(Errno::EFAULT) }
+}
+
+/// Compares and exchanges a word of the program's memory; gives what was there.
+///
+/// # Errors
+/// EFAULT.
+pub fn compare_exchange_program(address: u64, old: u32, new: u32) -> SysResult<u32> {
+    crate::user::check_word(address)?;
+    let found: u32;
+    let ok: u32;
+    // SAFETY: as `copy`.
+    unsafe {
+        core::arch::asm!("call {f}", f = sym entry::exchange_program, in("rdi") address, in("esi") new,
+            inout("eax") old => found, out("ecx") ok);
+    }
+    if ok == 1 { Ok(found) } else { Err(Errno::EFAULT) }
+}
+
+/// Reads a word of the program's memory, if it is there now. Never parks.
+pub fn read_program_word(address: u64) -> Option<u32> {
+    crate::user::check_word(address).ok()?;
+    let (value, ok): (u32, u32);
+    // SAFETY: as `copy`; a fault gives ECX = 0.
+    unsafe {
+        core::arch::asm!("call {f}", f = sym entry::read_program, in("rdi") address, out("eax") value, out("ecx") ok);
+    }
+    (ok == 1).then_some(value)
+}
+
+/// Vector state components that are enabled.
+pub fn xcr0() -> u64 {
+    let (low, high): (u32, u32);
+    // SAFETY: OSXSAVE is on.
+    unsafe { core::arch::asm!("xgetbv", in("ecx") 0, out("eax") low, out("edx") high, options(nomem, nostack)) };
+    (u64::from(low) | u64::from(high) << 32) & 0x2e7
+}
+
+/// A random word from the CPU, if it has one.
+pub fn hardware_random() -> Option<u64> {
+    static HAS: spin::Lazy<bool> = spin::Lazy::new(|| core::arch::x86_64::__cpuid(1).ecx & 1 << 30 != 0);
+    if !*HAS {
+        return None;
+    }
+    for _ in 0..10 {
+        let (value, ok): (u64, u8);
+        // SAFETY: RDRAND exists.
+        unsafe { core::arch::asm!("rdrand {}", "setc {}", out(reg) value, out(reg_byte) ok, options(nomem, nostack)) };
+        if ok != 0 {
+            return Some(value);
+        }
+    }
+    None
+}
+
+/// Ends the VM with a message: the libos found something that must not be.
+pub fn panic_exit(message: &str) -> ! {
+    exit(cloak_abi::ring::exit_status::PANIC, message)
+}
+
+/// Ends the VM.
+pub fn exit(status: u64, message: &str) -> ! {
+    let header = crate::host::header();
+    let mut words = [0u8; 1024];
+    let len = message.len().min(words.len());
+    words[..len].copy_from_slice(&message.as_bytes()[..len]);
+    for (to, from) in header.message.iter().zip(words.chunks_exact(8)) {
+        to.store(u64::from_le_bytes(from.try_into().unwrap_or_default()), Ordering::Relaxed);
+    }
+    header.message_len.store(len as u32, Ordering::Relaxed);
+    header.exit_status.store(status, Ordering::Release);
+    loop {
+        kcall(Kcall::Exit, 0);
+    }
+}
+
+/// Gate for the header in `entry`.
+const _: () = assert!(core::mem::offset_of!(VcpuBlock, syscall_rip) == 48);

@@ -1,0 +1,210 @@
+//! From the first instruction to the program's.
+
+use alloc::format;
+use alloc::string::String;
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use core::sync::atomic::Ordering;
+
+use cloak_abi::config::{ConfigError, Records, Tag, number, run_flags};
+use cloak_abi::hostop::HostOp;
+use cloak_abi::kcall::Kcall;
+use cloak_abi::ring::{SHARED_MAGIC, exit_status};
+use spin::Once;
+
+use crate::arch::{self, Frame};
+use crate::errno::Errno;
+use crate::fs::{FdTable, FsContext, MountRecord};
+use crate::host::{self, Request};
+use crate::mem::frames;
+use crate::process::{self, Credentials, Process, Program};
+use crate::sched::{self, Thread, clock};
+use crate::{patch, random, trace};
+
+/// The first process's number. Not 1: programs treat that specially.
+const FIRST_PID: i32 = 2;
+
+static FIRST: Once<Arc<Process>> = Once::new();
+
+/// First Rust code on each vCPU.
+pub extern "C" fn start(index: u32) -> ! {
+    if index == 0 {
+        first();
+    }
+    let process = FIRST.get().cloned().unwrap_or_else(|| arch::panic_exit("a vCPU started too early"));
+    sched::start_vcpu(index as usize, process);
+    detect_syscall();
+    sched::idle()
+}
+
+/// What only the first vCPU does.
+fn first() {
+    arch::set_boot_tcb();
+    let header = host::header();
+    if header.magic.load(Ordering::Relaxed) != SHARED_MAGIC || header.version.load(Ordering::Relaxed) != cloak_abi::VERSION {
+        arch::panic_exit("the shared region is not this version's");
+    }
+    frames::init();
+    let config = Config::read();
+    random::seed(&config.seed);
+    let process = Process::new(FIRST_PID, config.descriptors(), config.context(), config.credentials.clone());
+    FIRST.call_once(|| process.clone());
+    process::set_initial(&process);
+    process::set_host_name(&config.host_name);
+    trace::ENABLED.store(config.flags & run_flags::TRACE != 0, Ordering::Relaxed);
+    patch::DISABLED.store(config.flags & run_flags::NO_PATCH != 0, Ordering::Relaxed);
+    let main = Thread::with_entry(process.clone(), FIRST_PID, run_program)
+        .unwrap_or_else(|_| arch::panic_exit("no memory for the first thread"));
+    process.add_thread(&main);
+    CONFIG.call_once(|| config);
+    main.start();
+}
+
+static CONFIG: Once<Config> = Once::new();
+
+/// Where SYSCALL lands on this host: at CPL 3 in the libos's entry if that can be, else by the kernel's stub.
+fn detect_syscall() {
+    arch::kcall(Kcall::SyscallMode, 2);
+    let stays = arch::syscall_stays_in_user_mode();
+    arch::kcall(Kcall::SyscallMode, u64::from(stays));
+}
+
+/// First code of the program's main thread: it may park.
+extern "C" fn run_program(_: u64) -> ! {
+    sched::begin();
+    let config = CONFIG.get().unwrap_or_else(|| arch::panic_exit("no configuration"));
+    init_clock();
+    process::providers::install();
+    let memory = frames::usage().1 * 4096 / 2;
+    let files = Process::current().files.clone();
+    if crate::fs::init(&config.mounts, config.stdio, memory, &files).is_err() {
+        arch::panic_exit("the mounts of the configuration make no name space");
+    }
+    let program = Program {
+        path: config.program.clone(),
+        arguments: config.arguments.clone(),
+        environment: config.environment.clone(),
+    };
+    let name = String::from_utf8_lossy(&config.program).into_owned();
+    let started = process::open(program).and_then(process::Executable::load);
+    match started {
+        Ok(start) => {
+            set_name(&config.program);
+            sched::enter_program(Frame::start(start.rip, start.rsp))
+        }
+        Err(errno) => refuse(&name, errno),
+    }
+}
+
+fn set_name(path: &[u8]) {
+    let base = path.rsplit(|&b| b == b'/').next().unwrap_or(path);
+    let mut name = [0u8; 16];
+    let len = base.len().min(15);
+    name[..len].copy_from_slice(&base[..len]);
+    *sched::current().name.lock() = name;
+}
+
+/// The program can't be started: codes as shells give them.
+fn refuse(name: &str, errno: Errno) -> ! {
+    let (code, why) = match errno {
+        Errno::ENOENT | Errno::ENOTDIR => (127, "no such file; is it on a mounted volume?"),
+        Errno::EACCES => (126, "permission denied: not a regular file, or not executable"),
+        Errno::ENOEXEC => (126, "not a 64-bit x86 ELF program or script, or damaged"),
+        Errno::EISDIR => (126, "it is a directory"),
+        Errno::ENOMEM => (125, "not enough guest memory; try a larger --memory"),
+        Errno::ELOOP => (126, "too many levels of symbolic links or interpreters"),
+        Errno::E2BIG => (126, "arguments and environment are too long"),
+        _ => (126, "can't be loaded"),
+    };
+    arch::exit(exit_status::refused(code), &format!("{name}: {why} ({})", errno.name()))
+}
+
+/// Asks the OS side what time it is, once; from then on time comes from the CPU.
+fn init_clock() {
+    let mut request = Request::new();
+    let before = arch::ticks();
+    let answer = request.call(HostOp::Clock, [0; 6]);
+    let after = arch::ticks();
+    if answer.ok().is_err() {
+        arch::panic_exit("the OS service does not tell the time");
+    }
+    let bytes: [u8; 24] = request.get_array(0);
+    let word = |i: usize| {
+        let mut w = [0; 8];
+        w.copy_from_slice(&bytes[8 * i..8 * i + 8]);
+        u64::from_le_bytes(w)
+    };
+    clock::init(clock::Base {
+        tsc: before + (after - before) / 2,
+        mono_ns: word(0),
+        real_ns: word(1),
+        boot_ns: word(2),
+    });
+}
+
+/// The configuration, read from private memory.
+#[derive(Debug, Default)]
+struct Config {
+    program: Vec<u8>,
+    arguments: Vec<Vec<u8>>,
+    environment: Vec<Vec<u8>>,
+    cwd: Vec<u8>,
+    mounts: Vec<MountRecord>,
+    credentials: Credentials,
+    host_name: Vec<u8>,
+    flags: u64,
+    max_files: (u64, u64),
+    seed: Vec<u8>,
+    stdio: [u32; 3],
+    umask: u32,
+}
+
+impl Config {
+    fn read() -> Self {
+        let boot = arch::boot();
+        let at = frames::window(boot.config_gpa) as *const u8;
+        // SAFETY: the monitor wrote it there before the start; nobody changes it.
+        let bytes = unsafe { core::slice::from_raw_parts(at, boot.config_len as usize) };
+        let mut config = Self { max_files: (1024, 4096), umask: 0o022, ..Self::default() };
+        for record in Records::new(bytes) {
+            if record.and_then(|(tag, value)| config.take(tag, value)).is_err() {
+                arch::panic_exit("the configuration can't be read");
+            }
+        }
+        config
+    }
+
+    fn take(&mut self, tag: Tag, value: &[u8]) -> Result<(), ConfigError> {
+        let n = |i: usize| number(tag, value, i);
+        match tag {
+            Tag::Program => self.program = value.to_vec(),
+            Tag::Arg => self.arguments.push(value.to_vec()),
+            Tag::Env => self.environment.push(value.to_vec()),
+            Tag::Cwd => self.cwd = value.to_vec(),
+            Tag::Mount => self.mounts.push(MountRecord::parse(value).map_err(|_| ConfigError::Size(tag))?),
+            Tag::Ids => {
+                self.credentials.uid = [n(0)? as u32; 4];
+                self.credentials.gid = [n(1)? as u32; 4];
+                self.credentials.groups = (2..value.len() / 8).map(|i| n(i).map(|g| g as u32)).collect::<Result<_, _>>()?;
+            }
+            Tag::HostName => self.host_name = value.to_vec(),
+            Tag::Flags => self.flags = n(0)?,
+            Tag::MaxFiles => self.max_files = (n(0)?, n(1)?),
+            Tag::Seed => self.seed = value.to_vec(),
+            Tag::Stdio => self.stdio = [n(0)? as u32, n(1)? as u32, n(2)? as u32],
+            Tag::Umask => self.umask = n(0)? as u32,
+        }
+        Ok(())
+    }
+
+    fn descriptors(&self) -> FdTable {
+        FdTable::new(self.max_files.0 as usize, self.max_files.1 as usize)
+    }
+
+    fn context(&self) -> FsContext {
+        let context = FsContext::default();
+        *context.cwd.lock() = self.cwd.clone();
+        context.umask.store(self.umask, Ordering::Relaxed);
+        context
+    }
+}

@@ -1,0 +1,179 @@
+//! Reading and changing page tables: reads go straight to the tables (they are mapped read-only in the
+//! window), changes are batched into kernel calls.
+
+use core::sync::atomic::Ordering;
+
+use cloak_abi::kcall::{Kcall, PTE_A, PTE_ADDR, PTE_D, PTE_NX, PTE_P, PTE_PS, PTE_SHARED, PTE_U, PTE_W, PageOpKind};
+use cloak_abi::layout::{LARGE, PAGE, ROOT_GPA};
+use cloak_abi::vcpu::MAX_OPS;
+
+use super::area::Protection;
+use super::frames::window;
+use crate::arch;
+use crate::errno::{Errno, SysResult};
+
+/// What a page-table entry says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Leaf {
+    /// Guest-physical address of the page.
+    pub gpa: u64,
+    /// Flags of the entry.
+    pub flags: u64,
+    /// Whether it is part of a large page.
+    pub large: bool,
+}
+
+impl Leaf {
+    /// Whether an access with these rights works.
+    #[must_use]
+    pub fn allows(&self, write: bool, execute: bool) -> bool {
+        self.flags & PTE_P != 0
+            && (!write || self.flags & PTE_W != 0)
+            && (!execute || self.flags & PTE_NX == 0)
+    }
+
+    /// Whether the frame belongs to something else than this address space (a shared file's page).
+    #[must_use]
+    pub fn is_shared(&self) -> bool {
+        self.flags & PTE_SHARED != 0
+    }
+}
+
+fn read(table: u64, va: u64, shift: u32) -> u64 {
+    let at = window(table) + ((va >> shift) & 511) * 8;
+    // SAFETY: page-table frames are mapped in the window; the kernel may change the word at any time.
+    unsafe { core::ptr::read_volatile(at as *const u64) }
+}
+
+/// What is mapped at `va`, and where the range of which that is true ends.
+#[must_use]
+pub fn look(va: u64) -> (Option<Leaf>, u64) {
+    let mut table = ROOT_GPA;
+    for shift in [39u32, 30] {
+        let value = read(table, va, shift);
+        if value == 0 {
+            return (None, (va | ((1 << shift) - 1)) + 1);
+        }
+        table = value & PTE_ADDR;
+    }
+    let value = read(table, va, 21);
+    let end = (va | (LARGE - 1)) + 1;
+    if value == 0 {
+        return (None, end);
+    }
+    if value & PTE_PS != 0 || value & PTE_P == 0 {
+        let gpa = (value & PTE_ADDR & !(LARGE - 1)) + (va & (LARGE - 1) & !(PAGE - 1));
+        return (Some(Leaf { gpa, flags: value & !PTE_ADDR, large: true }), end);
+    }
+    let value = read(value & PTE_ADDR, va, 12);
+    let end = (va | (PAGE - 1)) + 1;
+    let leaf = Leaf { gpa: value & PTE_ADDR, flags: value & !PTE_ADDR, large: false };
+    ((value != 0).then_some(leaf), end)
+}
+
+/// Whether nothing at all is mapped in the 2 MiB range of `va`.
+#[must_use]
+pub fn range_is_empty(va: u64) -> bool {
+    let (leaf, end) = look(va & !(LARGE - 1));
+    leaf.is_none() && end >= (va | (LARGE - 1)) + 1
+}
+
+/// Page-table flags for a protection. Accessed and dirty bits are preset: hosts that shadow page tables
+/// prefetch such entries.
+#[must_use]
+pub fn flags(protection: Protection) -> u64 {
+    if protection.is_empty() {
+        return PTE_NX;
+    }
+    let mut flags = PTE_P | PTE_U | PTE_A | PTE_D;
+    if protection.contains(Protection::WRITE) {
+        flags |= PTE_W;
+    }
+    if !protection.contains(Protection::EXECUTE) {
+        flags |= PTE_NX;
+    }
+    flags
+}
+
+/// Collects operations and carries them out.
+#[derive(Debug, Default)]
+pub struct Batch {
+    count: usize,
+    reduces: bool,
+}
+
+impl Batch {
+    /// Maps contiguous frames.
+    ///
+    /// # Errors
+    /// ENOMEM when there are no page-table frames left.
+    pub fn map(&mut self, va: u64, gpa: u64, len: u64, flags: u64) -> SysResult<()> {
+        self.push(PageOpKind::Map, va, len, gpa, flags)
+    }
+
+    /// Removes what is mapped.
+    ///
+    /// # Errors
+    /// As [`Batch::map`].
+    pub fn unmap(&mut self, va: u64, len: u64) -> SysResult<()> {
+        self.reduces = true;
+        self.push(PageOpKind::Unmap, va, len, 0, 0)
+    }
+
+    /// Changes flags of what is mapped.
+    ///
+    /// # Errors
+    /// As [`Batch::map`].
+    pub fn protect(&mut self, va: u64, len: u64, flags: u64) -> SysResult<()> {
+        self.reduces = true;
+        self.push(PageOpKind::Protect, va, len, 0, flags)
+    }
+
+    fn push(&mut self, kind: PageOpKind, va: u64, len: u64, gpa: u64, flags: u64) -> SysResult<()> {
+        if self.count == MAX_OPS - 1 {
+            self.run()?;
+        }
+        self.put(kind, va, len, gpa, flags);
+        Ok(())
+    }
+
+    fn put(&mut self, kind: PageOpKind, va: u64, len: u64, gpa: u64, flags: u64) {
+        let op = &arch::vcpu_block(arch::vcpu_index()).ops[self.count];
+        op.va_kind.store(va | kind as u64, Ordering::Relaxed);
+        op.len.store(len, Ordering::Relaxed);
+        op.gpa.store(gpa, Ordering::Relaxed);
+        op.flags.store(flags, Ordering::Relaxed);
+        self.count += 1;
+    }
+
+    /// Carries out what was collected.
+    ///
+    /// # Errors
+    /// ENOMEM when there are no page-table frames left.
+    pub fn run(&mut self) -> SysResult<()> {
+        if self.count == 0 {
+            return Ok(());
+        }
+        if self.reduces {
+            self.put(PageOpKind::Shoot, 0, 0, 0, 0);
+        }
+        let count = core::mem::take(&mut self.count) as i64;
+        self.reduces = false;
+        let done = arch::kcall(Kcall::PageOps, count as u64);
+        if done == count { Ok(()) } else { Err(Errno::ENOMEM) }
+    }
+}
+
+/// Makes every other vCPU pass through the kernel.
+pub fn barrier() {
+    let mut batch = Batch { count: 0, reduces: true };
+    batch.put(PageOpKind::Shoot, 0, 0, 0, 0);
+    batch.reduces = false;
+    // A shoot-down alone needs no table frames: it can't fail.
+    let _ = batch.run();
+}
+
+/// Flag of pages whose frame is not the address space's own.
+pub const SHARED: u64 = PTE_SHARED;
+/// Write permission, to be taken from or added to flags.
+pub const WRITE: u64 = PTE_W;

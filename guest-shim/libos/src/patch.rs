@@ -1,0 +1,375 @@
+//! Turning SYSCALL sites into jumps.
+//!
+//! A system call by trap costs 1 to 30 us where the host serves the trap itself; a jump into the libos costs
+//! nanoseconds. The first trap at a site (or the eighth, where finding out takes a look at the whole text)
+//! replaces five bytes by `jmp trampoline`:
+//!
+//! | shape | replaced | why it stays correct |
+//! |---|---|---|
+//! | `mov eax, n; syscall` | the `mov` | the SYSCALL stays; whoever jumps to it traps as before |
+//! | `syscall; i...` where `i...` are three bytes or more of movable instructions | both | the jump stands at the SYSCALL's own address; nothing in the text jumps to `i` |
+//!
+//! A trampoline lies within reach of its site, touches neither the program's stack nor its red zone, and ends
+//! behind the replaced bytes. The program's text is written through the libos's window: its mapping is never
+//! writable and executable at once. Code addresses that the program sees (signal frames) are those of the
+//! original text: [`logical`] and [`physical`] convert.
+
+use alloc::collections::BTreeMap;
+use alloc::vec::Vec;
+use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+
+use hashbrown::HashMap;
+use spin::Mutex;
+
+use crate::arch::{self, Frame};
+use crate::errno::{Errno, SysResult};
+use crate::mem::area::{Area, Protection};
+use crate::mem::{frames, space, tables};
+use crate::user;
+
+/// Sites patched, for `--stats`.
+pub static PATCHED: AtomicU64 = AtomicU64::new(0);
+/// Set from the configuration.
+pub static DISABLED: AtomicBool = AtomicBool::new(false);
+
+/// Traps at a site before its text is searched for jumps behind the SYSCALL.
+const HOT: u8 = 8;
+/// Bytes of trampolines mapped at a time.
+const REGION: u64 = 0x1_0000;
+/// A trampoline is at most this far from its site (a 32-bit displacement, with room).
+const REACH: u64 = 0x7000_0000;
+/// Bytes of text that are searched at most.
+const TEXT_MAX: u64 = 64 << 20;
+const PAGE: u64 = cloak_abi::layout::PAGE;
+
+#[derive(Debug, Clone, Copy)]
+struct Site {
+    /// First replaced byte.
+    start: u64,
+    /// Where the trampoline goes on after the call.
+    resume: u64,
+    /// Whether an instruction behind the SYSCALL was moved, so that its address is no longer one.
+    moved: bool,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// Patched sites, by the address behind the SYSCALL.
+    sites: BTreeMap<u64, Site>,
+    /// Address behind the SYSCALL, by where its trampoline goes on.
+    resumes: BTreeMap<u64, u64>,
+    /// Traps at sites not patched; [`u8::MAX`]: never to be.
+    seen: HashMap<u64, u8>,
+    /// Trampoline regions: start and bytes used.
+    regions: Vec<(u64, u64)>,
+}
+
+static STATE: Mutex<Option<State>> = Mutex::new(None);
+/// A site that is being written, for [`breakpoint`].
+static WRITING: AtomicU64 = AtomicU64::new(0);
+static BUSY: AtomicU8 = AtomicU8::new(0);
+
+/// A trap came from the SYSCALL before `rip`.
+pub fn visit(rip: u64) {
+    if DISABLED.load(Ordering::Relaxed) {
+        return;
+    }
+    let count = {
+        let mut state = STATE.lock();
+        let state = state.get_or_insert_default();
+        if state.sites.contains_key(&rip) {
+            return; // somebody jumps to the SYSCALL itself
+        }
+        let count = state.seen.entry(rip).or_insert(0);
+        if *count == u8::MAX {
+            return;
+        }
+        *count += 1;
+        *count
+    };
+    if count != 1 && count != HOT || BUSY.swap(1, Ordering::Acquire) != 0 {
+        return;
+    }
+    let done = patch(rip, count == HOT);
+    if done.is_err() && count == HOT
+        && let Some(state) = STATE.lock().as_mut()
+    {
+        state.seen.insert(rip, u8::MAX);
+    }
+    BUSY.store(0, Ordering::Release);
+}
+
+/// What will be replaced, and what the trampoline does instead.
+struct Plan {
+    start: u64,
+    /// Instructions before the call, after it.
+    before: Vec<u8>,
+    after: Vec<u8>,
+    /// Where the program goes on.
+    back: u64,
+    replaced: usize,
+}
+
+fn patch(rip: u64, hot: bool) -> SysResult<()> {
+    let mut bytes = [0u8; 9 + 16];
+    // Near the edges of a mapping there may be fewer bytes: such sites keep trapping.
+    user::copy_in(&mut bytes, rip - 9)?;
+    if bytes[7..9] != [0x0f, 0x05] {
+        return Err(Errno::EINVAL);
+    }
+    let plan = match load_before(&bytes, rip) {
+        Some(plan) => plan,
+        None if hot => movable_after(&bytes[9..], rip)?,
+        None => return Err(Errno::EAGAIN),
+    };
+    let moved = !plan.after.is_empty();
+    let trampoline = place(plan.start, 64)?;
+    let (code, resume) = assemble(trampoline, &plan);
+    write_text(trampoline, &code)?;
+    {
+        let mut state = STATE.lock();
+        let state = state.get_or_insert_default();
+        state.sites.insert(rip, Site { start: plan.start, resume, moved });
+        state.resumes.insert(resume, rip);
+    }
+    let mut jump = alloc::vec![0xe9];
+    jump.extend_from_slice(&(trampoline.wrapping_sub(plan.start + 5) as u32).to_le_bytes());
+    jump.resize(plan.replaced, 0x90);
+    if let Err(error) = replace(plan.start, &jump) {
+        forget(rip, rip + 1);
+        return Err(error);
+    }
+    PATCHED.fetch_add(1, Ordering::Relaxed);
+    Ok(())
+}
+
+/// `mov eax, imm32` or `mov rax, imm32` right before the SYSCALL.
+fn load_before(bytes: &[u8], rip: u64) -> Option<Plan> {
+    let number = |at: usize| u64::from(u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]));
+    let in_call = crate::sched::frame().regs.orig_rax;
+    // A prefix would make another instruction of it; the value is a second witness.
+    let (len, start) = if bytes[..3] == [0x48, 0xc7, 0xc0] && number(3) == in_call {
+        (7, 0)
+    } else if bytes[2] == 0xb8 && bytes[1] & 0xf0 != 0x40 && number(3) == in_call {
+        (5, 2)
+    } else {
+        return None;
+    };
+    Some(Plan {
+        start: rip - 2 - len as u64,
+        before: bytes[start..start + len].to_vec(),
+        after: Vec::new(),
+        back: rip,
+        replaced: len,
+    })
+}
+
+/// Movable instructions of three bytes or more behind the SYSCALL, to which nothing jumps.
+fn movable_after(bytes: &[u8], rip: u64) -> SysResult<Plan> {
+    let mut len = 0;
+    while len < 3 {
+        len += movable(&bytes[len..]).ok_or(Errno::EINVAL)?;
+    }
+    if jumped_to(rip, len)? {
+        return Err(Errno::EINVAL);
+    }
+    Ok(Plan {
+        start: rip - 2,
+        before: Vec::new(),
+        after: bytes[..len].to_vec(),
+        back: rip + len as u64,
+        replaced: 2 + len,
+    })
+}
+
+/// Length of the instruction at the start of `bytes` if it means the same anywhere: register operands and
+/// immediates only, no control flow. These are what compilers put behind a SYSCALL.
+fn movable(bytes: &[u8]) -> Option<usize> {
+    let (rex, rest) = match bytes.first()? {
+        b @ 0x40..=0x4f => (Some(b), &bytes[1..]),
+        _ => (None, bytes),
+    };
+    let prefix = usize::from(rex.is_some());
+    let opcode = *rest.first()?;
+    let modrm = *rest.get(1)?;
+    let register_only = modrm >> 6 == 3;
+    let len = match opcode {
+        0x3d | 0x25 | 0x0d => 5,                                                 // cmp, and, or eax/rax, imm32
+        0x85 | 0x89 | 0x8b | 0x31 | 0x33 | 0x39 | 0x3b | 0x63 if register_only => 2, // test, mov, xor, cmp, movsxd
+        0x83 if register_only => 3,                                               // op r, imm8
+        0x81 if register_only => 6,                                               // op r, imm32
+        _ => return None,
+    };
+    (rest.len() >= len).then_some(prefix + len)
+}
+
+/// Whether anything in the text around might jump into `[rip, rip + len)`: every byte that could start a
+/// relative jump or call counts.
+fn jumped_to(rip: u64, len: usize) -> SysResult<bool> {
+    let (start, end) = {
+        let space = space::current().lock();
+        let (start, area) = space.areas.find(rip).ok_or(Errno::EFAULT)?;
+        (start, area.end)
+    };
+    if end - start > TEXT_MAX {
+        return Err(Errno::EINVAL);
+    }
+    let inside = |target: u64| (rip..rip + len as u64).contains(&target);
+    let mut chunk = alloc::vec![0u8; 4096 + 8];
+    let mut at = start;
+    while at < end {
+        // Pages that were never touched are not brought in for this: code that has not run yet but jumps
+        // here would be missed, so look at them too, but only near by.
+        let have = chunk.len().min((end - at) as usize);
+        user::copy_in(&mut chunk[..have], at)?;
+        for i in 0..have.min(4096) {
+            let here = at + i as u64;
+            let short = chunk.get(i..i + 2).filter(|b| matches!(b[0], 0x70..=0x7f | 0xeb | 0xe0..=0xe3));
+            if short.is_some_and(|b| inside(here.wrapping_add(2).wrapping_add(b[1] as i8 as u64))) {
+                return Ok(true);
+            }
+            let Some(b) = chunk[..have].get(i..i + 6) else { continue };
+            let near = match b[0] {
+                0xe8 | 0xe9 => Some((1, 5)),
+                0x0f if b[1] & 0xf0 == 0x80 => Some((2, 6)),
+                _ => None,
+            };
+            if let Some((operand, size)) = near {
+                let offset = i32::from_le_bytes([b[operand], b[operand + 1], b[operand + 2], b.get(operand + 3).copied().unwrap_or(0)]);
+                if inside(here.wrapping_add(size).wrapping_add(i64::from(offset) as u64)) {
+                    return Ok(true);
+                }
+            }
+        }
+        at += 4096;
+    }
+    Ok(false)
+}
+
+/// Trampoline code at `at`, and where in it the program goes on after the call.
+fn assemble(at: u64, plan: &Plan) -> (Vec<u8>, u64) {
+    let entry = arch::patched_entry();
+    let mut code = plan.before.clone();
+    // lea rcx, [rip + 14]: behind the jump and its address
+    code.extend_from_slice(&[0x48, 0x8d, 0x0d, 14, 0, 0, 0]);
+    // jmp [rip + 0]
+    code.extend_from_slice(&[0xff, 0x25, 0, 0, 0, 0]);
+    code.extend_from_slice(&entry.to_le_bytes());
+    let resume = at + code.len() as u64;
+    code.extend_from_slice(&plan.after);
+    code.push(0xe9);
+    let next = at + code.len() as u64 + 4;
+    code.extend_from_slice(&(plan.back.wrapping_sub(next) as u32).to_le_bytes());
+    (code, resume)
+}
+
+/// Room for a trampoline within reach of `site`.
+fn place(site: u64, len: u64) -> SysResult {
+    let near = |at: u64| at.abs_diff(site) < REACH;
+    if let Some(state) = STATE.lock().as_mut()
+        && let Some((start, used)) = state.regions.iter_mut().find(|(s, u)| near(*s) && u + len <= REGION)
+    {
+        let at = *start + *used;
+        *used += len;
+        return Ok(at);
+    }
+    let mut space = space::current().lock();
+    let low = site.saturating_sub(REACH - 2 * REGION).max(cloak_abi::layout::USER_MIN);
+    let high = site.saturating_add(REACH - 2 * REGION).min(cloak_abi::layout::USER_END);
+    let start = space
+        .areas
+        .free_range(low, high, REGION, REGION)
+        .filter(|&s| cloak_abi::layout::is_user_range(s, REGION))
+        .ok_or(Errno::ENOMEM)?;
+    let area = Area { name: "[cloak]", ..Area::anonymous(start + REGION, Protection::READ | Protection::EXECUTE) };
+    space.areas.insert(start, area);
+    space.populate(start, start + 16 * PAGE);
+    drop(space);
+    STATE.lock().get_or_insert_default().regions.push((start, len));
+    Ok(start)
+}
+
+/// Writes to a page that is mapped executable, through the window.
+fn write_text(at: u64, bytes: &[u8]) -> SysResult<()> {
+    for (i, &byte) in bytes.iter().enumerate() {
+        let target = text_window(at + i as u64)?;
+        // SAFETY: an own frame of this address space, reached through the window.
+        unsafe { core::ptr::write_volatile(target as *mut u8, byte) };
+    }
+    Ok(())
+}
+
+fn text_window(at: u64) -> SysResult {
+    match tables::look(at).0 {
+        // A page that others share must stay as it is.
+        Some(leaf) if !leaf.is_shared() => Ok(frames::window(leaf.gpa) + at % PAGE),
+        _ => Err(Errno::EFAULT),
+    }
+}
+
+/// Replaces text that other vCPUs may execute at this moment.
+fn replace(at: u64, bytes: &[u8]) -> SysResult<()> {
+    let target = text_window(at)?;
+    text_window(at + bytes.len() as u64 - 1)?;
+    let offset = (at % 8) as usize;
+    if offset + bytes.len() <= 8 {
+        // One aligned store is seen whole.
+        let word = (target & !7) as *mut u64;
+        // SAFETY: as `write_text`; aligned, inside one page.
+        unsafe {
+            let mut image = word.read_volatile().to_le_bytes();
+            image[offset..offset + bytes.len()].copy_from_slice(bytes);
+            word.write_volatile(u64::from_le_bytes(image));
+        }
+        return Ok(());
+    }
+    // First a breakpoint, then the rest, then the first byte: who meets the breakpoint tries again.
+    WRITING.store(at, Ordering::SeqCst);
+    let result = write_text(at, &[0xcc]).and_then(|()| {
+        tables::barrier();
+        write_text(at + 1, &bytes[1..])?;
+        tables::barrier();
+        write_text(at, &bytes[..1])
+    });
+    tables::barrier();
+    WRITING.store(0, Ordering::SeqCst);
+    result
+}
+
+/// A breakpoint exception: `true` when it is one of a site that is being written.
+pub fn breakpoint(frame: &mut Frame) -> bool {
+    let at = frame.regs.rip - 1;
+    let ours = WRITING.load(Ordering::SeqCst) == at
+        || STATE.lock().as_ref().is_some_and(|s| s.sites.values().any(|site| site.start == at));
+    if ours {
+        frame.regs.rip = at;
+    }
+    ours
+}
+
+/// The address in the original text for an address in a trampoline behind its call.
+#[must_use]
+pub fn logical(rip: u64) -> u64 {
+    STATE.lock().as_ref().and_then(|s| s.resumes.get(&rip).copied()).unwrap_or(rip)
+}
+
+/// Where to go on for an address in the original text whose instruction was moved.
+#[must_use]
+pub fn physical(rip: u64) -> u64 {
+    let state = STATE.lock();
+    let site = state.as_ref().and_then(|s| s.sites.get(&rip)).filter(|s| s.moved);
+    site.map_or(rip, |s| s.resume)
+}
+
+/// Text in `[start, end)` is gone.
+pub fn forget(start: u64, end: u64) {
+    if let Some(state) = STATE.lock().as_mut() {
+        let gone: Vec<u64> = state.sites.range(start..end).map(|(&rip, _)| rip).collect();
+        for rip in gone {
+            if let Some(site) = state.sites.remove(&rip) {
+                state.resumes.remove(&site.resume);
+            }
+        }
+        state.seen.retain(|rip, _| !(start..end).contains(rip));
+    }
+}

@@ -1,0 +1,31 @@
+//! Resource limits: kept, shown, and held where it matters here (open files live in the descriptor table).
+
+use spin::Mutex;
+
+/// Number of resources (`RLIM_NLIMITS`).
+pub const COUNT: usize = 16;
+/// `RLIM_INFINITY`.
+pub const INFINITY: u64 = u64::MAX;
+/// `RLIMIT_STACK`.
+pub const STACK: usize = 3;
+/// `RLIMIT_NOFILE`.
+pub const NOFILE: usize = 7;
+
+/// Soft and hard limit of each resource.
+#[derive(Debug)]
+pub struct Limits(pub Mutex<[[u64; 2]; COUNT]>);
+
+impl Default for Limits {
+    fn default() -> Self {
+        let mut all = [[INFINITY; 2]; COUNT];
+        all[STACK] = [8 << 20, INFINITY];
+        all[4] = [0, INFINITY]; // core
+        all[6] = [31_000, 31_000]; // processes
+        all[8] = [8 << 20, 8 << 20]; // locked memory
+        all[11] = [31_000, 31_000]; // pending signals
+        all[12] = [819_200, 819_200]; // message queues
+        all[13] = [0, 0];
+        all[14] = [0, 0];
+        Self(Mutex::new(all))
+    }
+}

@@ -1,0 +1,249 @@
+//! What files and their events need to know of processes, memory and signals: the libos's own answers.
+
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use core::sync::atomic::Ordering;
+
+use super::Process;
+use crate::arch;
+use crate::errno::SysResult;
+use crate::fs::providers::{Area, Memory, Providers, Task};
+use crate::fs::signals::{SignalInfo, Signals};
+use crate::fs::{FdTable, FsContext, file::Stat};
+use crate::mem::area::Backing;
+use crate::mem::frames;
+use crate::sched::time_calls::{self, CpuClock};
+use crate::sched::{self, clock};
+use crate::signal::pending::{Info, code};
+use crate::signal::{self, number};
+
+/// The whole libos, for its files.
+#[derive(Debug)]
+pub struct Libos;
+
+static LIBOS: Libos = Libos;
+
+/// Makes the answers available.
+pub fn install() {
+    crate::fs::providers::set(&LIBOS);
+    crate::fs::signals::install(&LIBOS);
+    time_calls::CPU_TIME.call_once(|| cpu_time);
+}
+
+fn process(pid: i32) -> Option<Arc<Process>> {
+    let process = Process::current();
+    (process.pid == pid).then_some(process)
+}
+
+fn cpu_time(clock: CpuClock) -> u64 {
+    let thread = sched::current();
+    match clock {
+        CpuClock::Thread => ns(thread.cpu_time()),
+        CpuClock::Process => ns(thread.process.threads().iter().map(|t| t.cpu_time()).sum()),
+    }
+}
+
+fn ns(ticks: u64) -> u64 {
+    (u128::from(ticks) * 1_000_000_000 / u128::from(arch::ticks_per_second())) as u64
+}
+
+impl Providers for Libos {
+    fn now(&self) -> [i64; 2] {
+        let now = clock::realtime();
+        [(now / 1_000_000_000) as i64, (now % 1_000_000_000) as i64]
+    }
+
+    fn uptime_ns(&self) -> u64 {
+        clock::boottime()
+    }
+
+    fn random(&self, bytes: &mut [u8]) -> SysResult<()> {
+        crate::random::fill(bytes);
+        Ok(())
+    }
+
+    fn cpus(&self) -> usize {
+        arch::boot().vcpus as usize
+    }
+
+    fn memory(&self) -> Memory {
+        let (used, total) = frames::usage();
+        Memory { total: total * 4096, free: (total - used) * 4096, cached: 0 }
+    }
+
+    fn host_name(&self) -> Vec<u8> {
+        super::host_name()
+    }
+
+    fn current(&self) -> (i32, i32) {
+        let thread = sched::current();
+        (thread.process.pid, thread.tid)
+    }
+
+    fn threads(&self, pid: i32) -> Vec<i32> {
+        process(pid).map(|p| p.threads().iter().map(|t| t.tid).collect()).unwrap_or_default()
+    }
+
+    fn task(&self, pid: i32, tid: i32) -> Option<Task> {
+        let process = process(pid)?;
+        let thread = process.thread(tid)?;
+        let name = *thread.name.lock();
+        let credentials = process.credentials.lock().clone();
+        let image = process.image.lock().clone();
+        let actions = *process.signals.actions.lock();
+        let set = |wanted: fn(u64) -> bool| {
+            actions.iter().enumerate().filter(|(_, a)| wanted(a.handler)).fold(0, |bits, (i, _)| bits | 1u64 << i)
+        };
+        Some(Task {
+            tid,
+            pid,
+            ppid: 0,
+            group: pid,
+            session: pid,
+            comm: name.split(|&b| b == 0).next().unwrap_or_default().to_vec(),
+            state: if thread.is_on_cpu() { 'R' } else { 'S' },
+            threads: process.threads().len() as u32,
+            user_ns: ns(thread.cpu_time()),
+            system_ns: 0,
+            start_ns: 0,
+            virtual_bytes: process.space.lock().areas.total(),
+            resident_bytes: frames::usage().0 * 4096,
+            uid: credentials.uid,
+            gid: credentials.gid,
+            groups: credentials.groups,
+            exe: image.path,
+            signals: [
+                thread.signals.pending.bits(),
+                process.signals.pending.bits(),
+                thread.signals.mask.load(Ordering::Relaxed),
+                set(|h| h == 1),
+                set(|h| h > 1),
+            ],
+            nice: thread.nice.load(Ordering::Relaxed) as i32,
+            code: [0, 0, image.stack_start],
+        })
+    }
+
+    fn areas(&self, pid: i32) -> Vec<Area> {
+        let Some(process) = process(pid) else { return Vec::new() };
+        let (list, brk) = {
+            let space = process.space.lock();
+            let copy = |(start, area): (u64, &crate::mem::area::Area)| {
+                let (file, offset) = match &area.backing {
+                    Backing::File(file, offset) => (Some(file.clone()), *offset),
+                    Backing::Pages(_, offset, file) => (file.clone(), *offset),
+                    Backing::Anonymous => (None, 0),
+                };
+                (start, area.end, area.protection, area.shared, file, offset, area.name)
+            };
+            (space.areas.iter().map(copy).collect::<Vec<_>>(), space.brk_range())
+        };
+        list.into_iter()
+            .map(|(start, end, protection, shared, file, offset, name)| {
+                let stat = file.as_ref().and_then(|f| f.file.stat().ok()).unwrap_or(Stat::default());
+                let path = file.as_ref().map(|f| f.path.lock().clone());
+                // The heap's last large page is mapped whole; the program is shown what it asked for.
+                let end = if name == "[heap]" { end.min(brk.1.next_multiple_of(4096)).max(start) } else { end };
+                Area {
+                    start,
+                    end,
+                    protection: u32::from(protection.bits()),
+                    shared,
+                    offset,
+                    file: (stat.dev, stat.ino),
+                    name: path.unwrap_or_else(|| name.as_bytes().to_vec()),
+                    resident: 0,
+                }
+            })
+            .collect()
+    }
+
+    fn command_line(&self, pid: i32) -> Vec<u8> {
+        process(pid).map(|p| p.image.lock().command_line.clone()).unwrap_or_default()
+    }
+
+    fn environment(&self, pid: i32) -> Vec<u8> {
+        process(pid).map(|p| p.image.lock().environment.clone()).unwrap_or_default()
+    }
+
+    fn auxiliary_vector(&self, pid: i32) -> Vec<u8> {
+        process(pid).map(|p| p.image.lock().auxv.clone()).unwrap_or_default()
+    }
+
+    fn set_comm(&self, pid: i32, tid: i32, name: &[u8]) {
+        if let Some(thread) = process(pid).and_then(|p| p.thread(tid)) {
+            let mut new = [0; 16];
+            let len = name.len().min(15);
+            new[..len].copy_from_slice(&name[..len]);
+            *thread.name.lock() = new;
+        }
+    }
+
+    fn limits(&self, pid: i32) -> [[u64; 2]; 16] {
+        let Some(process) = process(pid) else { return [[u64::MAX; 2]; 16] };
+        let mut all = *process.limits.0.lock();
+        let (soft, hard) = process.files.limits();
+        all[super::limits::NOFILE] = [soft as u64, hard as u64];
+        all
+    }
+
+    fn files(&self, pid: i32) -> Option<Arc<FdTable>> {
+        process(pid).map(|p| p.files.clone())
+    }
+
+    fn fs(&self, pid: i32) -> Option<Arc<FsContext>> {
+        process(pid).map(|p| p.fs.clone())
+    }
+
+    fn raise(&self, signal: u32) {
+        raise(signal);
+    }
+}
+
+/// A signal for the running thread, as from the kernel.
+fn raise(signal: u32) {
+    let thread = sched::current();
+    let info = Info::user(signal, code::SI_USER, thread.process.pid, thread.process.credentials.lock().uid[0]);
+    signal::send_thread(thread, info);
+}
+
+impl Signals for Libos {
+    fn raise_sigpipe(&self) {
+        raise(number::SIGPIPE);
+    }
+
+    fn set_mask(&self, mask: u64) {
+        signal::calls::with_mask(mask);
+    }
+
+    fn restore_mask(&self, interrupted: bool) {
+        // After an interruption the mask comes back when the handler's frame has been built.
+        if !interrupted {
+            signal::calls::restore_mask();
+        }
+    }
+
+    fn pending(&self, set: u64) -> bool {
+        let thread = sched::current();
+        (thread.signals.pending.bits() | thread.process.signals.pending.bits()) & set != 0
+    }
+
+    fn take(&self, set: u64) -> Option<SignalInfo> {
+        let thread = sched::current();
+        let info = thread.signals.pending.take(set).or_else(|| thread.process.signals.pending.take(set))?;
+        Some(signalfd_info(&info))
+    }
+}
+
+/// `struct signalfd_siginfo` of a signal.
+fn signalfd_info(info: &Info) -> SignalInfo {
+    let mut out = [0; 128];
+    let mut put = |at: usize, bytes: &[u8]| out[at..at + bytes.len()].copy_from_slice(bytes);
+    put(0, &info.signal.to_le_bytes());
+    put(4, &info.errno.to_le_bytes());
+    put(8, &info.code.to_le_bytes());
+    put(12, &info.fields[0].to_le_bytes()); // pid, uid
+    put(44, &(info.fields[1] as u32).to_le_bytes()); // value as int
+    put(48, &info.fields[1].to_le_bytes()); // value as pointer
+    out
+}

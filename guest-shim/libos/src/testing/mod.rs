@@ -1,0 +1,208 @@
+//! An OS service for tests: a thread of the test process that serves the ring with real host calls.
+//!
+//! There is one for all tests of a process, as there is one shared region. It finds requests by looking at the
+//! slots (host threads share one vCPU here, so the submission queue is not theirs alone), and it can be told
+//! to lie about a descriptor ([`lie`]).
+
+mod sockets;
+
+use std::alloc::{Layout, alloc_zeroed};
+use std::collections::HashMap;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, Once};
+use std::time::Duration;
+
+use cloak_abi::hostop::HostOp;
+use cloak_abi::ring::{BUFFER, EVENTS, QUEUE, SHARED_LEN, SLOTS, SLOTS_AT, Slot, buffer_at};
+
+use crate::{arch, host};
+
+/// A request as the service sees it.
+pub struct Asked {
+    /// Operation.
+    pub op: HostOp,
+    /// Arguments.
+    pub args: [u64; 6],
+    index: usize,
+}
+
+impl Asked {
+    /// The buffer. The guest side leaves it alone until it has its answer.
+    #[allow(clippy::mut_from_ref)]
+    pub fn buffer(&self) -> &mut [u8] {
+        // SAFETY: a slot's buffer in the region; one request at a time has it.
+        unsafe { std::slice::from_raw_parts_mut(arch::shared_base().add(buffer_at(self.index)), BUFFER) }
+    }
+}
+
+/// Result and second result.
+pub type Reply = (i64, u64);
+/// Changes a true answer.
+pub type Lie = dyn FnMut(&Asked, Reply) -> Reply + Send;
+
+struct Service {
+    files: HashMap<u64, OwnedFd>,
+    next: u64,
+    served: [u64; SLOTS],
+    completed: u32,
+    posted: u32,
+    epoll: OwnedFd,
+}
+
+static LIES: Mutex<Option<HashMap<u64, Arc<Mutex<Lie>>>>> = Mutex::new(None);
+static COUNTS: Mutex<Option<HashMap<(u64, u32), usize>>> = Mutex::new(None);
+
+/// Starts the service, once.
+pub fn start() {
+    static START: Once = Once::new();
+    START.call_once(|| {
+        let layout = Layout::from_size_align(SHARED_LEN, 4096).expect("a layout");
+        // SAFETY: not a zero size.
+        let base = unsafe { alloc_zeroed(layout) };
+        assert!(!base.is_null());
+        arch::set_shared_base(base);
+        std::thread::spawn(|| {
+            // SAFETY: a plain call; its result is checked.
+            let epoll = unsafe { libc::epoll_create1(libc::EPOLL_CLOEXEC) };
+            assert!(epoll >= 0);
+            // SAFETY: it is ours alone.
+            let epoll = unsafe { OwnedFd::from_raw_fd(epoll) };
+            Service {
+                files: HashMap::new(),
+                next: 1000,
+                served: [0; SLOTS],
+                completed: 0,
+                posted: 0,
+                epoll,
+            }
+            .run();
+        });
+    });
+}
+
+/// From now on answers to requests about host descriptor `fd` pass through `lie`.
+pub fn lie(fd: u64, lie: impl FnMut(&Asked, Reply) -> Reply + Send + 'static) {
+    let mut lies = LIES.lock().unwrap_or_else(|e| e.into_inner());
+    lies.get_or_insert_default().insert(fd, Arc::new(Mutex::new(lie)));
+}
+
+/// How many requests of this kind there were about host descriptor `fd` (0 for those about none or several).
+pub fn count(fd: u64, op: HostOp) -> usize {
+    let counts = COUNTS.lock().unwrap_or_else(|e| e.into_inner());
+    counts
+        .as_ref()
+        .and_then(|c| c.get(&(fd, op as u32)))
+        .copied()
+        .unwrap_or(0)
+}
+
+impl Service {
+    fn run(mut self) {
+        let mut idle = 0;
+        loop {
+            let busy = self.serve_slots() | self.post_events();
+            host::poll(0);
+            idle = if busy { 0 } else { idle + 1 };
+            if idle > 200 {
+                std::thread::sleep(Duration::from_micros(100));
+            } else {
+                std::thread::yield_now();
+            }
+        }
+    }
+
+    fn serve_slots(&mut self) -> bool {
+        let mut busy = false;
+        for index in 0..SLOTS {
+            // SAFETY: in the region; atomics only.
+            let slot: &Slot = unsafe {
+                &*arch::shared_base()
+                    .add(SLOTS_AT + index * size_of::<Slot>())
+                    .cast()
+            };
+            let seq = slot.seq.load(Ordering::Acquire);
+            if seq == 0 || seq == self.served[index] {
+                continue;
+            }
+            busy = true;
+            self.served[index] = seq;
+            let args = std::array::from_fn(|i| slot.args[i].load(Ordering::Relaxed));
+            let op = HostOp::from_u32(slot.op.load(Ordering::Relaxed)).expect("a known operation");
+            let (result, extra) = self.answer(&Asked { op, args, index });
+            slot.result.store(result, Ordering::Relaxed);
+            slot.extra.store(extra, Ordering::Relaxed);
+            slot.done.store(seq, Ordering::SeqCst);
+            let queue = host::queue(0);
+            queue.cq[self.completed as usize % QUEUE].store(index as u32, Ordering::Relaxed);
+            self.completed = self.completed.wrapping_add(1);
+            queue.cq_tail.store(self.completed, Ordering::Release);
+        }
+        busy
+    }
+
+    fn answer(&mut self, asked: &Asked) -> Reply {
+        let about = if asked.op == HostOp::Poll {
+            0
+        } else {
+            asked.args[0]
+        };
+        {
+            let mut counts = COUNTS.lock().unwrap_or_else(|e| e.into_inner());
+            *counts
+                .get_or_insert_default()
+                .entry((about, asked.op as u32))
+                .or_default() += 1;
+        }
+        let reply = match asked.op {
+            HostOp::Nop => (0, 0),
+            HostOp::Close => (
+                if self.files.remove(&asked.args[0]).is_some() {
+                    0
+                } else {
+                    -9
+                },
+                0,
+            ),
+            _ => sockets::serve(self, asked),
+        };
+        let lie = LIES
+            .lock()
+            .unwrap_or_else(|e| e.into_inner())
+            .as_ref()
+            .and_then(|l| l.get(&about).cloned());
+        match lie {
+            Some(lie) => lie.lock().unwrap_or_else(|e| e.into_inner())(asked, reply),
+            None => reply,
+        }
+    }
+
+    fn raw(&self, fd: u64) -> RawFd {
+        self.files.get(&fd).map_or(-1, AsRawFd::as_raw_fd)
+    }
+
+    fn insert(&mut self, raw: RawFd) -> i64 {
+        self.next += 1;
+        // SAFETY: just made, owned by nobody else.
+        self.files.insert(self.next, unsafe { OwnedFd::from_raw_fd(raw) });
+        self.next as i64
+    }
+
+    fn epoll(&self) -> RawFd {
+        self.epoll.as_raw_fd()
+    }
+
+    fn post_events(&mut self) -> bool {
+        let mut events = [libc::epoll_event { events: 0, u64: 0 }; 64];
+        // SAFETY: as long as it says.
+        let count = unsafe { libc::epoll_wait(self.epoll(), events.as_mut_ptr(), 64, 0) };
+        let page = host::events();
+        for event in events.iter().take(count.max(0) as usize) {
+            let entry = event.u64 << 32 | u64::from(event.events);
+            page.entries[self.posted as usize % EVENTS].store(entry, Ordering::Relaxed);
+            self.posted = self.posted.wrapping_add(1);
+            page.tail.store(self.posted, Ordering::Release);
+        }
+        count > 0
+    }
+}

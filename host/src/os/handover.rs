@@ -1,0 +1,138 @@
+//! What the monitor hands to the service: descriptors by number and a hidden command line.
+//!
+//! ```text
+//! 0 1 2              standard streams
+//! 3                  shared region
+//! 4                  doorbell
+//! 5                  lifeline, the read end of a pipe
+//! 6 ..               wake eventfds, one for each vCPU
+//! 6 + vcpus ..       roots, one for each mount
+//! ```
+//! Command line: `NAME __os-service VCPUS ROOTS READ-ONLY-BITS SPIN-NANOSECONDS`.
+
+use std::time::Duration;
+
+use cloak_abi::hostop::MAX_MOUNTS;
+use cloak_abi::layout::MAX_VCPUS;
+
+use super::error::OsError;
+
+/// First argument of a process that is the service.
+pub const MARK: &str = "__os-service";
+/// Number of the shared region.
+pub const REGION: i32 = 3;
+/// Number of the doorbell.
+pub const DOORBELL: i32 = 4;
+/// Number of the lifeline.
+pub const LIFELINE: i32 = 5;
+/// Number of the first wake eventfd.
+pub const WAKES: i32 = 6;
+
+/// The numbers on the command line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Handover {
+    /// Number of vCPUs.
+    pub vcpus: usize,
+    /// Number of mounts.
+    pub roots: usize,
+    /// Bit `n` is set when mount `n` may not be changed.
+    pub read_only: u64,
+    /// Longest time to poll.
+    pub spin: Duration,
+}
+
+impl Handover {
+    /// Checks the counts.
+    ///
+    /// # Errors
+    /// [`OsError::Count`].
+    pub fn checked(self) -> Result<Self, OsError> {
+        let in_range = |what, found, least, most| {
+            if (least..=most).contains(&found) {
+                Ok(())
+            } else {
+                Err(OsError::Count {
+                    what,
+                    found,
+                    least,
+                    most,
+                })
+            }
+        };
+        in_range("vCPUs", self.vcpus, 1, MAX_VCPUS)?;
+        in_range("mounts", self.roots, 0, MAX_MOUNTS as usize)?;
+        Ok(self)
+    }
+
+    /// The arguments after [`MARK`].
+    #[must_use]
+    pub fn arguments(&self) -> [String; 4] {
+        let spin = u64::try_from(self.spin.as_nanos()).unwrap_or(u64::MAX);
+        [self.vcpus as u64, self.roots as u64, self.read_only, spin].map(|n| n.to_string())
+    }
+
+    /// Reads the arguments after [`MARK`].
+    ///
+    /// # Errors
+    /// [`OsError::Argument`], [`OsError::Count`].
+    pub fn parse(mut arguments: impl Iterator<Item = String>) -> Result<Self, OsError> {
+        let mut number = || {
+            let text = arguments.next().unwrap_or_default();
+            text.parse::<u64>().map_err(|_| OsError::Argument(text))
+        };
+        let (vcpus, roots, read_only, spin) = (number()?, number()?, number()?, number()?);
+        let count = |n| usize::try_from(n).unwrap_or(usize::MAX);
+        let spin = Duration::from_nanos(spin);
+        Self {
+            vcpus: count(vcpus),
+            roots: count(roots),
+            read_only,
+            spin,
+        }
+        .checked()
+    }
+
+    /// First number that is not handed over.
+    #[must_use]
+    pub fn end(&self) -> i32 {
+        // Both counts are small, `checked` saw to it.
+        WAKES + self.vcpus as i32 + self.roots as i32
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn arguments_round_trip() {
+        let handover = Handover {
+            vcpus: 64,
+            roots: 3,
+            read_only: 5,
+            spin: Duration::from_micros(100),
+        };
+        let parsed = Handover::parse(handover.arguments().into_iter()).expect("well formed");
+        assert_eq!(parsed, handover);
+        assert_eq!(parsed.end(), 6 + 64 + 3);
+    }
+
+    #[test]
+    fn other_counts_and_words_are_refused() {
+        let parse = |words: &[&str]| Handover::parse(words.iter().map(ToString::to_string));
+        assert!(matches!(
+            parse(&["0", "1", "0", "0"]),
+            Err(OsError::Count { what: "vCPUs", .. })
+        ));
+        assert!(matches!(
+            parse(&["65", "1", "0", "0"]),
+            Err(OsError::Count { .. })
+        ));
+        assert!(matches!(
+            parse(&["1", "65", "0", "0"]),
+            Err(OsError::Count { what: "mounts", .. })
+        ));
+        assert!(matches!(parse(&["1", "x"]), Err(OsError::Argument(_))));
+        assert!(matches!(parse(&[]), Err(OsError::Argument(_))));
+    }
+}

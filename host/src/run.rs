@@ -1,0 +1,232 @@
+//! From what a user asks for to a running VM, and back to how the program ended.
+
+use std::ffi::{OsStr, OsString};
+use std::fmt;
+use std::fs::File;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::thread;
+
+use cloak_abi::config::{Tag, Writer, mount_flags, run_flags};
+use cloak_abi::layout::MAX_VCPUS;
+use cloak_abi::ring::Stat;
+use rustix::process::Resource;
+
+use crate::os::{self, Access, Root, SpawnConfig};
+use crate::vm::error::{Step, VmError};
+use crate::vm::{self, Options, Statistics};
+
+pub use crate::vm::Outcome;
+
+/// A host directory or file in the guest's name space.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Volume {
+    /// On the host.
+    pub host: PathBuf,
+    /// In the guest, absolute.
+    pub guest: PathBuf,
+    /// Whether the program may only read it.
+    pub read_only: bool,
+}
+
+/// The program's environment.
+#[derive(Debug, Clone, Default)]
+pub struct Environment {
+    /// Do not pass the caller's on.
+    pub clear: bool,
+    /// `NAME=value`, or `NAME` to pass one on.
+    pub set: Vec<String>,
+}
+
+/// What a user asks for.
+#[derive(Debug, Clone)]
+pub struct RunOptions {
+    /// The KVM device.
+    pub device: PathBuf,
+    /// vCPUs; none: the host's processors.
+    pub cpus: Option<usize>,
+    /// Guest memory, bytes.
+    pub memory: u64,
+    /// Environment.
+    pub environment: Environment,
+    /// Working directory; none: the caller's.
+    pub workdir: Option<PathBuf>,
+    /// Volumes besides the host's root, which is always there, read-only.
+    pub volumes: Vec<Volume>,
+    /// Name of the VM.
+    pub name: Option<String>,
+    /// One line per system call.
+    pub trace: bool,
+    /// Turn system-call sites into jumps.
+    pub patch: bool,
+    /// Program and arguments, not empty.
+    pub command: Vec<OsString>,
+}
+
+/// Runs a program to its end.
+///
+/// # Errors
+/// When Cloak itself failed; how the program ended is an [`Outcome`].
+pub fn run(options: RunOptions) -> Result<(Outcome, Statistics), VmError> {
+    // Signals must be blocked before any thread exists, so that none is lost.
+    vm::signals::block();
+    let roots = open_roots(&options.volumes)?;
+    let program = find_program(&options)?;
+    let vcpus = options.cpus.unwrap_or_else(|| thread::available_parallelism().map_or(1, usize::from).min(MAX_VCPUS));
+    let vm_options = Options {
+        device: options.device.clone(),
+        vcpus,
+        memory: options.memory,
+        config: configuration(&options, &program)?,
+    };
+    let prepared = vm::prepare(vm_options)?;
+    let spawn = SpawnConfig {
+        region: prepared.shared.fd().as_fd(),
+        doorbell: prepared.doorbell.as_fd(),
+        wakes: prepared.wakes.iter().map(AsFd::as_fd).collect(),
+        roots: roots.iter().map(|(fd, access)| Root { directory: fd.as_fd(), access: *access }).collect(),
+        spin: SpawnConfig::SPIN,
+    };
+    let service = os::spawn(&spawn).map_err(|e| VmError::Os { step: "starting the OS service", source: std::io::Error::other(e) })?;
+    let running = prepared.start()?;
+    let ended = running.on_service_end();
+    let pidfd = service.pidfd().try_clone_to_owned().step("watching the OS service")?;
+    let watcher = move || {
+        let mut poll = [rustix::event::PollFd::new(&pidfd, rustix::event::PollFlags::IN)];
+        while rustix::event::poll(&mut poll, None) == Err(rustix::io::Errno::INTR) {}
+        ended();
+    };
+    thread::Builder::new().name("os-service".to_owned()).stack_size(64 << 10).spawn(watcher).step("watching the OS service")?;
+    running.wait()
+}
+
+/// Ends this process by the signal that ended the program, so that the caller sees the same.
+pub fn die_by(signal: u8) -> ExitCode {
+    vm::signals::die_by(signal);
+    // A signal that does not end a process by default.
+    ExitCode::from(128 + signal)
+}
+
+fn open_roots(volumes: &[Volume]) -> Result<Vec<(OwnedFd, Access)>, VmError> {
+    let open = |path: &Path| {
+        let file = std::fs::OpenOptions::new().read(true).custom_flags(libc::O_PATH | libc::O_CLOEXEC).open(path);
+        file.map(OwnedFd::from).map_err(|source| VmError::Volume { path: path.to_owned(), source })
+    };
+    let mut roots = vec![(open(Path::new("/"))?, Access::ReadOnly)];
+    for volume in volumes {
+        let access = if volume.read_only { Access::ReadOnly } else { Access::ReadWrite };
+        roots.push((open(&volume.host)?, access));
+    }
+    Ok(roots)
+}
+
+/// The program's path as a shell would find it.
+fn find_program(options: &RunOptions) -> Result<PathBuf, VmError> {
+    let name = options.command.first().ok_or(VmError::Shim("no program"))?;
+    let path = Path::new(name);
+    if name.as_bytes().contains(&b'/') {
+        return Ok(path.to_owned());
+    }
+    let search = std::env::var_os("PATH").unwrap_or_else(|| OsString::from("/usr/local/bin:/usr/bin:/bin"));
+    let executable = |p: &PathBuf| p.metadata().is_ok_and(|m| m.is_file() && m.permissions().mode() & 0o111 != 0);
+    // Not found here: the guest says so, with the code that shells give.
+    Ok(std::env::split_paths(&search).map(|d| d.join(name)).find(executable).unwrap_or_else(|| path.to_owned()))
+}
+
+fn configuration(options: &RunOptions, program: &Path) -> Result<Vec<u8>, VmError> {
+    let mut config = Writer::default();
+    let cwd = match &options.workdir {
+        Some(dir) => dir.clone(),
+        None => std::env::current_dir().unwrap_or_else(|_| PathBuf::from("/")),
+    };
+    let absolute = if program.as_os_str().as_bytes().contains(&b'/') { cwd.join(program) } else { program.to_owned() };
+    config.put(Tag::Program, absolute.as_os_str().as_bytes());
+    for argument in &options.command {
+        config.put(Tag::Arg, argument.as_bytes());
+    }
+    for variable in environment(&options.environment) {
+        config.put(Tag::Env, &variable);
+    }
+    config.put(Tag::Cwd, cwd.as_os_str().as_bytes());
+    config.mount(0, mount_flags::READ_ONLY, b"/");
+    config.mount(0, mount_flags::MEMORY, b"/tmp");
+    for (index, volume) in (1..).zip(&options.volumes) {
+        let flags = if volume.read_only { mount_flags::READ_ONLY } else { 0 };
+        config.mount(index, flags, volume.guest.as_os_str().as_bytes());
+    }
+    let mut ids = vec![u64::from(rustix::process::getuid().as_raw()), u64::from(rustix::process::getgid().as_raw())];
+    let groups = rustix::process::getgroups().map_err(std::io::Error::from).step("reading the user's groups")?;
+    ids.extend(groups.into_iter().map(|g| u64::from(g.as_raw())));
+    config.numbers(Tag::Ids, &ids);
+    let name = options.name.clone().unwrap_or_else(host_name);
+    config.put(Tag::HostName, name.as_bytes());
+    let flag = |on: bool, bit: u64| if on { bit } else { 0 };
+    config.numbers(Tag::Flags, &[flag(options.trace, run_flags::TRACE) | flag(!options.patch, run_flags::NO_PATCH)]);
+    let files = rustix::process::getrlimit(Resource::Nofile);
+    config.numbers(Tag::MaxFiles, &[files.current.unwrap_or(1 << 20), files.maximum.unwrap_or(1 << 20)]);
+    let mut seed = [0u8; 32];
+    File::open("/dev/urandom").and_then(|mut f| std::io::Read::read_exact(&mut f, &mut seed)).step("reading /dev/urandom")?;
+    config.put(Tag::Seed, &seed);
+    config.numbers(Tag::Stdio, &[0, 1, 2].map(stream_mode));
+    let umask = rustix::process::umask(rustix::fs::Mode::empty());
+    rustix::process::umask(umask);
+    config.numbers(Tag::Umask, &[u64::from(umask.bits())]);
+    Ok(config.finish())
+}
+
+/// File mode of a standard stream; 0 when it is closed.
+fn stream_mode(number: i32) -> u64 {
+    let path = format!("/proc/self/fd/{number}");
+    std::fs::metadata(path).map_or(0, |m| u64::from(m.mode()))
+}
+
+fn environment(wanted: &Environment) -> Vec<Vec<u8>> {
+    let mut all: Vec<(OsString, OsString)> = if wanted.clear { Vec::new() } else { std::env::vars_os().collect() };
+    let mut set = |name: &OsStr, value: OsString| {
+        all.retain(|(n, _)| n != name);
+        all.push((name.to_owned(), value));
+    };
+    for variable in &wanted.set {
+        match variable.split_once('=') {
+            Some((name, value)) => set(OsStr::new(name), value.into()),
+            None => {
+                if let Some(value) = std::env::var_os(variable) {
+                    set(OsStr::new(variable), value);
+                }
+            }
+        }
+    }
+    all.into_iter()
+        .map(|(name, value)| [name.into_vec(), b"=".to_vec(), value.into_vec()].concat())
+        .collect()
+}
+
+fn host_name() -> String {
+    rustix::system::uname().nodename().to_string_lossy().into_owned()
+}
+
+impl fmt::Display for Statistics {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let rows = [
+            (Stat::Calls, "system calls"),
+            (Stat::Trapped, "  by trap"),
+            (Stat::Patched, "sites patched"),
+            (Stat::Forwarded, "requests to the host"),
+            (Stat::Doorbells, "  doorbells"),
+            (Stat::Faults, "page faults served"),
+            (Stat::Exceptions, "exceptions"),
+            (Stat::Kcalls, "kernel calls"),
+            (Stat::Interrupts, "interrupts"),
+            (Stat::Switches, "thread switches"),
+            (Stat::Halts, "halts"),
+            (Stat::Signals, "signals delivered"),
+        ];
+        for (stat, name) in rows {
+            writeln!(f, "cloak: {name:<22} {:>12}", self.guest[stat as usize])?;
+        }
+        writeln!(f, "cloak: {:<22} {:>12}", "exits to the monitor", self.exits)
+    }
+}

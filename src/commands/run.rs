@@ -1,0 +1,157 @@
+//! `cloak run`: one program in one VM.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use cloak_host::run::{self, Environment, Outcome, RunOptions, Volume};
+
+/// Exit code of Cloak's own failures.
+const FAILED: u8 = 125;
+
+/// What to run, and in what.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Number of vCPUs (default: the host's processors, at most 64)
+    #[arg(long, value_name = "N")]
+    cpus: Option<usize>,
+    /// Guest memory: a number with K, M, G or T. The host gives pages only as they are touched
+    #[arg(long, value_name = "SIZE", default_value = "4G", value_parser = parse_size)]
+    memory: u64,
+    /// Set or pass on an environment variable (repeatable). Without it the caller's environment is passed on
+    #[arg(long = "env", short = 'e', value_name = "NAME[=VALUE]")]
+    environment: Vec<String>,
+    /// Start with an empty environment, but for --env
+    #[arg(long)]
+    clear_env: bool,
+    /// Working directory of the program (default: the current one)
+    #[arg(long, short = 'w', value_name = "DIR")]
+    workdir: Option<PathBuf>,
+    /// Make a host directory or file visible in the guest (repeatable)
+    #[arg(long, short = 'v', value_name = "HOST:GUEST[:ro]", value_parser = parse_volume)]
+    volume: Vec<Volume>,
+    /// Name of the VM, and the host name inside
+    #[arg(long)]
+    name: Option<String>,
+    /// Kind of machine: `plain` KVM, or the best that there is
+    #[arg(long, value_enum, default_value_t = Platform::Auto)]
+    platform: Platform,
+    /// Keep standard input open (always so; accepted for habit)
+    #[arg(short = 'i', long, hide = true)]
+    interactive: bool,
+    /// Use the terminal (always so when there is one; accepted for habit)
+    #[arg(short = 't', long, hide = true)]
+    tty: bool,
+    /// Tell counts of calls, exits and faults on standard error at the end
+    #[arg(long)]
+    stats: bool,
+    /// Tell each system call on standard error
+    #[arg(long)]
+    trace: bool,
+    /// Leave system-call instructions as they are (slower)
+    #[arg(long)]
+    no_patch: bool,
+    /// The KVM device
+    #[arg(long, value_name = "PATH", default_value = "/dev/kvm", hide = true)]
+    device: PathBuf,
+    /// The program and its arguments
+    #[arg(required = true, trailing_var_arg = true, value_name = "PROGRAM")]
+    command: Vec<OsString>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Platform {
+    /// The best that the machine has
+    Auto,
+    /// Plain KVM: software cloaks
+    Plain,
+}
+
+/// Runs the program; gives its exit code, or ends by its signal.
+pub fn run(args: Args) -> ExitCode {
+    let stats = args.stats;
+    let options = RunOptions {
+        device: args.device,
+        cpus: args.cpus,
+        memory: args.memory,
+        environment: Environment { clear: args.clear_env, set: args.environment },
+        workdir: args.workdir,
+        volumes: args.volume,
+        name: args.name,
+        trace: args.trace,
+        patch: !args.no_patch,
+        command: args.command,
+    };
+    let (outcome, statistics) = match run::run(options) {
+        Ok(ended) => ended,
+        Err(error) => {
+            eprintln!("cloak: {error}");
+            return ExitCode::from(FAILED);
+        }
+    };
+    if stats {
+        eprint!("{statistics}");
+    }
+    match outcome {
+        Outcome::Exited(code) => ExitCode::from(code),
+        Outcome::Refused(code, why) => {
+            eprintln!("cloak: {why}");
+            ExitCode::from(code)
+        }
+        Outcome::Signalled(signal) => run::die_by(signal),
+    }
+}
+
+fn parse_size(text: &str) -> Result<u64, String> {
+    let (digits, unit) = text.split_at(text.trim_end_matches(|c: char| c.is_ascii_alphabetic()).len());
+    let number: u64 = digits.parse().map_err(|_| format!("{text:?} is not a size such as 512M or 4G"))?;
+    let shift = match unit.to_ascii_uppercase().trim_end_matches('B').trim_end_matches('I') {
+        "" => 0,
+        "K" => 10,
+        "M" => 20,
+        "G" => 30,
+        "T" => 40,
+        _ => return Err(format!("{unit:?} is not a unit: use K, M, G or T")),
+    };
+    number.checked_mul(1 << shift).ok_or_else(|| format!("{text} is too large"))
+}
+
+fn parse_volume(text: &str) -> Result<Volume, String> {
+    let mut parts = text.split(':');
+    let (Some(host), Some(guest)) = (parts.next(), parts.next()) else {
+        return Err("expected HOST:GUEST or HOST:GUEST:ro".to_owned());
+    };
+    let read_only = match (parts.next(), parts.next()) {
+        (None, _) | (Some("rw"), None) => false,
+        (Some("ro"), None) => true,
+        _ => return Err("after HOST:GUEST there can be :ro or :rw only".to_owned()),
+    };
+    if host.is_empty() || !guest.starts_with('/') {
+        return Err("HOST must not be empty, and GUEST must be an absolute path".to_owned());
+    }
+    Ok(Volume { host: host.into(), guest: guest.into(), read_only })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_have_units() {
+        assert_eq!(parse_size("512M"), Ok(512 << 20));
+        assert_eq!(parse_size("4GiB"), Ok(4 << 30));
+        assert_eq!(parse_size("4096"), Ok(4096));
+        assert!(parse_size("four").is_err());
+        assert!(parse_size("4X").is_err());
+        assert!(parse_size("99999999999T").is_err());
+    }
+
+    #[test]
+    fn volumes_name_both_sides() {
+        assert_eq!(parse_volume("/a:/b:ro"), Ok(Volume { host: "/a".into(), guest: "/b".into(), read_only: true }));
+        assert!(parse_volume("/a").is_err());
+        assert!(parse_volume("/a:b").is_err());
+        assert!(parse_volume("/a:/b:xx").is_err());
+        assert!(parse_volume(":/b").is_err());
+    }
+}

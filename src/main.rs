@@ -1,0 +1,36 @@
+//! The `cloak` command: parse, call a library, map errors to exit codes.
+
+mod commands;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Runs Linux programs so that the operating system beneath manages but can't read or change them.
+#[derive(Debug, Parser)]
+#[command(name = "cloak", version, propagate_version = true, disable_help_subcommand = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run a program in a cloaked VM
+    Run(commands::run::Args),
+    /// Look at the machine: what is there, what is missing, what it costs
+    Doctor(commands::doctor::Args),
+    /// Print measurements (digests) of the shim
+    Measure(commands::measure::Args),
+}
+
+fn main() -> ExitCode {
+    if let Some(code) = cloak_host::os::main_if_service() {
+        return code;
+    }
+    match Cli::parse().command {
+        Command::Run(args) => commands::run::run(args),
+        Command::Doctor(args) => commands::doctor::run(&args),
+        Command::Measure(args) => commands::measure::run(&args),
+    }
+}

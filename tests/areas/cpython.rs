@@ -1,0 +1,36 @@
+//! CPython's regression modules: every test that passes natively on this machine passes cloaked, or its difference is
+//! listed with a reason in `tests/data/cpython-differences.toml`.
+
+use cloak_tests::{Launcher, cpython, needs};
+
+fn module(name: &str) {
+    if needs::cloaked_program("/usr/bin/python3").is_none() {
+        return;
+    }
+    if !cpython::is_there(name) {
+        return needs::skip(&format!(
+            "CPython's {name} is not installed (scripts/install-test-packages)"
+        ));
+    }
+    let comparison =
+        cpython::compare(name, &Launcher::under_test()).unwrap_or_else(|nothing| panic!("{name}: {nothing}"));
+    let report = comparison.report(name);
+    println!("{report}");
+    assert!(comparison.new.is_empty(), "{report}");
+    assert!(comparison.vanished.is_empty(), "{report}");
+}
+
+macro_rules! modules {
+    ($($name:ident)+) => {
+        $(#[test]
+        fn $name() {
+            module(stringify!($name));
+        })+
+    };
+}
+
+modules! {
+    test_json test_re test_struct test_zlib test_hashlib test_sqlite3 test_threading test_thread test_queue test_socket
+    test_select test_selectors test_epoll test_mmap test_os test_posix test_io test_fileio test_time test_random
+    test_asyncio
+}

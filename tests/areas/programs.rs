@@ -1,0 +1,149 @@
+//! The purpose-made programs of `tests/programs`, in each way of linking, native and cloaked alike.
+
+use cloak_tests::programs::{Linkage, built};
+use cloak_tests::{Case, Scratch, needs};
+
+/// Where the programs may write, and the file or folder there that they are told to use.
+struct Place {
+    scratch: Scratch,
+}
+
+impl Place {
+    fn new() -> Self {
+        Place {
+            scratch: Scratch::new(),
+        }
+    }
+
+    fn case(&self, name: &str, linkage: Linkage) -> Option<Case> {
+        let Some(program) = built(name, linkage) else {
+            needs::skip(&format!(
+                "no compiler here builds {name} {linkage:?} (musl-tools)"
+            ));
+            return None;
+        };
+        Some(
+            Case::new(program)
+                .volume(self.scratch.path())
+                .arg(self.scratch.join("made")),
+        )
+    }
+}
+
+/// The program checks itself and must succeed; what it prints must be the same natively.
+fn conforms(name: &str, linkages: &[Linkage]) {
+    let place = Place::new();
+    for linkage in linkages.iter().filter(|_| needs::kvm()) {
+        if let Some(case) = place.case(name, *linkage) {
+            case.succeeds_as_native();
+        }
+    }
+}
+
+macro_rules! conformance {
+    ($($name:ident: $($linkage:ident)+;)+) => {
+        $(#[test]
+        fn $name() {
+            conforms(stringify!($name), &[$(Linkage::$linkage),+]);
+        })+
+    };
+}
+
+conformance! {
+    mmap_semantics: Dynamic Static Musl;
+    segv_maps: Dynamic Static Musl;
+    sparse_mmap: Dynamic Static;
+    big_file: Dynamic Static;
+    futex_ops: Dynamic Static;
+    readiness: Dynamic Static Musl;
+    timers_fd: Dynamic;
+    timers_posix: Dynamic;
+    signals: Dynamic Static Musl;
+    vector_registers: Dynamic Static;
+    syscall_sites: Dynamic Static Musl;
+    descriptors: Dynamic Static;
+    directories: Dynamic Static;
+    sockets: Dynamic Static Musl;
+    sockets1000: Dynamic Static;
+    machine: Dynamic Static Musl;
+    threads_life: Dynamic Static Musl;
+    threads64: Dynamic Static StaticPie Musl;
+}
+
+#[test]
+fn hello_in_every_linkage() {
+    let place = Place::new();
+    for linkage in [
+        Linkage::Dynamic,
+        Linkage::Static,
+        Linkage::StaticPie,
+        Linkage::Musl,
+    ] {
+        if !needs::kvm() {
+            return;
+        }
+        let Some(case) = place.case("hello", linkage) else {
+            continue;
+        };
+        let case = case.env("CLOAK_TEST_GREETING", "good day, \"friend\" = ß");
+        case.succeeds_as_native();
+        for code in ["1", "42", "125", "126", "127", "255"] {
+            let program = built("hello", linkage).expect("it was there a moment ago");
+            let outcome = Case::new(program)
+                .args([code, "", "two words", "ünïcode", "-x", "--"])
+                .same_as_native();
+            assert_eq!(
+                outcome.status.shell_code().to_string(),
+                code,
+                "{}",
+                outcome.text()
+            );
+        }
+    }
+}
+
+#[test]
+fn cxx_exceptions_threads_and_streams() {
+    if !needs::kvm() {
+        return;
+    }
+    for linkage in [Linkage::Dynamic, Linkage::Static] {
+        let program = built("cxx", linkage).expect("g++ builds what gcc does");
+        Case::new(program).stdin("one\ntwo\nthree\n").succeeds_as_native();
+    }
+}
+
+#[test]
+fn rust_tokio_echo() {
+    if needs::kvm() {
+        Case::new(env!("CARGO_BIN_EXE_tokio-echo")).succeeds_as_native();
+    }
+}
+
+#[test]
+fn threads64_on_one_two_and_four_processors() {
+    if !needs::kvm() {
+        return;
+    }
+    let program = built("threads64", Linkage::Static).expect("gcc builds static programs");
+    for count in [1, 2, 4] {
+        Case::new(&program).cpus(count).succeeds_as_native();
+    }
+}
+
+#[test]
+fn stack_overflow_ends_with_139() {
+    if !needs::kvm() {
+        return;
+    }
+    for linkage in [Linkage::Dynamic, Linkage::Static, Linkage::Musl] {
+        let Some(program) = built("stack_overflow", linkage) else {
+            continue;
+        };
+        for arguments in [vec![], vec!["in-a-thread"]] {
+            let outcome = Case::new(&program).args(arguments).same_as_native();
+            assert_eq!(outcome.status.shell_code(), 139);
+            assert_eq!(outcome.text(), "going down\n");
+        }
+    }
+}

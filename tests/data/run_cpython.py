@@ -1,0 +1,133 @@
+"""Runs modules of CPython's own regression suite and prints one line a test: `RESULT<TAB>identifier<TAB>outcome`.
+
+Usage: run_cpython.py RESULTS_FILE MODULE_OR_TEST...
+The lines go to RESULTS_FILE, each flushed at once, so that what passed before a crash or a hang is known. `regrtest`
+itself is not used: its banner and its bookkeeping start processes, and it hides the single tests.
+"""
+import faulthandler
+import os
+import sys
+import tempfile
+import unittest
+
+import test
+from test import support
+
+# Seconds; a test that waits for what never comes ends the process with a trace of all threads. Whoever runs this
+# script then starts it again with the tests that are left.
+PATIENCE = 120
+
+MORE_TESTS = os.environ.get("CPYTHON_MORE_TESTS", "/nonexistent")
+
+# Not run at all, natively neither: what they need is not Cloak's to give.
+LEFT_OUT = (
+    # Talks to the hypervisor over AF_VSOCK, and waits for ever where that does not answer.
+    "test.test_socket.ThreadedVSOCKSocketStreamTest",
+)
+
+
+class Recorder(unittest.TextTestResult):
+    def __init__(self, *arguments):
+        super().__init__(*arguments)
+        self.outcomes = {}
+
+    def note(self, test, outcome):
+        # A failed subtest or a failed tear-down must not be covered by the test's own success.
+        if self.outcomes.get(test.id(), "ok") == "ok":
+            self.outcomes[test.id()] = outcome
+
+    def startTest(self, test):
+        super().startTest(test)
+        write(test.id(), "started")
+        faulthandler.dump_traceback_later(PATIENCE, exit=True)
+
+    def stopTest(self, test):
+        super().stopTest(test)
+        write(test.id(), self.outcomes.get(test.id(), "ok"))
+
+    def addSuccess(self, test):
+        super().addSuccess(test)
+        self.note(test, "ok")
+
+    def addError(self, test, error):
+        super().addError(test, error)
+        self.whole_or_part(test, "error")
+
+    def addFailure(self, test, error):
+        super().addFailure(test, error)
+        self.whole_or_part(test, "failed")
+
+    def addSkip(self, test, reason):
+        super().addSkip(test, reason)
+        self.whole_or_part(test, "skipped")
+
+    def addExpectedFailure(self, test, error):
+        super().addExpectedFailure(test, error)
+        self.note(test, "expected-failure")
+
+    def addUnexpectedSuccess(self, test):
+        super().addUnexpectedSuccess(test)
+        self.note(test, "unexpected-success")
+
+    def addSubTest(self, test, subtest, error):
+        super().addSubTest(test, subtest, error)
+        if error is not None:
+            self.note(test, "failed")
+
+    def whole_or_part(self, test, outcome):
+        self.note(test, outcome)
+        # setUpClass and setUpModule report under a name of their own and never start a test.
+        if not isinstance(test, unittest.TestCase):
+            write(test.id(), outcome)
+
+
+results = open(sys.argv[1], "a", buffering=1)
+
+
+def write(identifier, outcome):
+    # Some identifiers carry an address or a line feed.
+    results.write(f"RESULT\t{' '.join(identifier.split())}\t{outcome}\n")
+
+
+def without_left_out(suite):
+    """The same tree without the tests that are left out; the tree stays, since fixtures hang on it."""
+    kept = []
+    for item in suite:
+        if isinstance(item, unittest.TestSuite):
+            kept.append(without_left_out(item))
+        elif not item.id().startswith(LEFT_OUT):
+            kept.append(item)
+    return unittest.TestSuite(kept)
+
+
+def parts(name):
+    """A package from elsewhere as its modules: its own loader looks only beside the packaged ones."""
+    folder = os.path.join(MORE_TESTS, name)
+    if not os.path.isdir(folder):
+        return [f"test.{name}"]
+    modules = sorted(file.removesuffix(".py") for file in os.listdir(folder) if file.startswith("test_"))
+    return [f"test.{name}.{module}" for module in modules]
+
+
+def main():
+    # As `regrtest` without -u: nothing that is large, slow by design, or on a network.
+    support.use_resources = []
+    support.verbose = 1
+    # Modules that Debian does not package beside the others.
+    test.__path__.append(MORE_TESTS)
+    faulthandler.enable()
+    with tempfile.TemporaryDirectory(prefix="cpython-") as folder:
+        os.chdir(folder)
+        names = [part for name in sys.argv[2:] for part in parts(name.removeprefix("test."))]
+        suite = without_left_out(unittest.defaultTestLoader.loadTestsFromNames(names))
+        runner = unittest.TextTestRunner(verbosity=2, resultclass=Recorder)
+        runner.run(suite)
+        os.chdir("/")
+    write("the whole run", "finished")
+    results.flush()
+    # Threads that a test left behind must not hold the process.
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,43 @@
+/* 8 GiB of address space of which little is touched; also the reservations that Node and Java make. */
+#include "check.h"
+#include <sys/mman.h>
+
+static const size_t SIZE = 8UL << 30;
+enum { TOUCHES = 1000 };
+
+int main(void) {
+    char *map = mmap(NULL, SIZE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    MUST(map != MAP_FAILED);
+    uint64_t state = 99, wrong = 0;
+    for (int i = 0; i < TOUCHES; i++) {
+        uint64_t *word = (uint64_t *)(map + next_random(&state) % (SIZE / 8) * 8);
+        wrong += *word != 0 && *word != (uint64_t)(word - (uint64_t *)map);
+        *word = (uint64_t)(word - (uint64_t *)map);
+    }
+    CHECK_WITH("fresh pages are zero", wrong == 0, wrong);
+    state = 99;
+    for (int i = 0; i < TOUCHES; i++) {
+        uint64_t *word = (uint64_t *)(map + next_random(&state) % (SIZE / 8) * 8);
+        wrong += *word != (uint64_t)(word - (uint64_t *)map);
+    }
+    CHECK_WITH("what was written is there", wrong == 0, wrong);
+    CHECK("pages are given back", madvise(map, SIZE, MADV_DONTNEED) == 0);
+    state = 99;
+    for (int i = 0; i < TOUCHES; i++)
+        wrong += *(uint64_t *)(map + next_random(&state) % (SIZE / 8) * 8) != 0;
+    CHECK_WITH("and come back as zeros", wrong == 0, wrong);
+    CHECK("the mapping goes", munmap(map, SIZE) == 0);
+
+    const size_t huge = 64UL << 30;
+    char *reserved = mmap(NULL, huge, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    MUST(reserved != MAP_FAILED);
+    char *middle = reserved + huge / 2;
+    CHECK("part of a reservation becomes usable", mprotect(middle, 1 << 20, PROT_READ | PROT_WRITE) == 0);
+    memset(middle, 0x5a, 1 << 20);
+    CHECK("and holds data", middle[0] == 0x5a && middle[(1 << 20) - 1] == 0x5a);
+    char *fixed = mmap(reserved + 4096, 8192, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0);
+    CHECK("a fixed mapping replaces part of it", fixed == reserved + 4096 && fixed[0] == 0);
+    CHECK("trimming both ends", munmap(reserved, 4096) == 0 && munmap(reserved + huge / 4 * 3, huge / 4) == 0);
+    CHECK("the middle is whole", middle[4096] == 0x5a);
+    return check_result();
+}

@@ -1,0 +1,107 @@
+//! A server under test: a case that stays up while the test's client talks to it over loopback.
+
+use crate::case::Case;
+use crate::launcher::Launcher;
+use crate::outcome::Outcome;
+use crate::process::Running;
+use rustix::process::{Signal, kill_process};
+use std::net::{Ipv4Addr, SocketAddrV4, TcpListener, TcpStream};
+use std::thread;
+use std::time::{Duration, Instant};
+
+const START: Duration = Duration::from_secs(120);
+const STOP: Duration = Duration::from_secs(60);
+
+/// A server that never answered.
+#[derive(Debug, thiserror::Error)]
+#[error("{command} {how} before port {port} answered\nstdout: {stdout}\nstderr: {stderr}")]
+pub struct NoAnswer {
+    command: String,
+    how: &'static str,
+    port: u16,
+    stdout: String,
+    stderr: String,
+}
+
+/// A running server; dropping it kills it.
+pub struct Server {
+    running: Running,
+    address: SocketAddrV4,
+}
+
+impl Server {
+    /// Starts `case` and waits until `port` answers on loopback.
+    ///
+    /// # Panics
+    /// When it ends or does not answer in time; its output is shown.
+    pub fn start(case: &Case, launcher: &Launcher, port: u16) -> Self {
+        Server::attach(case.start(launcher), port).unwrap_or_else(|error| panic!("{error}"))
+    }
+
+    /// Takes a process that runs already and waits until `port` answers on loopback.
+    ///
+    /// # Errors
+    /// When it ends or does not answer in time.
+    pub fn attach(running: Running, port: u16) -> Result<Self, NoAnswer> {
+        let mut server = Server {
+            running,
+            address: SocketAddrV4::new(Ipv4Addr::LOCALHOST, port),
+        };
+        let deadline = Instant::now() + START;
+        while TcpStream::connect(server.address).is_err() {
+            let gone = server.running.has_ended();
+            if gone || Instant::now() >= deadline {
+                return Err(NoAnswer {
+                    command: server.running.command().to_owned(),
+                    how: if gone { "ended" } else { "ran out of time" },
+                    port,
+                    stdout: String::from_utf8_lossy(&server.running.stdout_so_far()).into_owned(),
+                    stderr: String::from_utf8_lossy(&server.running.stderr_so_far()).into_owned(),
+                });
+            }
+            thread::sleep(Duration::from_millis(10));
+        }
+        Ok(server)
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddrV4 {
+        self.address
+    }
+
+    /// Its process, natively the server itself, cloaked the launcher.
+    pub fn running(&mut self) -> &mut Running {
+        &mut self.running
+    }
+
+    /// Asks it to end with `signal` and waits until it has.
+    ///
+    /// # Panics
+    /// When it does not end.
+    pub fn stop(self, signal: Signal) -> Outcome {
+        kill_process(self.running.pid(), signal).expect("the server still runs");
+        self.stop_asked()
+    }
+
+    /// Waits for its end, which the test has asked for through a client.
+    ///
+    /// # Panics
+    /// When it does not end.
+    pub fn stop_asked(self) -> Outcome {
+        self.running
+            .finish(STOP)
+            .unwrap_or_else(|error| panic!("{error}"))
+    }
+}
+
+/// A TCP port on loopback that nobody listens on now.
+///
+/// # Panics
+/// When the machine has none left.
+pub fn free_port() -> u16 {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("loopback has a free port");
+    listener
+        .local_addr()
+        .expect("a bound socket has an address")
+        .port()
+}
