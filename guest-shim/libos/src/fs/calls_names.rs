@@ -201,6 +201,9 @@ fn link_at(from: (i32, &[u8]), to: (i32, &[u8]), flags: u32) -> SysResult {
         Last::Itself
     };
     walk::with_object(from.0, from.1, last, |source| {
+        if let Place::Node(source) = source {
+            source.node()?;
+        }
         walk::with(to.0, to.1, Last::Name, |target| match (source, target) {
             (Place::Host(source), Place::Host(target)) => {
                 hostops::link(source.at(), target.at(), flags & AT_SYMLINK_FOLLOW).map(|()| 0)

@@ -280,7 +280,9 @@ impl File for HostFile {
 
     fn sync_pages(&self, _pages: &Arc<PageCache>, first: u64, last: u64) -> SysResult<()> {
         let pages = self.shared.lock().clone();
-        pages.map_or(Ok(()), |pages| pages.write_back(first.saturating_mul(PAGE), last.saturating_mul(PAGE)))
+        pages.map_or(Ok(()), |pages| {
+            pages.write_back(first.saturating_mul(PAGE), last.saturating_mul(PAGE))
+        })
     }
 
     fn host_fd(&self) -> Option<u32> {

@@ -37,7 +37,10 @@ impl HostStream {
     /// A stream that was opened.
     #[must_use]
     pub fn new(fd: HostFd) -> Self {
-        Self { link: HostLink::new(fd, ready::IN | ready::OUT), always_ready: AtomicBool::new(false) }
+        Self {
+            link: HostLink::new(fd, ready::IN | ready::OUT),
+            always_ready: AtomicBool::new(false),
+        }
     }
 
     /// Has readiness reported from now on, where the host can.
@@ -66,7 +69,9 @@ impl HostStream {
                         return Err(Errno::EAGAIN);
                     }
                     if watched {
-                        readiness.queue.wait(u64::MAX, || (readiness.ready() & bits != 0).then_some(Ok(())))?;
+                        readiness
+                            .queue
+                            .wait(u64::MAX, || (readiness.ready() & bits != 0).then_some(Ok(())))?;
                     } else {
                         // What came before the watch began may not be reported: try once more.
                         self.watch()?;
@@ -116,7 +121,9 @@ impl File for HostStream {
         let want = to.len().min(CAPACITY);
         let mut request = Request::new();
         let args = [self.link.fd.number(), want as u64, 0, 0, 0, 0];
-        let got = self.retry(file, READABLE, || request.call(HostOp::Read, args))?.len(want)?;
+        let got = self
+            .retry(file, READABLE, || request.call(HostOp::Read, args))?
+            .len(want)?;
         request.get_into(0, to, got)
     }
 
@@ -145,7 +152,11 @@ impl File for HostStream {
 
     fn poll(&self) -> u32 {
         let always = self.always_ready.load(Ordering::Relaxed);
-        let bits = if always { ready::IN | ready::OUT } else { self.link.readiness.ready() };
+        let bits = if always {
+            ready::IN | ready::OUT
+        } else {
+            self.link.readiness.ready()
+        };
         let also = |bit, normal| if bits & bit != 0 { normal } else { 0 };
         bits | also(ready::IN, ready::RDNORM) | also(ready::OUT, ready::WRNORM)
     }

@@ -5,11 +5,11 @@ use alloc::vec::Vec;
 
 use cloak_abi::config::mount_flags;
 
+use super::flags::{AT_FDCWD, S_IFMT, S_IFREG};
 use super::mount::{self, Mount};
 use super::tmpfs::Tmpfs;
-use super::flags::{AT_FDCWD, S_IFMT, S_IFREG};
 use super::walk::Start;
-use super::{FdTable, OpenFile, devfs, open};
+use super::{FdTable, OpenFile, devfs, open, synth};
 use crate::errno::{Errno, SysResult};
 
 /// A mount record of the configuration.
@@ -80,6 +80,8 @@ pub fn init(records: &[MountRecord], stdio: [u32; 3], memory: u64, files: &FdTab
         );
     }
     let defaults = [
+        Mount::node("proc", b"/proc", synth::proc_root(), false),
+        Mount::node("sysfs", b"/sys", synth::sys_root(), false),
         Mount::node("devtmpfs", b"/dev", devfs::root(), false),
         Mount::node("tmpfs", b"/dev/shm", Tmpfs::new(memory, 0o1777).root(), false),
         Mount::node("tmpfs", b"/tmp", Tmpfs::new(memory, 0o1777).root(), false),
@@ -102,7 +104,11 @@ pub fn init(records: &[MountRecord], stdio: [u32; 3], memory: u64, files: &FdTab
 /// # Errors
 /// Those of execve(2): ENOENT, EACCES for what is no regular file or not executable, ELOOP, EIO.
 pub fn open_executable(path: &[u8]) -> SysResult<Arc<OpenFile>> {
-    let start = if path.first() == Some(&b'/') { Start::root() } else { Start::of(AT_FDCWD, path)? };
+    let start = if path.first() == Some(&b'/') {
+        Start::root()
+    } else {
+        Start::of(AT_FDCWD, path)?
+    };
     let open = open::open_from(&start, path, 0, 0)?;
     let mode = open.file.stat()?.mode;
     if mode & S_IFMT != S_IFREG || mode & 0o111 == 0 {

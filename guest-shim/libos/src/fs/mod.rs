@@ -7,7 +7,7 @@
 //! | [`open`], [`init`] | from paths to open files; boot |
 //! | [`hostops`], [`hostfd`] | operations of the OS service, checked |
 //! | [`hostfile`], [`hostdir`], [`hoststream`], [`tty`], [`shared_pages`] | the host's files |
-//! | [`node`], [`nodedir`], [`tmpfs`], [`devfs`], [`special`] | file systems in the guest |
+//! | [`node`], [`nodedir`], [`tmpfs`], [`devfs`], [`synth`], [`special`] | file systems in the guest |
 //! | [`locks`], [`readiness`], [`attributes`], [`dirent`], [`flags`] | what they share |
 //! | [`poll`], [`epoll`], [`hostlink`] | waiting for many files |
 //! | [`pipe`], [`eventfd`], [`timerfd`], [`signalfd`], [`anon`] | what is no file of a file system |
@@ -55,6 +55,7 @@ pub mod shared_pages;
 pub mod signalfd;
 pub mod signals;
 mod special;
+pub mod synth;
 pub mod timerfd;
 pub mod tmpfs;
 mod tty;

@@ -135,7 +135,12 @@ impl SharedPages {
     /// What the host reports of the first write that failed; the others are tried all the same.
     pub fn write_back(&self, start: u64, end: u64) -> SysResult<()> {
         let span = start / PAGE..end.div_ceil(PAGE);
-        let pages: Vec<u64> = self.cache.dirty().into_iter().filter(|page| span.contains(page)).collect();
+        let pages: Vec<u64> = self
+            .cache
+            .dirty()
+            .into_iter()
+            .filter(|page| span.contains(page))
+            .collect();
         if pages.is_empty() {
             return Ok(());
         }

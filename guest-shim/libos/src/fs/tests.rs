@@ -5,10 +5,10 @@ use std::fs;
 use std::os::unix::fs::symlink;
 use std::sync::atomic::Ordering;
 
-use super::fake::{SERVED, service};
-use super::flags::*;
 use super::dirent;
+use super::fake::{SERVED, service};
 use super::file::Stat;
+use super::flags::*;
 use crate::errno::{Errno, SysResult};
 use crate::syscall::{Args, TABLE};
 use cloak_abi::hostop::HostOp;
@@ -176,13 +176,19 @@ fn names_on_the_host() {
     assert_eq!(on_path(83, "/names/d", &[0o755]), Ok(0));
     assert_eq!(on_path(83, "/names/d", &[0o755]), Err(Errno::EEXIST));
     close(open("/names/d/f", O_CREAT | O_WRONLY).expect("made"));
-    assert_eq!(open("/names/d/f", O_CREAT | O_EXCL | O_WRONLY), Err(Errno::EEXIST));
+    assert_eq!(
+        open("/names/d/f", O_CREAT | O_EXCL | O_WRONLY),
+        Err(Errno::EEXIST)
+    );
     assert_eq!(on_path(84, "/names/d", &[]), Err(Errno::ENOTEMPTY));
     let new = path("/names/g");
     assert_eq!(on_path(82, "/names/d/f", &[new.as_ptr() as u64]), Ok(0));
     assert_eq!(stat("/names/d/f").map(|s| s.size), Err(Errno::ENOENT));
     let there = path("/tmp/g");
-    assert_eq!(on_path(82, "/names/g", &[there.as_ptr() as u64]), Err(Errno::EXDEV));
+    assert_eq!(
+        on_path(82, "/names/g", &[there.as_ptr() as u64]),
+        Err(Errno::EXDEV)
+    );
     let fd = open("/names", O_DIRECTORY).expect("opened");
     assert_eq!(names(fd), ["d", "g"]);
     assert_eq!(names(fd), [""; 0]);
@@ -208,7 +214,10 @@ fn descriptors() {
     assert_eq!(call(292, &[fd, fd, 0]), Err(Errno::EINVAL));
     assert_eq!(call(33, &[99, 99]), Err(Errno::EBADF));
     assert_eq!(call(72, &[fd, 4, u64::from(O_NONBLOCK)]), Ok(0));
-    assert_eq!(call(72, &[70, 3, 0]), Ok(u64::from(O_RDWR | O_NONBLOCK | O_LARGEFILE)));
+    assert_eq!(
+        call(72, &[70, 3, 0]),
+        Ok(u64::from(O_RDWR | O_NONBLOCK | O_LARGEFILE))
+    );
     assert_eq!(write(fd, b"abc"), Ok(3));
     assert_eq!(call(8, &[70, 0, 1]), Ok(3), "one position for all");
     assert_eq!(call(436, &[fd, 4000, 0]), Ok(0));
@@ -271,14 +280,21 @@ fn hostile_answers_give_eio_and_harm_nothing() {
     host.honest();
     let mut bytes = [0u8; 10];
     assert_eq!(call(17, &[fd, bytes.as_mut_ptr() as u64, 10, 0]), Ok(10));
-    assert_eq!(bytes, [0xaa; 10], "what was really written while the host lied about it");
+    assert_eq!(
+        bytes, [0xaa; 10],
+        "what was really written while the host lied about it"
+    );
     close(fd);
 }
 
 const BUFFER_PLUS: i64 = cloak_abi::ring::BUFFER as i64 + 1;
 
 fn fd_of(fd: u64) -> i64 {
-    super::fd::get(fd as i32).expect("open").file.host_fd().map_or(0, i64::from)
+    super::fd::get(fd as i32)
+        .expect("open")
+        .file
+        .host_fd()
+        .map_or(0, i64::from)
 }
 
 #[test]
@@ -306,9 +322,7 @@ fn arbitrary_answers_never_panic() {
             _ => *result,
         };
         *extra ^= noise % 7;
-        for i in 0..(noise % 400) as usize {
-            buffer[i] = next() as u8;
-        }
+        buffer[..(noise % 400) as usize].fill_with(|| next() as u8);
     });
     for _ in 0..3000 {
         if let Ok(fd) = open("/noise/f", 0) {
@@ -339,7 +353,9 @@ fn shared_mappings_agree_with_reads_and_writes() {
     fs::write(host.root.join("shared/f"), vec![b'a'; 10_000]).expect("written");
     let fd = open(&name, O_RDWR).expect("opened");
     let open_file = super::fd::get(fd as i32).expect("open");
-    let Ok(Mapping::Pages(pages)) = open_file.file.map(true) else { panic!("pages") };
+    let Ok(Mapping::Pages(pages)) = open_file.file.map(true) else {
+        panic!("pages")
+    };
     let frame = open_file.file.shared_page(&pages, 1).expect("filled");
     assert_eq!(frame.buf(10, 3).put(b"map"), Ok(3));
     pages.mark_dirty(1);
@@ -350,7 +366,10 @@ fn shared_mappings_agree_with_reads_and_writes() {
     let mut part = [0; 9];
     assert_eq!(frame.buf(4, 9).take(&mut part), Ok(9));
     assert_eq!(&part, b"writeamap");
-    open_file.file.sync_pages(&pages, 0, u64::MAX).expect("written back");
+    open_file
+        .file
+        .sync_pages(&pages, 0, u64::MAX)
+        .expect("written back");
     let content = fs::read(host.root.join("shared/f")).expect("there");
     assert_eq!(content.len(), 10_000);
     assert_eq!(&content[4098..4114], b"aawriteamapaaaaa".as_slice());

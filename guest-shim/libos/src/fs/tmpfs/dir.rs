@@ -248,14 +248,14 @@ impl Inode {
             if flags & RENAME_EXCHANGE != 0 {
                 return self.exchange(name, &moved, to, new_name, there);
             }
+            if there.is_above(self) {
+                return Err(Errno::ENOTEMPTY);
+            }
             match (moved.is_directory(), there.is_directory()) {
                 (true, false) => return Err(Errno::ENOTDIR),
                 (false, true) => return Err(Errno::EISDIR),
                 (true, true) if !there.directory()?.is_empty() => return Err(Errno::ENOTEMPTY),
                 _ => {}
-            }
-            if there.is_above(self) {
-                return Err(Errno::ENOTEMPTY);
             }
             to_entries.remove(new_name);
             to.unlinked(there);
