@@ -1,11 +1,12 @@
 //! The work: each [`Group`] is run once a round under each peer and fills some of the rows.
 
 use crate::peer::{Peer, Started};
+use crate::serving;
 use cloak_tests::launcher::workspace_root;
 use cloak_tests::process::RunError;
 use cloak_tests::scratch::noise;
-use cloak_tests::server::{NoAnswer, free_port};
-use cloak_tests::{Case, Outcome, Scratch, Server};
+use cloak_tests::server::NoAnswer;
+use cloak_tests::{Case, Outcome, Scratch};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -79,6 +80,13 @@ impl World {
     }
 }
 
+impl World {
+    /// The folder with the files.
+    pub fn folder(&self) -> &Path {
+        self.scratch.path()
+    }
+}
+
 impl Default for World {
     fn default() -> Self {
         World::new()
@@ -118,11 +126,11 @@ pub const GROUPS: [Group; 7] = [
     },
     Group {
         name: "redis",
-        run: redis,
+        run: serving::redis,
     },
     Group {
         name: "nginx",
-        run: nginx,
+        run: serving::nginx,
     },
 ];
 
@@ -233,81 +241,11 @@ fn first_number(text: &str) -> Option<u64> {
     text.split_whitespace().next()?.parse().ok()
 }
 
-fn redis(_: &World, peer: &Peer) -> Result<Vec<Figure>, MeasureError> {
-    let port = free_port();
-    let case = Case::new("/usr/bin/redis-server");
-    let case = case
-        .args([
-            "--save",
-            "",
-            "--appendonly",
-            "no",
-            "--bind",
-            "127.0.0.1",
-            "--port",
-        ])
-        .arg(port.to_string());
-    let mut started = peer.start(&case)?;
-    let _server = Server::attach(started.running.take().expect("it was just started"), port)?;
-    let port = port.to_string();
-    let mut figures = Vec::new();
-    for (pipeline, requests) in [("1", "100000"), ("16", "600000")] {
-        let load = [
-            "-p", &port, "-t", "get,set", "-c", "50", "-P", pipeline, "-n", requests, "--csv",
-        ];
-        let table = client("/usr/bin/redis-benchmark", &load)?;
-        for name in ["GET", "SET"] {
-            let row = table
-                .lines()
-                .find_map(|line| line.strip_prefix(&format!("\"{name}\",\"")));
-            let figure = row
-                .and_then(|row| row.split('"').next())
-                .and_then(|figure| figure.parse().ok());
-            let figure = figure.ok_or_else(|| MeasureError::NoFigure {
-                what: "redis",
-                output: table.clone(),
-            })?;
-            figures.push((format!("redis-{}-{pipeline}", name.to_lowercase()), figure));
-        }
-    }
-    // An orderly end, so that a container runtime sees its program leave.
-    let _ = client("/usr/bin/redis-cli", &["-p", &port, "shutdown", "nosave"]);
-    Ok(figures)
-}
-
-fn nginx(world: &World, peer: &Peer) -> Result<Vec<Figure>, MeasureError> {
-    let (port, own) = (free_port(), Scratch::new());
-    let (root, files) = (own.path().display(), world.scratch.path().display());
-    let settings = format!(
-        "daemon off; master_process off; pid {root}/pid; error_log {root}/error.log; events {{ worker_connections 256; }}\n\
-         http {{ access_log off; client_body_temp_path {root}/1; proxy_temp_path {root}/2; fastcgi_temp_path {root}/3;\n\
-         uwsgi_temp_path {root}/4; scgi_temp_path {root}/5; sendfile on; keepalive_requests 1000000;\n\
-         server {{ listen 127.0.0.1:{port}; root {files}; }} }}\n"
-    );
-    let file = own.write("nginx.conf", settings);
-    let case = Case::new("/usr/sbin/nginx")
-        .arg("-e")
-        .arg(own.join("error.log"))
-        .arg("-c")
-        .arg(file);
-    let mut started = peer.start(&case.volume(own.path()).volume(world.scratch.path()))?;
-    let _server = Server::attach(started.running.take().expect("it was just started"), port)?;
-    let table = client(
-        "/usr/bin/wrk",
-        &["-t1", "-c32", "-d4s", &format!("http://127.0.0.1:{port}/1k")],
-    )?;
-    let figure = table
-        .lines()
-        .find_map(|line| line.trim().strip_prefix("Requests/sec:"));
-    let figure = figure.and_then(|figure| figure.trim().parse().ok());
-    let figure = figure.ok_or(MeasureError::NoFigure {
-        what: "nginx",
-        output: table,
-    })?;
-    Ok(vec![("nginx-1k".into(), figure)])
-}
-
-fn run(what: &'static str, peer: &Peer, case: &Case) -> Result<(Outcome, Duration), MeasureError> {
+/// Runs a case to its end, which must be a good one, and tells how long that took.
+///
+/// # Errors
+/// When it does not end, or not well.
+pub fn run(what: &'static str, peer: &Peer, case: &Case) -> Result<(Outcome, Duration), MeasureError> {
     let start = Instant::now();
     let mut started: Started = peer.start(case)?;
     let outcome = started
@@ -324,12 +262,6 @@ fn run(what: &'static str, peer: &Peer, case: &Case) -> Result<(Outcome, Duratio
         });
     }
     Ok((outcome, took))
-}
-
-/// A load generator on the host, the same for every peer.
-fn client(program: &str, arguments: &[&str]) -> Result<String, MeasureError> {
-    let case = Case::new(Path::new(program)).args(arguments.iter().copied());
-    Ok(run("client", &Peer::native(), &case)?.0.text())
 }
 
 fn milliseconds(time: Duration) -> f64 {

@@ -5,10 +5,10 @@
 //! the list of known differences in `tests/data/cpython-differences.toml`.
 
 use crate::case::Case;
+use crate::differences::{Known, known_differences};
 use crate::launcher::{Launcher, workspace_root};
 use crate::process::RunError;
 use crate::scratch::Scratch;
-use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::fs;
@@ -27,52 +27,6 @@ const FINISHED: &str = "the whole run";
 
 /// What each test of a run came to: `ok`, `failed`, `error`, `skipped`, or `started` when it never ended.
 pub type Results = BTreeMap<String, String>;
-
-/// One known difference, or a family of them.
-#[derive(Clone, Debug, Deserialize, PartialEq, Eq)]
-#[serde(deny_unknown_fields)]
-pub struct Known {
-    /// The identifier, or its beginning and `*`.
-    pub test: String,
-    /// Why it differs.
-    pub reason: String,
-    /// Whether it differs in every run.
-    #[serde(default = "yes")]
-    pub steady: bool,
-}
-
-fn yes() -> bool {
-    true
-}
-
-impl Known {
-    fn covers(&self, test: &str) -> bool {
-        match self.test.strip_suffix('*') {
-            Some(beginning) => test.starts_with(beginning),
-            None => test == self.test,
-        }
-    }
-}
-
-/// The file of known differences.
-#[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct KnownDifferences {
-    #[serde(default)]
-    difference: Vec<Known>,
-}
-
-/// The known differences of the repository.
-///
-/// # Panics
-/// When the file is missing or wrong.
-pub fn known_differences() -> Vec<Known> {
-    let path = workspace_root().join("tests/data/cpython-differences.toml");
-    let text = fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
-    let known: KnownDifferences =
-        toml::from_str(&text).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
-    known.difference
-}
 
 /// A module of which no test passes natively; these are its results.
 #[derive(Debug, thiserror::Error)]
@@ -275,16 +229,6 @@ mod tests {
             test: test.into(),
             reason: "a reason".into(),
             steady,
-        }
-    }
-
-    #[test]
-    fn the_list_in_the_repository_parses_and_gives_reasons() {
-        for entry in known_differences() {
-            assert!(
-                entry.test.starts_with("test.") && !entry.reason.trim().is_empty(),
-                "{entry:?}"
-            );
         }
     }
 

@@ -10,6 +10,7 @@
 
 pub mod case;
 pub mod cpython;
+pub mod differences;
 pub mod launcher;
 pub mod needs;
 pub mod outcome;
