@@ -8,7 +8,12 @@ use clap::{Parser, Subcommand};
 
 /// Runs Linux programs so that the operating system beneath manages but can't read or change them.
 #[derive(Debug, Parser)]
-#[command(name = "cloak", version, propagate_version = true, disable_help_subcommand = true)]
+#[command(
+    name = "cloak",
+    version,
+    propagate_version = true,
+    disable_help_subcommand = true
+)]
 struct Cli {
     #[command(subcommand)]
     command: Command,

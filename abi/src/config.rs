@@ -91,7 +91,9 @@ impl<'a> Records<'a> {
         let tag = u32::from_le_bytes([t0, t1, t2, t3]);
         let len = u32::from_le_bytes([l0, l1, l2, l3]) as usize;
         let value = body.get(..len).ok_or(ConfigError::Truncated)?;
-        self.rest = body.get(len.next_multiple_of(4)..).ok_or(ConfigError::Truncated)?;
+        self.rest = body
+            .get(len.next_multiple_of(4)..)
+            .ok_or(ConfigError::Truncated)?;
         Ok((Tag::from_u32(tag).ok_or(ConfigError::UnknownTag(tag))?, value))
     }
 }
@@ -116,8 +118,13 @@ impl<'a> Iterator for Records<'a> {
 /// # Errors
 /// [`ConfigError::Size`] when the record is too short.
 pub fn number(tag: Tag, value: &[u8], index: usize) -> Result<u64, ConfigError> {
-    let bytes = value.get(index * 8..index * 8 + 8).ok_or(ConfigError::Size(tag))?;
-    bytes.try_into().map(u64::from_le_bytes).map_err(|_| ConfigError::Size(tag))
+    let bytes = value
+        .get(index * 8..index * 8 + 8)
+        .ok_or(ConfigError::Size(tag))?;
+    bytes
+        .try_into()
+        .map(u64::from_le_bytes)
+        .map_err(|_| ConfigError::Size(tag))
 }
 
 /// Writes a configuration.
@@ -130,7 +137,8 @@ impl Writer {
     /// Appends one record. Values beyond 4 GiB do not occur (argument limits are far below).
     pub fn put(&mut self, tag: Tag, value: &[u8]) -> &mut Self {
         self.0.extend_from_slice(&(tag as u32).to_le_bytes());
-        self.0.extend_from_slice(&u32::try_from(value.len()).unwrap_or(u32::MAX).to_le_bytes());
+        self.0
+            .extend_from_slice(&u32::try_from(value.len()).unwrap_or(u32::MAX).to_le_bytes());
         self.0.extend_from_slice(value);
         self.0.resize(self.0.len().next_multiple_of(4), 0);
         self
@@ -164,7 +172,9 @@ mod tests {
     #[test]
     fn records_round_trip() {
         let mut w = Writer::default();
-        w.put(Tag::Program, b"/bin/true").put(Tag::Arg, b"").numbers(Tag::Ids, &[1, 2, 3]);
+        w.put(Tag::Program, b"/bin/true")
+            .put(Tag::Arg, b"")
+            .numbers(Tag::Ids, &[1, 2, 3]);
         let bytes = w.finish();
         let all: Result<alloc::vec::Vec<_>, _> = Records::new(&bytes).collect();
         let all = all.expect("well formed");
@@ -188,6 +198,9 @@ mod tests {
     #[test]
     fn unknown_tags_are_refused() {
         let bytes = [99u8, 0, 0, 0, 0, 0, 0, 0];
-        assert_eq!(Records::new(&bytes).next(), Some(Err(ConfigError::UnknownTag(99))));
+        assert_eq!(
+            Records::new(&bytes).next(),
+            Some(Err(ConfigError::UnknownTag(99)))
+        );
     }
 }

@@ -76,13 +76,21 @@ pub const KICK_VECTOR: u8 = 0x20;
 /// Whether `[va, va + len)` lies where a program may map pages.
 #[must_use]
 pub const fn is_user_range(va: u64, len: u64) -> bool {
-    let Some(end) = va.checked_add(len) else { return false };
+    let Some(end) = va.checked_add(len) else {
+        return false;
+    };
     va >= USER_MIN && end <= USER_END && (end <= LIBOS_BASE || va >= LIBOS_END)
 }
 
 crate::tripwire!(LIBOS_BASE == 0x6f00_0000_0000, "libos link address");
-crate::tripwire!(LIBOS_PHYS_VA + SHARED_GPA <= LIBOS_END, "physical window inside the libos slot");
-crate::tripwire!(MAX_RAM + (HOLE_END - HOLE_START) <= SHARED_GPA, "RAM below the shared region");
+crate::tripwire!(
+    LIBOS_PHYS_VA + SHARED_GPA <= LIBOS_END,
+    "physical window inside the libos slot"
+);
+crate::tripwire!(
+    MAX_RAM + (HOLE_END - HOLE_START) <= SHARED_GPA,
+    "RAM below the shared region"
+);
 
 #[cfg(test)]
 mod tests {

@@ -35,6 +35,12 @@ pub const VERSION: u32 = 1;
 #[macro_export]
 macro_rules! tripwire {
     ($cond:expr, $what:literal) => {
-        const _: () = assert!($cond, concat!($what, ": change abi::VERSION and abi/golden/layout.txt together"));
+        const _: () = assert!(
+            $cond,
+            concat!(
+                $what,
+                ": change abi::VERSION and abi/golden/layout.txt together"
+            )
+        );
     };
 }

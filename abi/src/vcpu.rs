@@ -104,8 +104,17 @@ impl MonitorCall {
     }
 }
 
-crate::tripwire!(core::mem::offset_of!(VcpuBlock, syscall_rip) == 48, "VcpuBlock.syscall_rip (used by assembly)");
-crate::tripwire!(core::mem::offset_of!(VcpuBlock, pending) == 64, "VcpuBlock.pending (used by assembly)");
-crate::tripwire!(core::mem::offset_of!(VcpuBlock, interrupts) == 80, "VcpuBlock.interrupts (used by assembly)");
+crate::tripwire!(
+    core::mem::offset_of!(VcpuBlock, syscall_rip) == 48,
+    "VcpuBlock.syscall_rip (used by assembly)"
+);
+crate::tripwire!(
+    core::mem::offset_of!(VcpuBlock, pending) == 64,
+    "VcpuBlock.pending (used by assembly)"
+);
+crate::tripwire!(
+    core::mem::offset_of!(VcpuBlock, interrupts) == 80,
+    "VcpuBlock.interrupts (used by assembly)"
+);
 crate::tripwire!(core::mem::offset_of!(VcpuBlock, ops) == 128, "VcpuBlock.ops");
 crate::tripwire!(size_of::<VcpuBlock>() <= 4096, "VcpuBlock fits a page");

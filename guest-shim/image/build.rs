@@ -46,9 +46,18 @@ const PARTS: [Part; 2] = [
 
 fn main() {
     let here = PathBuf::from(env::var("CARGO_MANIFEST_DIR").expect("cargo sets it"));
-    let root = here.join("../..").canonicalize().expect("the workspace is two levels up");
+    let root = here
+        .join("../..")
+        .canonicalize()
+        .expect("the workspace is two levels up");
     let out = PathBuf::from(env::var("OUT_DIR").expect("cargo sets it"));
-    for folder in ["abi", "guest-shim/kernel", "guest-shim/libos", "Cargo.lock", "Cargo.toml"] {
+    for folder in [
+        "abi",
+        "guest-shim/kernel",
+        "guest-shim/libos",
+        "Cargo.lock",
+        "Cargo.toml",
+    ] {
         println!("cargo::rerun-if-changed={}", root.join(folder).display());
     }
     for part in &PARTS {
@@ -63,7 +72,9 @@ fn build(root: &Path, out: &Path, part: &Part) {
         "x86_64-unknown-none" => format!("-Clink-arg=-T{}", script.display()),
         _ => format!("-Clink-arg=-Wl,-T,{}", script.display()),
     };
-    let home = env::var("CARGO_HOME").or_else(|_| env::var("HOME").map(|h| format!("{h}/.cargo"))).unwrap_or_default();
+    let home = env::var("CARGO_HOME")
+        .or_else(|_| env::var("HOME").map(|h| format!("{h}/.cargo")))
+        .unwrap_or_default();
     let mut flags: Vec<String> = part.flags.iter().map(|&f| f.to_owned()).collect();
     flags.extend([
         link,
@@ -74,7 +85,15 @@ fn build(root: &Path, out: &Path, part: &Part) {
     ]);
     let status = Command::new(env::var("CARGO").expect("cargo sets it"))
         .current_dir(root)
-        .args(["build", "--package", part.package, "--features", "bare", "--profile", "shim"])
+        .args([
+            "build",
+            "--package",
+            part.package,
+            "--features",
+            "bare",
+            "--profile",
+            "shim",
+        ])
         .args(["--target", part.target, "--bin", part.package, "--locked"])
         .arg("--target-dir")
         .arg(&target_dir)
@@ -86,7 +105,12 @@ fn build(root: &Path, out: &Path, part: &Part) {
         .env_remove("CARGO_PROFILE_RELEASE_DEBUG")
         .status()
         .unwrap_or_else(|e| panic!("starting cargo for {}: {e}", part.package));
-    assert!(status.success(), "building {} for {} failed ({status})", part.package, part.target);
+    assert!(
+        status.success(),
+        "building {} for {} failed ({status})",
+        part.package,
+        part.target
+    );
     let built = target_dir.join(part.target).join("shim").join(part.package);
     std::fs::copy(&built, out.join(part.package))
         .unwrap_or_else(|e| panic!("copying {}: {e}", built.display()));

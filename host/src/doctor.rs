@@ -33,15 +33,30 @@ pub enum Verdict {
 
 impl Finding {
     fn good(subject: &'static str, found: impl Into<String>) -> Self {
-        Self { subject, verdict: Verdict::Good, found: found.into(), advice: String::new() }
+        Self {
+            subject,
+            verdict: Verdict::Good,
+            found: found.into(),
+            advice: String::new(),
+        }
     }
 
     fn missing(subject: &'static str, found: impl Into<String>, advice: impl Into<String>) -> Self {
-        Self { subject, verdict: Verdict::Missing, found: found.into(), advice: advice.into() }
+        Self {
+            subject,
+            verdict: Verdict::Missing,
+            found: found.into(),
+            advice: advice.into(),
+        }
     }
 
     fn blocking(subject: &'static str, found: impl Into<String>, advice: impl Into<String>) -> Self {
-        Self { subject, verdict: Verdict::Blocking, found: found.into(), advice: advice.into() }
+        Self {
+            subject,
+            verdict: Verdict::Blocking,
+            found: found.into(),
+            advice: advice.into(),
+        }
     }
 }
 
@@ -52,7 +67,11 @@ pub fn examine() -> Vec<Finding> {
     match kvm::open(Path::new("/dev/kvm")) {
         Ok(device) => findings.extend(virtualisation(&device)),
         Err(error) => {
-            findings.push(Finding::blocking("KVM", error.to_string(), "nothing runs without it"));
+            findings.push(Finding::blocking(
+                "KVM",
+                error.to_string(),
+                "nothing runs without it",
+            ));
         }
     }
     findings.extend([large_pages(), user_faults(), open_files(), snp(), tdx()]);
@@ -62,39 +81,68 @@ pub fn examine() -> Vec<Finding> {
 fn processor() -> Finding {
     let info = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let field = |name: &str| {
-        info.lines().find(|l| l.starts_with(name)).and_then(|l| l.split_once(':')).map_or("", |(_, v)| v.trim())
+        info.lines()
+            .find(|l| l.starts_with(name))
+            .and_then(|l| l.split_once(':'))
+            .map_or("", |(_, v)| v.trim())
     };
-    let lacking: Vec<&str> =
-        ["fsgsbase", "xsave", "constant_tsc"].into_iter().filter(|f| !field("flags").split(' ').any(|x| x == *f)).collect();
+    let lacking: Vec<&str> = ["fsgsbase", "xsave", "constant_tsc"]
+        .into_iter()
+        .filter(|f| !field("flags").split(' ').any(|x| x == *f))
+        .collect();
     let name = field("model name").to_owned();
     if lacking.is_empty() {
         Finding::good("processor", name)
     } else {
-        Finding::blocking("processor", format!("{name} lacks {}", lacking.join(", ")), "a processor since 2013 (Intel) or 2019 (AMD) is needed")
+        Finding::blocking(
+            "processor",
+            format!("{name} lacks {}", lacking.join(", ")),
+            "a processor since 2013 (Intel) or 2019 (AMD) is needed",
+        )
     }
 }
 
 fn virtualisation(device: &Kvm) -> Vec<Finding> {
-    let mut findings = vec![Finding::good("KVM", format!("/dev/kvm answers; module: {}", module()))];
+    let mut findings = vec![Finding::good(
+        "KVM",
+        format!("/dev/kvm answers; module: {}", module()),
+    )];
     let needed = [
         (Cap::UserMemory, "KVM_CAP_USER_MEMORY"),
         (Cap::Ioeventfd, "KVM_CAP_IOEVENTFD"),
         (Cap::ImmediateExit, "KVM_CAP_IMMEDIATE_EXIT"),
     ];
-    let lacking: Vec<&str> = needed.iter().filter(|(c, _)| !device.check_extension(*c)).map(|(_, n)| *n).collect();
+    let lacking: Vec<&str> = needed
+        .iter()
+        .filter(|(c, _)| !device.check_extension(*c))
+        .map(|(_, n)| *n)
+        .collect();
     if lacking.is_empty() {
         findings.push(Finding::good("KVM features", "all that Cloak needs"));
     } else {
-        findings.push(Finding::blocking("KVM features", format!("no {}", lacking.join(", ")), "use a newer kernel (5.10 or later)"));
+        findings.push(Finding::blocking(
+            "KVM features",
+            format!("no {}", lacking.join(", ")),
+            "use a newer kernel (5.10 or later)",
+        ));
     }
-    findings.push(Finding::good("vCPUs", format!("at most {}", device.get_max_vcpus())));
+    findings.push(Finding::good(
+        "vCPUs",
+        format!("at most {}", device.get_max_vcpus()),
+    ));
     findings
 }
 
 fn module() -> String {
-    let loaded: Vec<&str> =
-        ["kvm_amd", "kvm_intel", "kvm_pvm"].into_iter().filter(|m| Path::new("/sys/module").join(m).exists()).collect();
-    if loaded.is_empty() { "built in or unknown".to_owned() } else { loaded.join(", ") }
+    let loaded: Vec<&str> = ["kvm_amd", "kvm_intel", "kvm_pvm"]
+        .into_iter()
+        .filter(|m| Path::new("/sys/module").join(m).exists())
+        .collect();
+    if loaded.is_empty() {
+        "built in or unknown".to_owned()
+    } else {
+        loaded.join(", ")
+    }
 }
 
 fn large_pages() -> Finding {
@@ -103,7 +151,11 @@ fn large_pages() -> Finding {
     if text.contains("[madvise]") || text.contains("[always]") {
         Finding::good("large pages", "transparent large pages on request")
     } else {
-        Finding::missing("large pages", "transparent large pages are off", format!("memory-heavy programs run slower; echo madvise > {path}"))
+        Finding::missing(
+            "large pages",
+            "transparent large pages are off",
+            format!("memory-heavy programs run slower; echo madvise > {path}"),
+        )
     }
 }
 
@@ -114,9 +166,17 @@ fn user_faults() -> Finding {
     if root || allowed || Path::new("/dev/userfaultfd").exists() {
         Finding::good("userfaultfd", "usable")
     } else if path.exists() {
-        Finding::missing("userfaultfd", "for root only", "sysctl vm.unprivileged_userfaultfd=1")
+        Finding::missing(
+            "userfaultfd",
+            "for root only",
+            "sysctl vm.unprivileged_userfaultfd=1",
+        )
     } else {
-        Finding::missing("userfaultfd", "not in this kernel", "use a kernel with CONFIG_USERFAULTFD")
+        Finding::missing(
+            "userfaultfd",
+            "not in this kernel",
+            "use a kernel with CONFIG_USERFAULTFD",
+        )
     }
 }
 
@@ -126,27 +186,45 @@ fn open_files() -> Finding {
     if most >= 4096 {
         Finding::good("open files", format!("at most {most}"))
     } else {
-        Finding::missing("open files", format!("at most {most}"), "programs with many sockets need more: raise the hard limit (ulimit -Hn)")
+        Finding::missing(
+            "open files",
+            format!("at most {most}"),
+            "programs with many sockets need more: raise the hard limit (ulimit -Hn)",
+        )
     }
 }
 
 fn snp() -> Finding {
-    let on = fs::read_to_string("/sys/module/kvm_amd/parameters/sev_snp").is_ok_and(|t| matches!(t.trim(), "Y" | "1"));
+    let on = fs::read_to_string("/sys/module/kvm_amd/parameters/sev_snp")
+        .is_ok_and(|t| matches!(t.trim(), "Y" | "1"));
     if on && Path::new("/dev/sev").exists() {
         Finding::good("SEV-SNP", "on; /dev/sev is there")
     } else if Path::new("/sys/module/kvm_amd").exists() {
-        Finding::missing("SEV-SNP", "off", "needs an EPYC 7003 or later, SNP on in the firmware, Linux 6.11 or later")
+        Finding::missing(
+            "SEV-SNP",
+            "off",
+            "needs an EPYC 7003 or later, SNP on in the firmware, Linux 6.11 or later",
+        )
     } else {
-        Finding::missing("SEV-SNP", "not an AMD host", "software cloaks instead: the host kernel is trusted")
+        Finding::missing(
+            "SEV-SNP",
+            "not an AMD host",
+            "software cloaks instead: the host kernel is trusted",
+        )
     }
 }
 
 fn tdx() -> Finding {
-    let on = fs::read_to_string("/sys/module/kvm_intel/parameters/tdx").is_ok_and(|t| matches!(t.trim(), "Y" | "1"));
+    let on = fs::read_to_string("/sys/module/kvm_intel/parameters/tdx")
+        .is_ok_and(|t| matches!(t.trim(), "Y" | "1"));
     if on {
         Finding::good("TDX", "on")
     } else {
-        Finding::missing("TDX", "off or not there", "needs a 4th-generation Xeon or later with TDX on in the firmware, Linux 6.16 or later")
+        Finding::missing(
+            "TDX",
+            "off or not there",
+            "needs a 4th-generation Xeon or later with TDX on in the firmware, Linux 6.16 or later",
+        )
     }
 }
 
@@ -157,7 +235,11 @@ mod tests {
     #[test]
     fn whatever_is_not_good_says_what_to_do() {
         for finding in examine() {
-            assert_eq!(finding.verdict == Verdict::Good, finding.advice.is_empty(), "{finding:?}");
+            assert_eq!(
+                finding.verdict == Verdict::Good,
+                finding.advice.is_empty(),
+                "{finding:?}"
+            );
         }
     }
 }

@@ -10,5 +10,9 @@ pub mod vm;
 #[must_use]
 pub fn shim_digest() -> [u8; 48] {
     use sha2::{Digest, Sha384};
-    Sha384::new().chain_update(cloak_shim_image::KERNEL).chain_update(cloak_shim_image::LIBOS).finalize().into()
+    Sha384::new()
+        .chain_update(cloak_shim_image::KERNEL)
+        .chain_update(cloak_shim_image::LIBOS)
+        .finalize()
+        .into()
 }

@@ -75,7 +75,11 @@ pub fn run(options: RunOptions) -> Result<(Outcome, Statistics), VmError> {
     vm::signals::block();
     let roots = open_roots(&options.volumes)?;
     let program = find_program(&options)?;
-    let vcpus = options.cpus.unwrap_or_else(|| thread::available_parallelism().map_or(1, usize::from).min(MAX_VCPUS));
+    let vcpus = options.cpus.unwrap_or_else(|| {
+        thread::available_parallelism()
+            .map_or(1, usize::from)
+            .min(MAX_VCPUS)
+    });
     let vm_options = Options {
         device: options.device.clone(),
         vcpus,
@@ -87,19 +91,35 @@ pub fn run(options: RunOptions) -> Result<(Outcome, Statistics), VmError> {
         region: prepared.shared.fd().as_fd(),
         doorbell: prepared.doorbell.as_fd(),
         wakes: prepared.wakes.iter().map(AsFd::as_fd).collect(),
-        roots: roots.iter().map(|(fd, access)| Root { directory: fd.as_fd(), access: *access }).collect(),
+        roots: roots
+            .iter()
+            .map(|(fd, access)| Root {
+                directory: fd.as_fd(),
+                access: *access,
+            })
+            .collect(),
         spin: SpawnConfig::SPIN,
     };
-    let service = os::spawn(&spawn).map_err(|e| VmError::Os { step: "starting the OS service", source: std::io::Error::other(e) })?;
+    let service = os::spawn(&spawn).map_err(|e| VmError::Os {
+        step: "starting the OS service",
+        source: std::io::Error::other(e),
+    })?;
     let running = prepared.start()?;
     let ended = running.on_service_end();
-    let pidfd = service.pidfd().try_clone_to_owned().step("watching the OS service")?;
+    let pidfd = service
+        .pidfd()
+        .try_clone_to_owned()
+        .step("watching the OS service")?;
     let watcher = move || {
         let mut poll = [rustix::event::PollFd::new(&pidfd, rustix::event::PollFlags::IN)];
         while rustix::event::poll(&mut poll, None) == Err(rustix::io::Errno::INTR) {}
         ended();
     };
-    thread::Builder::new().name("os-service".to_owned()).stack_size(64 << 10).spawn(watcher).step("watching the OS service")?;
+    thread::Builder::new()
+        .name("os-service".to_owned())
+        .stack_size(64 << 10)
+        .spawn(watcher)
+        .step("watching the OS service")?;
     running.wait()
 }
 
@@ -112,12 +132,22 @@ pub fn die_by(signal: u8) -> ExitCode {
 
 fn open_roots(volumes: &[Volume]) -> Result<Vec<(OwnedFd, Access)>, VmError> {
     let open = |path: &Path| {
-        let file = std::fs::OpenOptions::new().read(true).custom_flags(libc::O_PATH | libc::O_CLOEXEC).open(path);
-        file.map(OwnedFd::from).map_err(|source| VmError::Volume { path: path.to_owned(), source })
+        let file = std::fs::OpenOptions::new()
+            .read(true)
+            .custom_flags(libc::O_PATH | libc::O_CLOEXEC)
+            .open(path);
+        file.map(OwnedFd::from).map_err(|source| VmError::Volume {
+            path: path.to_owned(),
+            source,
+        })
     };
     let mut roots = vec![(open(Path::new("/"))?, Access::ReadOnly)];
     for volume in volumes {
-        let access = if volume.read_only { Access::ReadOnly } else { Access::ReadWrite };
+        let access = if volume.read_only {
+            Access::ReadOnly
+        } else {
+            Access::ReadWrite
+        };
         roots.push((open(&volume.host)?, access));
     }
     Ok(roots)
@@ -131,9 +161,15 @@ fn find_program(options: &RunOptions) -> Result<PathBuf, VmError> {
         return Ok(path.to_owned());
     }
     let search = std::env::var_os("PATH").unwrap_or_else(|| OsString::from("/usr/local/bin:/usr/bin:/bin"));
-    let executable = |p: &PathBuf| p.metadata().is_ok_and(|m| m.is_file() && m.permissions().mode() & 0o111 != 0);
+    let executable = |p: &PathBuf| {
+        p.metadata()
+            .is_ok_and(|m| m.is_file() && m.permissions().mode() & 0o111 != 0)
+    };
     // Not found here: the guest says so, with the code that shells give.
-    Ok(std::env::split_paths(&search).map(|d| d.join(name)).find(executable).unwrap_or_else(|| path.to_owned()))
+    Ok(std::env::split_paths(&search)
+        .map(|d| d.join(name))
+        .find(executable)
+        .unwrap_or_else(|| path.to_owned()))
 }
 
 fn configuration(options: &RunOptions, program: &Path) -> Result<Vec<u8>, VmError> {
@@ -142,7 +178,11 @@ fn configuration(options: &RunOptions, program: &Path) -> Result<Vec<u8>, VmErro
         Some(dir) => dir.clone(),
         None => std::env::current_dir().unwrap_or_else(|_| PathBuf::from("/")),
     };
-    let absolute = if program.as_os_str().as_bytes().contains(&b'/') { cwd.join(program) } else { program.to_owned() };
+    let absolute = if program.as_os_str().as_bytes().contains(&b'/') {
+        cwd.join(program)
+    } else {
+        program.to_owned()
+    };
     config.put(Tag::Program, absolute.as_os_str().as_bytes());
     for argument in &options.command {
         config.put(Tag::Arg, argument.as_bytes());
@@ -154,21 +194,38 @@ fn configuration(options: &RunOptions, program: &Path) -> Result<Vec<u8>, VmErro
     config.mount(0, mount_flags::READ_ONLY, b"/");
     config.mount(0, mount_flags::MEMORY, b"/tmp");
     for (index, volume) in (1..).zip(&options.volumes) {
-        let flags = if volume.read_only { mount_flags::READ_ONLY } else { 0 };
+        let flags = if volume.read_only {
+            mount_flags::READ_ONLY
+        } else {
+            0
+        };
         config.mount(index, flags, volume.guest.as_os_str().as_bytes());
     }
-    let mut ids = vec![u64::from(rustix::process::getuid().as_raw()), u64::from(rustix::process::getgid().as_raw())];
-    let groups = rustix::process::getgroups().map_err(std::io::Error::from).step("reading the user's groups")?;
+    let mut ids = vec![
+        u64::from(rustix::process::getuid().as_raw()),
+        u64::from(rustix::process::getgid().as_raw()),
+    ];
+    let groups = rustix::process::getgroups()
+        .map_err(std::io::Error::from)
+        .step("reading the user's groups")?;
     ids.extend(groups.into_iter().map(|g| u64::from(g.as_raw())));
     config.numbers(Tag::Ids, &ids);
     let name = options.name.clone().unwrap_or_else(host_name);
     config.put(Tag::HostName, name.as_bytes());
     let flag = |on: bool, bit: u64| if on { bit } else { 0 };
-    config.numbers(Tag::Flags, &[flag(options.trace, run_flags::TRACE) | flag(!options.patch, run_flags::NO_PATCH)]);
+    config.numbers(
+        Tag::Flags,
+        &[flag(options.trace, run_flags::TRACE) | flag(!options.patch, run_flags::NO_PATCH)],
+    );
     let files = rustix::process::getrlimit(Resource::Nofile);
-    config.numbers(Tag::MaxFiles, &[files.current.unwrap_or(1 << 20), files.maximum.unwrap_or(1 << 20)]);
+    config.numbers(
+        Tag::MaxFiles,
+        &[files.current.unwrap_or(1 << 20), files.maximum.unwrap_or(1 << 20)],
+    );
     let mut seed = [0u8; 32];
-    File::open("/dev/urandom").and_then(|mut f| std::io::Read::read_exact(&mut f, &mut seed)).step("reading /dev/urandom")?;
+    File::open("/dev/urandom")
+        .and_then(|mut f| std::io::Read::read_exact(&mut f, &mut seed))
+        .step("reading /dev/urandom")?;
     config.put(Tag::Seed, &seed);
     config.numbers(Tag::Stdio, &[0, 1, 2].map(stream_mode));
     let umask = rustix::process::umask(rustix::fs::Mode::empty());
@@ -184,7 +241,11 @@ fn stream_mode(number: i32) -> u64 {
 }
 
 fn environment(wanted: &Environment) -> Vec<Vec<u8>> {
-    let mut all: Vec<(OsString, OsString)> = if wanted.clear { Vec::new() } else { std::env::vars_os().collect() };
+    let mut all: Vec<(OsString, OsString)> = if wanted.clear {
+        Vec::new()
+    } else {
+        std::env::vars_os().collect()
+    };
     let mut set = |name: &OsStr, value: OsString| {
         all.retain(|(n, _)| n != name);
         all.push((name.to_owned(), value));

@@ -21,7 +21,11 @@ pub fn run(args: &Args) -> ExitCode {
     } else {
         findings.iter().for_each(print);
     }
-    if findings.iter().any(|f| f.verdict == Verdict::Blocking) { ExitCode::FAILURE } else { ExitCode::SUCCESS }
+    if findings.iter().any(|f| f.verdict == Verdict::Blocking) {
+        ExitCode::FAILURE
+    } else {
+        ExitCode::SUCCESS
+    }
 }
 
 fn print(finding: &Finding) {

@@ -74,7 +74,10 @@ pub fn run(args: Args) -> ExitCode {
         device: args.device,
         cpus: args.cpus,
         memory: args.memory,
-        environment: Environment { clear: args.clear_env, set: args.environment },
+        environment: Environment {
+            clear: args.clear_env,
+            set: args.environment,
+        },
         workdir: args.workdir,
         volumes: args.volume,
         name: args.name,
@@ -104,8 +107,14 @@ pub fn run(args: Args) -> ExitCode {
 
 fn parse_size(text: &str) -> Result<u64, String> {
     let (digits, unit) = text.split_at(text.trim_end_matches(|c: char| c.is_ascii_alphabetic()).len());
-    let number: u64 = digits.parse().map_err(|_| format!("{text:?} is not a size such as 512M or 4G"))?;
-    let shift = match unit.to_ascii_uppercase().trim_end_matches('B').trim_end_matches('I') {
+    let number: u64 = digits
+        .parse()
+        .map_err(|_| format!("{text:?} is not a size such as 512M or 4G"))?;
+    let shift = match unit
+        .to_ascii_uppercase()
+        .trim_end_matches('B')
+        .trim_end_matches('I')
+    {
         "" => 0,
         "K" => 10,
         "M" => 20,
@@ -113,7 +122,9 @@ fn parse_size(text: &str) -> Result<u64, String> {
         "T" => 40,
         _ => return Err(format!("{unit:?} is not a unit: use K, M, G or T")),
     };
-    number.checked_mul(1 << shift).ok_or_else(|| format!("{text} is too large"))
+    number
+        .checked_mul(1 << shift)
+        .ok_or_else(|| format!("{text} is too large"))
 }
 
 fn parse_volume(text: &str) -> Result<Volume, String> {
@@ -129,7 +140,11 @@ fn parse_volume(text: &str) -> Result<Volume, String> {
     if host.is_empty() || !guest.starts_with('/') {
         return Err("HOST must not be empty, and GUEST must be an absolute path".to_owned());
     }
-    Ok(Volume { host: host.into(), guest: guest.into(), read_only })
+    Ok(Volume {
+        host: host.into(),
+        guest: guest.into(),
+        read_only,
+    })
 }
 
 #[cfg(test)]
@@ -148,7 +163,14 @@ mod tests {
 
     #[test]
     fn volumes_name_both_sides() {
-        assert_eq!(parse_volume("/a:/b:ro"), Ok(Volume { host: "/a".into(), guest: "/b".into(), read_only: true }));
+        assert_eq!(
+            parse_volume("/a:/b:ro"),
+            Ok(Volume {
+                host: "/a".into(),
+                guest: "/b".into(),
+                read_only: true
+            })
+        );
         assert!(parse_volume("/a").is_err());
         assert!(parse_volume("/a:b").is_err());
         assert!(parse_volume("/a:/b:xx").is_err());

@@ -29,8 +29,12 @@ impl Owned {
     /// Whether all of `[gpa, gpa + len)` is the context's.
     #[must_use]
     pub fn contains(&self, gpa: u64, len: u64) -> bool {
-        let Some(end) = gpa.checked_add(len) else { return false };
-        self.ranges.iter().any(|&(first, last)| gpa >= first && end <= last)
+        let Some(end) = gpa.checked_add(len) else {
+            return false;
+        };
+        self.ranges
+            .iter()
+            .any(|&(first, last)| gpa >= first && end <= last)
     }
 }
 
@@ -47,7 +51,11 @@ impl Pool {
     /// A pool over `[next, end)`, all zero.
     #[must_use]
     pub const fn new(next: u64, end: u64) -> Self {
-        Self { next, end, returned: 0 }
+        Self {
+            next,
+            end,
+            returned: 0,
+        }
     }
 
     /// A zero frame. Fresh frames go first: clearing a returned one costs a loop of 512 words.

@@ -26,7 +26,10 @@ impl Generation {
     /// Nothing taken away yet.
     #[must_use]
     pub const fn new() -> Self {
-        Self { current: AtomicU64::new(0), seen: [const { AtomicU64::new(0) }; MAX_VCPUS] }
+        Self {
+            current: AtomicU64::new(0),
+            seen: [const { AtomicU64::new(0) }; MAX_VCPUS],
+        }
     }
 
     /// Rights were taken away: the generation that others must see.

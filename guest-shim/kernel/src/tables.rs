@@ -41,7 +41,13 @@ impl Op {
         };
         let va = va_kind & !0xfff;
         if kind == PageOpKind::Shoot {
-            return Ok(Self { kind, va: 0, len: 0, gpa: 0, flags: 0 });
+            return Ok(Self {
+                kind,
+                va: 0,
+                len: 0,
+                gpa: 0,
+                flags: 0,
+            });
         }
         if (len | gpa) & (PAGE - 1) != 0 || flags & !PTE_ALLOWED != 0 {
             return Err(KcallError::Invalid);
@@ -52,7 +58,13 @@ impl Op {
         if kind == PageOpKind::Map && !owned.contains(gpa, len) {
             return Err(KcallError::Frame);
         }
-        Ok(Self { kind, va, len, gpa, flags })
+        Ok(Self {
+            kind,
+            va,
+            len,
+            gpa,
+            flags,
+        })
     }
 
     /// Whether this asks for a shoot-down.
@@ -110,13 +122,16 @@ impl<M: Memory> Editor<'_, M> {
             return Ok(());
         }
         let table = self.table(directory, old)?;
-        self.memory.fill(entry(table, va, 12), gpa | flags, PAGE, (stop - va) / PAGE);
+        self.memory
+            .fill(entry(table, va, 12), gpa | flags, PAGE, (stop - va) / PAGE);
         Ok(())
     }
 
     /// Replaces each entry `e` that maps something in `[va, stop)`, within one 2 MiB range, by `new(e)`.
     fn change(&mut self, va: u64, stop: u64, new: impl Fn(u64) -> u64) -> Result<(), KcallError> {
-        let Some(directory) = self.find_directory(va) else { return Ok(()) };
+        let Some(directory) = self.find_directory(va) else {
+            return Ok(());
+        };
         let old = self.memory.read(directory);
         if old == 0 {
             return Ok(());

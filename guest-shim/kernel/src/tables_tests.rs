@@ -53,7 +53,11 @@ fn random_operations_agree_with_the_model() {
         let mut model: BTreeMap<u64, (u64, u64)> = BTreeMap::new();
         for _ in 0..60 {
             let kind = rng.next(3);
-            let pages = if rng.next(3) == 0 { 512 * (1 + rng.next(3)) } else { 1 + rng.next(700) };
+            let pages = if rng.next(3) == 0 {
+                512 * (1 + rng.next(3))
+            } else {
+                1 + rng.next(700)
+            };
             let unit = if rng.next(2) == 0 { LARGE } else { PAGE };
             let va = BASE + rng.next(4 * LARGE / unit) * unit;
             let gpa = LARGE + rng.next(8 * LARGE / unit) * unit;
@@ -63,7 +67,13 @@ fn random_operations_agree_with_the_model() {
                 _ => PTE_NX,
             };
             let op = Op::check(va | kind, pages * PAGE, gpa, flags, &owned).expect("acceptable");
-            Editor { root: ROOT, memory: &mut ram, pool: &mut pool }.apply(&op).expect("enough tables");
+            Editor {
+                root: ROOT,
+                memory: &mut ram,
+                pool: &mut pool,
+            }
+            .apply(&op)
+            .expect("enough tables");
             for i in 0..pages {
                 let page = va + i * PAGE;
                 match kind {
@@ -74,7 +84,11 @@ fn random_operations_agree_with_the_model() {
             }
         }
         for page in (BASE..BASE + 8 * LARGE).step_by(4096) {
-            assert_eq!(lookup(&ram, page), model.get(&page).copied(), "seed {seed} page {page:#x}");
+            assert_eq!(
+                lookup(&ram, page),
+                model.get(&page).copied(),
+                "seed {seed} page {page:#x}"
+            );
         }
     }
 }
@@ -84,7 +98,10 @@ fn nothing_outside_the_program_or_the_context_is_accepted() {
     let owned = Owned::new(OWNED, (0, 0));
     let check = |va, len, gpa, flags| Op::check(va, len, gpa, flags, &owned);
     assert_eq!(check(LIBOS_BASE, PAGE, LARGE, PTE_P), Err(KcallError::Address));
-    assert_eq!(check(0xffff_8000_0000_0000, PAGE, LARGE, PTE_P), Err(KcallError::Address));
+    assert_eq!(
+        check(0xffff_8000_0000_0000, PAGE, LARGE, PTE_P),
+        Err(KcallError::Address)
+    );
     assert_eq!(check(BASE, PAGE, 0, PTE_P), Err(KcallError::Frame));
     assert_eq!(check(BASE, 65 * LARGE, LARGE, PTE_P), Err(KcallError::Frame));
     assert_eq!(check(BASE, PAGE, LARGE, PTE_PS), Err(KcallError::Invalid));
@@ -107,7 +124,13 @@ fn tables_of_whole_ranges_return_to_the_pool() {
             Op::check(BASE | 1, LARGE, 0, 0, &owned),
         ] {
             let op = op.expect("acceptable");
-            Editor { root: ROOT, memory: &mut ram, pool: &mut pool }.apply(&op).expect("enough tables");
+            Editor {
+                root: ROOT,
+                memory: &mut ram,
+                pool: &mut pool,
+            }
+            .apply(&op)
+            .expect("enough tables");
         }
     }
 }

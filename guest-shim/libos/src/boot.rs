@@ -31,7 +31,10 @@ pub extern "C" fn start(index: u32) -> ! {
     if index == 0 {
         first();
     }
-    let process = FIRST.get().cloned().unwrap_or_else(|| arch::panic_exit("a vCPU started too early"));
+    let process = FIRST
+        .get()
+        .cloned()
+        .unwrap_or_else(|| arch::panic_exit("a vCPU started too early"));
     sched::start_vcpu(index as usize, process);
     detect_syscall();
     sched::idle()
@@ -41,13 +44,20 @@ pub extern "C" fn start(index: u32) -> ! {
 fn first() {
     arch::set_boot_tcb();
     let header = host::header();
-    if header.magic.load(Ordering::Relaxed) != SHARED_MAGIC || header.version.load(Ordering::Relaxed) != cloak_abi::VERSION {
+    if header.magic.load(Ordering::Relaxed) != SHARED_MAGIC
+        || header.version.load(Ordering::Relaxed) != cloak_abi::VERSION
+    {
         arch::panic_exit("the shared region is not this version's");
     }
     frames::init();
     let config = Config::read();
     random::seed(&config.seed);
-    let process = Process::new(FIRST_PID, config.descriptors(), config.context(), config.credentials.clone());
+    let process = Process::new(
+        FIRST_PID,
+        config.descriptors(),
+        config.context(),
+        config.credentials.clone(),
+    );
     FIRST.call_once(|| process.clone());
     process::set_initial(&process);
     process::set_host_name(&config.host_name);
@@ -72,7 +82,9 @@ fn detect_syscall() {
 /// First code of the program's main thread: it may park.
 extern "C" fn run_program(_: u64) -> ! {
     sched::begin();
-    let config = CONFIG.get().unwrap_or_else(|| arch::panic_exit("no configuration"));
+    let config = CONFIG
+        .get()
+        .unwrap_or_else(|| arch::panic_exit("no configuration"));
     init_clock();
     process::providers::install();
     let memory = frames::usage().1 * 4096 / 2;
@@ -116,7 +128,10 @@ fn refuse(name: &str, errno: Errno) -> ! {
         Errno::E2BIG => (126, "arguments and environment are too long"),
         _ => (126, "can't be loaded"),
     };
-    arch::exit(exit_status::refused(code), &format!("{name}: {why} ({})", errno.name()))
+    arch::exit(
+        exit_status::refused(code),
+        &format!("{name}: {why} ({})", errno.name()),
+    )
 }
 
 /// Asks the OS side what time it is, once; from then on time comes from the CPU.
@@ -165,7 +180,11 @@ impl Config {
         let at = frames::window(boot.config_gpa) as *const u8;
         // SAFETY: the monitor wrote it there before the start; nobody changes it.
         let bytes = unsafe { core::slice::from_raw_parts(at, boot.config_len as usize) };
-        let mut config = Self { max_files: (1024, 4096), umask: 0o022, ..Self::default() };
+        let mut config = Self {
+            max_files: (1024, 4096),
+            umask: 0o022,
+            ..Self::default()
+        };
         for record in Records::new(bytes) {
             if record.and_then(|(tag, value)| config.take(tag, value)).is_err() {
                 arch::panic_exit("the configuration can't be read");
@@ -181,11 +200,15 @@ impl Config {
             Tag::Arg => self.arguments.push(value.to_vec()),
             Tag::Env => self.environment.push(value.to_vec()),
             Tag::Cwd => self.cwd = value.to_vec(),
-            Tag::Mount => self.mounts.push(MountRecord::parse(value).map_err(|_| ConfigError::Size(tag))?),
+            Tag::Mount => self
+                .mounts
+                .push(MountRecord::parse(value).map_err(|_| ConfigError::Size(tag))?),
             Tag::Ids => {
                 self.credentials.uid = [n(0)? as u32; 4];
                 self.credentials.gid = [n(1)? as u32; 4];
-                self.credentials.groups = (2..value.len() / 8).map(|i| n(i).map(|g| g as u32)).collect::<Result<_, _>>()?;
+                self.credentials.groups = (2..value.len() / 8)
+                    .map(|i| n(i).map(|g| g as u32))
+                    .collect::<Result<_, _>>()?;
             }
             Tag::HostName => self.host_name = value.to_vec(),
             Tag::Flags => self.flags = n(0)?,

@@ -10,7 +10,8 @@ use core::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 
 use cloak_abi::hostop::HostOp;
 use cloak_abi::ring::{
-    BUFFER, EVENTS_AT, EventPage, QUEUE, QUEUE_PAGE, QUEUES_AT, QueuePage, SLOTS, SLOTS_AT, SharedHeader, Slot, buffer_at,
+    BUFFER, EVENTS_AT, EventPage, QUEUE, QUEUE_PAGE, QUEUES_AT, QueuePage, SLOTS, SLOTS_AT, SharedHeader,
+    Slot, buffer_at,
 };
 use spin::{Lazy, Mutex};
 
@@ -59,7 +60,11 @@ pub fn events() -> &'static EventPage {
 
 fn slot(index: u8) -> &'static Slot {
     // SAFETY: every u8 is a slot number; atomics only.
-    unsafe { &*arch::shared_base().add(SLOTS_AT + usize::from(index) * size_of::<Slot>()).cast() }
+    unsafe {
+        &*arch::shared_base()
+            .add(SLOTS_AT + usize::from(index) * size_of::<Slot>())
+            .cast()
+    }
 }
 
 /// What the OS service answered, copied once.
@@ -160,9 +165,15 @@ impl Request {
             self.park(shared, seq);
         }
         if shared.done.load(Ordering::Acquire) != seq {
-            return Answer { result: -i64::from(Errno::EIO.number()), extra: 0 };
+            return Answer {
+                result: -i64::from(Errno::EIO.number()),
+                extra: 0,
+            };
         }
-        Answer { result: shared.result.load(Ordering::Relaxed), extra: shared.extra.load(Ordering::Relaxed) }
+        Answer {
+            result: shared.result.load(Ordering::Relaxed),
+            extra: shared.extra.load(Ordering::Relaxed),
+        }
     }
 
     fn submit(&self, op: HostOp, args: [u64; 6]) -> u64 {
@@ -193,7 +204,8 @@ impl Request {
     fn park(&self, shared: &Slot, seq: u64) {
         let cell = &WAITERS[usize::from(self.index)];
         *cell.lock() = Some(sched::current_arc());
-        while shared.done.load(Ordering::SeqCst) != seq && header().service_gone.load(Ordering::Relaxed) == 0 {
+        while shared.done.load(Ordering::SeqCst) != seq && header().service_gone.load(Ordering::Relaxed) == 0
+        {
             sched::park(u64::MAX);
         }
         *cell.lock() = None;
@@ -215,7 +227,8 @@ impl Drop for Request {
 
 /// The guest's own idea of each submission queue's tail: the shared one may be overwritten. A vCPU's entry
 /// is used by that vCPU only, and no thread leaves its vCPU between the two accesses of [`Request::submit`].
-static TAILS: [AtomicU32; cloak_abi::layout::MAX_VCPUS] = [const { AtomicU32::new(0) }; cloak_abi::layout::MAX_VCPUS];
+static TAILS: [AtomicU32; cloak_abi::layout::MAX_VCPUS] =
+    [const { AtomicU32::new(0) }; cloak_abi::layout::MAX_VCPUS];
 
 fn spin(shared: &Slot, seq: u64) -> bool {
     for _ in 0..SPIN {
@@ -239,7 +252,9 @@ pub fn poll(vcpu: usize) {
         complete(page, vcpu, tail);
     }
     let page = events();
-    if page.tail.load(Ordering::Acquire) != EVENT_HEAD.load(Ordering::Relaxed) || page.overflow.load(Ordering::Relaxed) != 0 {
+    if page.tail.load(Ordering::Acquire) != EVENT_HEAD.load(Ordering::Relaxed)
+        || page.overflow.load(Ordering::Relaxed) != 0
+    {
         take_events(page);
     }
 }
@@ -252,7 +267,8 @@ pub fn has_news(vcpu: usize) -> bool {
 }
 
 /// The guest's own idea of each completion queue's head.
-static HEADS: [AtomicU32; cloak_abi::layout::MAX_VCPUS] = [const { AtomicU32::new(0) }; cloak_abi::layout::MAX_VCPUS];
+static HEADS: [AtomicU32; cloak_abi::layout::MAX_VCPUS] =
+    [const { AtomicU32::new(0) }; cloak_abi::layout::MAX_VCPUS];
 static EVENT_HEAD: AtomicU32 = AtomicU32::new(0);
 
 fn complete(page: &QueuePage, vcpu: usize, tail: u32) {

@@ -37,8 +37,8 @@ pub mod random;
 pub mod sched;
 pub mod signal;
 pub mod syscall;
-#[cfg(feature = "bare")]
-pub mod trace;
 #[cfg(test)]
 pub mod testing;
+#[cfg(feature = "bare")]
+pub mod trace;
 pub mod user;

@@ -91,7 +91,8 @@ pub fn visit(rip: u64) {
         return;
     }
     let done = patch(rip, count == HOT);
-    if done.is_err() && count == HOT
+    if done.is_err()
+        && count == HOT
         && let Some(state) = STATE.lock().as_mut()
     {
         state.seen.insert(rip, u8::MAX);
@@ -129,7 +130,14 @@ fn patch(rip: u64, hot: bool) -> SysResult<()> {
     {
         let mut state = STATE.lock();
         let state = state.get_or_insert_default();
-        state.sites.insert(rip, Site { start: plan.start, resume, moved });
+        state.sites.insert(
+            rip,
+            Site {
+                start: plan.start,
+                resume,
+                moved,
+            },
+        );
         state.resumes.insert(resume, rip);
     }
     let mut jump = alloc::vec![0xe9];
@@ -145,7 +153,14 @@ fn patch(rip: u64, hot: bool) -> SysResult<()> {
 
 /// `mov eax, imm32` or `mov rax, imm32` right before the SYSCALL.
 fn load_before(bytes: &[u8], rip: u64) -> Option<Plan> {
-    let number = |at: usize| u64::from(u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]));
+    let number = |at: usize| {
+        u64::from(u32::from_le_bytes([
+            bytes[at],
+            bytes[at + 1],
+            bytes[at + 2],
+            bytes[at + 3],
+        ]))
+    };
     let in_call = crate::sched::frame().regs.orig_rax;
     // A prefix would make another instruction of it; the value is a second witness.
     let (len, start) = if bytes[..3] == [0x48, 0xc7, 0xc0] && number(3) == in_call {
@@ -194,10 +209,10 @@ fn movable(bytes: &[u8]) -> Option<usize> {
     let modrm = *rest.get(1)?;
     let register_only = modrm >> 6 == 3;
     let len = match opcode {
-        0x3d | 0x25 | 0x0d => 5,                                                 // cmp, and, or eax/rax, imm32
+        0x3d | 0x25 | 0x0d => 5, // cmp, and, or eax/rax, imm32
         0x85 | 0x89 | 0x8b | 0x31 | 0x33 | 0x39 | 0x3b | 0x63 if register_only => 2, // test, mov, xor, cmp, movsxd
-        0x83 if register_only => 3,                                               // op r, imm8
-        0x81 if register_only => 6,                                               // op r, imm32
+        0x83 if register_only => 3,                                                  // op r, imm8
+        0x81 if register_only => 6,                                                  // op r, imm32
         _ => return None,
     };
     (rest.len() >= len).then_some(prefix + len)
@@ -224,18 +239,27 @@ fn jumped_to(rip: u64, len: usize) -> SysResult<bool> {
         user::copy_in(&mut chunk[..have], at)?;
         for i in 0..have.min(4096) {
             let here = at + i as u64;
-            let short = chunk.get(i..i + 2).filter(|b| matches!(b[0], 0x70..=0x7f | 0xeb | 0xe0..=0xe3));
+            let short = chunk
+                .get(i..i + 2)
+                .filter(|b| matches!(b[0], 0x70..=0x7f | 0xeb | 0xe0..=0xe3));
             if short.is_some_and(|b| inside(here.wrapping_add(2).wrapping_add(b[1] as i8 as u64))) {
                 return Ok(true);
             }
-            let Some(b) = chunk[..have].get(i..i + 6) else { continue };
+            let Some(b) = chunk[..have].get(i..i + 6) else {
+                continue;
+            };
             let near = match b[0] {
                 0xe8 | 0xe9 => Some((1, 5)),
                 0x0f if b[1] & 0xf0 == 0x80 => Some((2, 6)),
                 _ => None,
             };
             if let Some((operand, size)) = near {
-                let offset = i32::from_le_bytes([b[operand], b[operand + 1], b[operand + 2], b.get(operand + 3).copied().unwrap_or(0)]);
+                let offset = i32::from_le_bytes([
+                    b[operand],
+                    b[operand + 1],
+                    b[operand + 2],
+                    b.get(operand + 3).copied().unwrap_or(0),
+                ]);
                 if inside(here.wrapping_add(size).wrapping_add(i64::from(offset) as u64)) {
                     return Ok(true);
                 }
@@ -267,21 +291,31 @@ fn assemble(at: u64, plan: &Plan) -> (Vec<u8>, u64) {
 fn place(site: u64, len: u64) -> SysResult {
     let near = |at: u64| at.abs_diff(site) < REACH;
     if let Some(state) = STATE.lock().as_mut()
-        && let Some((start, used)) = state.regions.iter_mut().find(|(s, u)| near(*s) && u + len <= REGION)
+        && let Some((start, used)) = state
+            .regions
+            .iter_mut()
+            .find(|(s, u)| near(*s) && u + len <= REGION)
     {
         let at = *start + *used;
         *used += len;
         return Ok(at);
     }
     let mut space = space::current().lock();
-    let low = site.saturating_sub(REACH - 2 * REGION).max(cloak_abi::layout::USER_MIN);
-    let high = site.saturating_add(REACH - 2 * REGION).min(cloak_abi::layout::USER_END);
+    let low = site
+        .saturating_sub(REACH - 2 * REGION)
+        .max(cloak_abi::layout::USER_MIN);
+    let high = site
+        .saturating_add(REACH - 2 * REGION)
+        .min(cloak_abi::layout::USER_END);
     let start = space
         .areas
         .free_range(low, high, REGION, REGION)
         .filter(|&s| cloak_abi::layout::is_user_range(s, REGION))
         .ok_or(Errno::ENOMEM)?;
-    let area = Area { name: "[cloak]", ..Area::anonymous(start + REGION, Protection::READ | Protection::EXECUTE) };
+    let area = Area {
+        name: "[cloak]",
+        ..Area::anonymous(start + REGION, Protection::READ | Protection::EXECUTE)
+    };
     space.areas.insert(start, area);
     space.populate(start, start + 16 * PAGE);
     drop(space);
@@ -340,7 +374,10 @@ fn replace(at: u64, bytes: &[u8]) -> SysResult<()> {
 pub fn breakpoint(frame: &mut Frame) -> bool {
     let at = frame.regs.rip - 1;
     let ours = WRITING.load(Ordering::SeqCst) == at
-        || STATE.lock().as_ref().is_some_and(|s| s.sites.values().any(|site| site.start == at));
+        || STATE
+            .lock()
+            .as_ref()
+            .is_some_and(|s| s.sites.values().any(|site| site.start == at));
     if ours {
         frame.regs.rip = at;
     }
@@ -350,7 +387,11 @@ pub fn breakpoint(frame: &mut Frame) -> bool {
 /// The address in the original text for an address in a trampoline behind its call.
 #[must_use]
 pub fn logical(rip: u64) -> u64 {
-    STATE.lock().as_ref().and_then(|s| s.resumes.get(&rip).copied()).unwrap_or(rip)
+    STATE
+        .lock()
+        .as_ref()
+        .and_then(|s| s.resumes.get(&rip).copied())
+        .unwrap_or(rip)
 }
 
 /// Where to go on for an address in the original text whose instruction was moved.

@@ -13,7 +13,10 @@ struct State {
     counter: u64,
 }
 
-static STATE: Mutex<State> = Mutex::new(State { key: [0; 8], counter: 0 });
+static STATE: Mutex<State> = Mutex::new(State {
+    key: [0; 8],
+    counter: 0,
+});
 static SEEDED: AtomicBool = AtomicBool::new(false);
 
 /// Mixes a seed in.

@@ -75,19 +75,46 @@ pub struct Entry {
 /// A complete call.
 #[must_use]
 pub const fn full(number: usize, name: &'static str, shapes: &'static str, handler: Handler) -> Entry {
-    Entry { number, name, shapes, status: Status::Full, note: "", handler }
+    Entry {
+        number,
+        name,
+        shapes,
+        status: Status::Full,
+        note: "",
+        handler,
+    }
 }
 
 /// A call that lacks something.
 #[must_use]
-pub const fn partial(number: usize, name: &'static str, shapes: &'static str, note: &'static str, handler: Handler) -> Entry {
-    Entry { number, name, shapes, status: Status::Partial, note, handler }
+pub const fn partial(
+    number: usize,
+    name: &'static str,
+    shapes: &'static str,
+    note: &'static str,
+    handler: Handler,
+) -> Entry {
+    Entry {
+        number,
+        name,
+        shapes,
+        status: Status::Partial,
+        note,
+        handler,
+    }
 }
 
 /// A call that is answered with an error.
 #[must_use]
 pub const fn refused(number: usize, name: &'static str, note: &'static str, handler: Handler) -> Entry {
-    Entry { number, name, shapes: "", status: Status::Refused, note, handler }
+    Entry {
+        number,
+        name,
+        shapes: "",
+        status: Status::Refused,
+        note,
+        handler,
+    }
 }
 
 /// ENOSYS: for refusals that look like an older kernel.
@@ -168,7 +195,10 @@ mod enter {
         let regs = &frame.regs;
         let number = regs.rax;
         let args = Args([regs.rdi, regs.rsi, regs.rdx, regs.r10, regs.r8, regs.r9]);
-        let entry = usize::try_from(number).ok().and_then(|n| TABLE.get(n)).and_then(Option::as_ref);
+        let entry = usize::try_from(number)
+            .ok()
+            .and_then(|n| TABLE.get(n))
+            .and_then(Option::as_ref);
         let result = entry.map_or(Err(Errno::ENOSYS), |e| (e.handler)(&args));
         let value = result.unwrap_or_else(Errno::to_rax);
         if trace::ENABLED.load(Ordering::Relaxed) {

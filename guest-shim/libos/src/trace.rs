@@ -80,7 +80,12 @@ pub fn death(frame: &Frame, signal: u32) {
         let r = &frame.regs;
         tell(&format!(
             "[{}] killed by signal {signal}: rip {:#x} rsp {:#x} rax {:#x} rdi {:#x} rsi {:#x}\n",
-            sched::current().tid, r.rip, r.rsp, r.rax, r.rdi, r.rsi
+            sched::current().tid,
+            r.rip,
+            r.rsp,
+            r.rax,
+            r.rdi,
+            r.rsi
         ));
     }
 }

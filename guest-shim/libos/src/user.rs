@@ -20,7 +20,11 @@ pub const RW_MAX: usize = 0x7fff_f000;
 fn check(address: u64, len: usize) -> SysResult<()> {
     let end = address.checked_add(len as u64).ok_or(Errno::EFAULT)?;
     let outside = end <= cloak_abi::layout::LIBOS_BASE || address >= cloak_abi::layout::LIBOS_END;
-    if outside && end <= 1 << 47 { Ok(()) } else { Err(Errno::EFAULT) }
+    if outside && end <= 1 << 47 {
+        Ok(())
+    } else {
+        Err(Errno::EFAULT)
+    }
 }
 
 /// Whether a 4-byte word at `address` can be the program's, and is aligned.
@@ -77,9 +81,14 @@ pub fn write<T: IntoBytes + Immutable + ?Sized>(to: u64, value: &T) -> SysResult
 /// # Errors
 /// EFAULT; ENOMEM when they would not fit 16 MiB.
 pub fn read_array<T: FromBytes + Clone>(from: u64, count: usize) -> SysResult<Vec<T>> {
-    let bytes = count.checked_mul(size_of::<T>()).filter(|&b| b <= 16 << 20).ok_or(Errno::ENOMEM)?;
+    let bytes = count
+        .checked_mul(size_of::<T>())
+        .filter(|&b| b <= 16 << 20)
+        .ok_or(Errno::ENOMEM)?;
     check(from, bytes)?;
-    (0..count).map(|i| read(from + (i * size_of::<T>()) as u64)).collect()
+    (0..count)
+        .map(|i| read(from + (i * size_of::<T>()) as u64))
+        .collect()
 }
 
 /// Reads a string that ends with a NUL (not part of the result), of at most `max` bytes.
@@ -96,7 +105,11 @@ pub fn read_string(from: u64, max: usize) -> SysResult<Vec<u8>> {
         copy_in(&mut chunk[..room], at)?;
         if let Some(end) = chunk[..room].iter().position(|&b| b == 0) {
             out.extend_from_slice(&chunk[..end]);
-            return if out.len() <= max { Ok(out) } else { Err(Errno::ENAMETOOLONG) };
+            return if out.len() <= max {
+                Ok(out)
+            } else {
+                Err(Errno::ENAMETOOLONG)
+            };
         }
         out.extend_from_slice(&chunk[..room]);
         at += room as u64;
@@ -122,7 +135,12 @@ impl Buf {
     pub fn user(address: u64, len: usize) -> SysResult<Self> {
         let len = len.min(RW_MAX);
         check(address, len)?;
-        Ok(Self { segments: Vec::new(), first: (address, len), next: 0, left: len })
+        Ok(Self {
+            segments: Vec::new(),
+            first: (address, len),
+            next: 0,
+            left: len,
+        })
     }
 
     /// The program's `struct iovec[count]` at `address`.
@@ -136,32 +154,55 @@ impl Buf {
         let mut segments = Vec::with_capacity(count);
         let mut left = 0usize;
         for [base, len] in read_array::<[u64; 2]>(address, count)? {
-            let len = usize::try_from(len).ok().filter(|&l| isize::try_from(l).is_ok()).ok_or(Errno::EINVAL)?;
+            let len = usize::try_from(len)
+                .ok()
+                .filter(|&l| isize::try_from(l).is_ok())
+                .ok_or(Errno::EINVAL)?;
             let len = len.min(RW_MAX - left);
             check(base, len)?;
             left += len;
             segments.push((base, len));
         }
         let first = segments.first().copied().unwrap_or((0, 0));
-        Ok(Self { segments, first, next: 0, left })
+        Ok(Self {
+            segments,
+            first,
+            next: 0,
+            left,
+        })
     }
 
     /// The libos's own memory, to be filled.
     pub fn own_mut(bytes: &mut [u8]) -> Self {
         let first = (bytes.as_mut_ptr() as u64, bytes.len());
-        Self { segments: Vec::new(), first, next: 0, left: bytes.len() }
+        Self {
+            segments: Vec::new(),
+            first,
+            next: 0,
+            left: bytes.len(),
+        }
     }
 
     /// The libos's own memory, to be taken from.
     #[must_use]
     pub fn own(bytes: &[u8]) -> Self {
         let first = (bytes.as_ptr() as u64, bytes.len());
-        Self { segments: Vec::new(), first, next: 0, left: bytes.len() }
+        Self {
+            segments: Vec::new(),
+            first,
+            next: 0,
+            left: bytes.len(),
+        }
     }
 
     /// `len` bytes at `address`, which the libos has mapped (a frame).
     pub(crate) fn own_raw(address: u64, len: usize) -> Self {
-        Self { segments: Vec::new(), first: (address, len), next: 0, left: len }
+        Self {
+            segments: Vec::new(),
+            first: (address, len),
+            next: 0,
+            left: len,
+        }
     }
 
     /// Bytes left.
@@ -187,7 +228,9 @@ impl Buf {
     /// # Errors
     /// EFAULT when not even the first byte could be copied.
     pub fn put(&mut self, from: &[u8]) -> SysResult<usize> {
-        self.advance(from.len(), |at, done, len| copy(at, from.as_ptr() as u64 + done as u64, len))
+        self.advance(from.len(), |at, done, len| {
+            copy(at, from.as_ptr() as u64 + done as u64, len)
+        })
     }
 
     /// Fills `to` from what is left.
@@ -233,13 +276,19 @@ impl Buf {
         Ok(done)
     }
 
-    fn advance(&mut self, want: usize, mut step: impl FnMut(u64, usize, usize) -> SysResult<()>) -> SysResult<usize> {
+    fn advance(
+        &mut self,
+        want: usize,
+        mut step: impl FnMut(u64, usize, usize) -> SysResult<()>,
+    ) -> SysResult<usize> {
         let mut done = 0;
         while done < want && self.left > 0 {
             let (at, room) = self.first;
             if room == 0 {
                 self.next += 1;
-                let Some(&segment) = self.segments.get(self.next) else { break };
+                let Some(&segment) = self.segments.get(self.next) else {
+                    break;
+                };
                 self.first = segment;
                 continue;
             }

@@ -23,18 +23,25 @@ pub fn open(path: &Path) -> Result<Kvm, VmError> {
     let open_error = |source: std::io::Error| VmError::OpenKvm {
         path: path.to_owned(),
         hint: match source.raw_os_error() {
-            Some(libc::ENOENT) => "load the kvm module (kvm_amd, kvm_intel), enable virtualisation in the firmware, or pass the device into this container",
-            Some(libc::EACCES | libc::EPERM) => "add yourself to the group that owns it (often `kvm`) or run as root",
+            Some(libc::ENOENT) => {
+                "load the kvm module (kvm_amd, kvm_intel), enable virtualisation in the firmware, or pass the device into this container"
+            }
+            Some(libc::EACCES | libc::EPERM) => {
+                "add yourself to the group that owns it (often `kvm`) or run as root"
+            }
             _ => "see `cloak doctor`",
         },
         source,
     };
     let c_path = CString::new(path.as_os_str().as_bytes())
         .map_err(|_| open_error(std::io::Error::from_raw_os_error(libc::EINVAL)))?;
-    let kvm = Kvm::new_with_path(&c_path)
-        .map_err(|e| open_error(std::io::Error::from_raw_os_error(e.errno())))?;
+    let kvm =
+        Kvm::new_with_path(&c_path).map_err(|e| open_error(std::io::Error::from_raw_os_error(e.errno())))?;
     match kvm.get_api_version() {
         12 => Ok(kvm),
-        found => Err(VmError::NotKvm { path: path.to_owned(), found }),
+        found => Err(VmError::NotKvm {
+            path: path.to_owned(),
+            found,
+        }),
     }
 }

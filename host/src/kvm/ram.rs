@@ -29,8 +29,10 @@ pub fn reserve(bytes: u64) -> Result<GuestMemoryMmap, VmError> {
     if high > 0 {
         regions.push(region(HOLE_END, high)?);
     }
-    GuestMemoryMmap::from_regions(regions)
-        .map_err(|e| VmError::Os { step: "arranging guest RAM", source: io::Error::other(e) })
+    GuestMemoryMmap::from_regions(regions).map_err(|e| VmError::Os {
+        step: "arranging guest RAM",
+        source: io::Error::other(e),
+    })
 }
 
 fn region(start: u64, bytes: u64) -> Result<GuestRegionMmap, VmError> {
@@ -52,7 +54,11 @@ fn region(start: u64, bytes: u64) -> Result<GuestRegionMmap, VmError> {
     // SAFETY: `[aligned, aligned + len)` is mapped as said, and never unmapped while the process lives
     // (the region does not own it).
     let mapping = unsafe {
-        MmapRegionBuilder::new(len).with_raw_mmap_pointer(aligned).with_mmap_prot(prot).with_mmap_flags(flags).build()
+        MmapRegionBuilder::new(len)
+            .with_raw_mmap_pointer(aligned)
+            .with_mmap_prot(prot)
+            .with_mmap_flags(flags)
+            .build()
     }
     .map_err(io::Error::other)
     .step("describing guest RAM")?;

@@ -27,12 +27,18 @@ const EFER: u64 = 1 | 1 << 8 | 1 << 10 | 1 << 11;
 /// # Errors
 /// Which of them KVM refused.
 pub fn prepare_vcpu(vcpu: &VcpuFd, cpuid: &CpuId, start: Start) -> Result<(), VmError> {
-    vcpu.set_cpuid2(&with_apic_id(cpuid, start.index as u32)).step("setting a vCPU's CPUID")?;
+    vcpu.set_cpuid2(&with_apic_id(cpuid, start.index as u32))
+        .step("setting a vCPU's CPUID")?;
     let mut sregs = vcpu.get_sregs().step("reading a vCPU's system registers")?;
     system_registers(&mut sregs);
     vcpu.set_sregs(&sregs).step("setting a vCPU's system registers")?;
     enable_vector_state(vcpu, cpuid)?;
-    let regs = kvm_regs { rip: start.entry, rdi: start.index, rflags: 2, ..Default::default() };
+    let regs = kvm_regs {
+        rip: start.entry,
+        rdi: start.index,
+        rflags: 2,
+        ..Default::default()
+    };
     vcpu.set_regs(&regs).step("setting a vCPU's registers")
 }
 
@@ -59,11 +65,17 @@ fn system_registers(sregs: &mut kvm_sregs) {
 
 /// Turns on every vector state that the CPU and KVM offer, as Linux would for its programs.
 fn enable_vector_state(vcpu: &VcpuFd, cpuid: &CpuId) -> Result<(), VmError> {
-    let leaf = cpuid.as_slice().iter().find(|e| e.function == 0xd && e.index == 0);
+    let leaf = cpuid
+        .as_slice()
+        .iter()
+        .find(|e| e.function == 0xd && e.index == 0);
     // x87, SSE, AVX, AVX-512 (three parts), PKRU. AMX tiles need a permission of their own: left off.
     let wanted = 0x2e7;
     let Some(leaf) = leaf else { return Ok(()) };
-    let mut xcrs = kvm_xcrs { nr_xcrs: 1, ..Default::default() };
+    let mut xcrs = kvm_xcrs {
+        nr_xcrs: 1,
+        ..Default::default()
+    };
     xcrs.xcrs[0].value = (u64::from(leaf.eax) | u64::from(leaf.edx) << 32) & wanted | 1;
     vcpu.set_xcrs(&xcrs).step("enabling a vCPU's vector state (XCR0)")
 }

@@ -14,7 +14,10 @@ impl Clock {
     /// For a guest whose TSC runs at `khz` and is `offset` ahead of the host's.
     #[must_use]
     pub fn new(khz: u64, offset: u64) -> Self {
-        Self { khz: khz.max(1), offset }
+        Self {
+            khz: khz.max(1),
+            offset,
+        }
     }
 
     /// The guest's TSC now.
@@ -34,7 +37,10 @@ impl Clock {
         let ns = u128::from(deadline.saturating_sub(now)) * 1_000_000 / u128::from(self.khz);
         // A year is as good as any longer time; the guest looks again.
         let ns = ns.min(365 * 86_400 * 1_000_000_000);
-        Some(libc::timespec { tv_sec: (ns / 1_000_000_000) as i64, tv_nsec: (ns % 1_000_000_000) as i64 })
+        Some(libc::timespec {
+            tv_sec: (ns / 1_000_000_000) as i64,
+            tv_nsec: (ns % 1_000_000_000) as i64,
+        })
     }
 }
 

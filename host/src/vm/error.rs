@@ -91,7 +91,10 @@ pub enum VmError {
 impl VmError {
     /// The last OS error, under the name of the step that met it.
     pub(crate) fn last_os(step: &'static str) -> Self {
-        Self::Os { step, source: io::Error::last_os_error() }
+        Self::Os {
+            step,
+            source: io::Error::last_os_error(),
+        }
     }
 }
 
@@ -102,7 +105,10 @@ pub(crate) trait Step<T> {
 
 impl<T> Step<T> for Result<T, kvm_ioctls::Error> {
     fn step(self, step: &'static str) -> Result<T, VmError> {
-        self.map_err(|e| VmError::Kvm { step, source: io::Error::from_raw_os_error(e.errno()) })
+        self.map_err(|e| VmError::Kvm {
+            step,
+            source: io::Error::from_raw_os_error(e.errno()),
+        })
     }
 }
 

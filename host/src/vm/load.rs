@@ -3,8 +3,8 @@
 use cloak_abi::boot::{BOOT_MAGIC, BootBlock, LIBOS_MAGIC, LibosHeader};
 use cloak_abi::kcall::{PTE_A, PTE_D, PTE_NX, PTE_P, PTE_PS, PTE_U, PTE_W};
 use cloak_abi::layout::{
-    BOOT_GPA, HOLE_END, KERNEL_GPA, KERNEL_PHYS_VA, KERNEL_VA, LARGE, LIBOS_BASE, LIBOS_IMAGE_MAX, LIBOS_PHYS_VA,
-    LIBOS_SHARED_VA, LIBOS_VCPU_VA, PAGE, ROOT_GPA, SHARED_GPA,
+    BOOT_GPA, HOLE_END, KERNEL_GPA, KERNEL_PHYS_VA, KERNEL_VA, LARGE, LIBOS_BASE, LIBOS_IMAGE_MAX,
+    LIBOS_PHYS_VA, LIBOS_SHARED_VA, LIBOS_VCPU_VA, PAGE, ROOT_GPA, SHARED_GPA,
 };
 use cloak_abi::ring::SHARED_LEN;
 use object::Endianness;
@@ -51,7 +51,11 @@ pub fn load(memory: &GuestMemoryMmap, plan: &Plan<'_>) -> Result<u64, VmError> {
         });
     }
 
-    let mut tables = Tables { memory, next: pool, end: pool_end };
+    let mut tables = Tables {
+        memory,
+        next: pool,
+        end: pool_end,
+    };
     kernel.place(memory, KERNEL_GPA)?;
     libos.place(memory, libos_gpa)?;
     for segment in &kernel.segments {
@@ -63,7 +67,12 @@ pub fn load(memory: &GuestMemoryMmap, plan: &Plan<'_>) -> Result<u64, VmError> {
         // Each segment starts a large page of its own (linker script): one translation for the whole text.
         let first = segment.va & !(LARGE - 1);
         let len = (segment.va + segment.memory).next_multiple_of(LARGE) - first;
-        tables.map(first, libos_gpa + (first - LIBOS_BASE), len, segment.flags() | PTE_U)?;
+        tables.map(
+            first,
+            libos_gpa + (first - LIBOS_BASE),
+            len,
+            segment.flags() | PTE_U,
+        )?;
     }
     let rw = PTE_W | PTE_NX;
     for (start, end) in [(0, ram_low), (HOLE_END, HOLE_END + ram_high)] {
@@ -74,7 +83,12 @@ pub fn load(memory: &GuestMemoryMmap, plan: &Plan<'_>) -> Result<u64, VmError> {
     tables.map(LIBOS_PHYS_VA + pool, pool, pool_end - pool, PTE_NX | PTE_U)?;
     tables.map(LIBOS_PHYS_VA + pool_end, pool_end, ram_low - pool_end, rw | PTE_U)?;
     tables.map(LIBOS_PHYS_VA + HOLE_END, HOLE_END, ram_high, rw | PTE_U)?;
-    tables.map(LIBOS_VCPU_VA, vcpu_blocks, u64::from(plan.vcpus) * PAGE, rw | PTE_U)?;
+    tables.map(
+        LIBOS_VCPU_VA,
+        vcpu_blocks,
+        u64::from(plan.vcpus) * PAGE,
+        rw | PTE_U,
+    )?;
     tables.map(LIBOS_SHARED_VA, SHARED_GPA, SHARED_LEN as u64, rw | PTE_U)?;
 
     put(memory, config_gpa, plan.config)?;
@@ -99,12 +113,18 @@ pub fn load(memory: &GuestMemoryMmap, plan: &Plan<'_>) -> Result<u64, VmError> {
     };
     put(memory, BOOT_GPA, boot.as_bytes())?;
     // The libos reads its own copy: the kernel's page is not its to see.
-    put(memory, libos_gpa + (header.boot_copy - LIBOS_BASE), boot.as_bytes())?;
+    put(
+        memory,
+        libos_gpa + (header.boot_copy - LIBOS_BASE),
+        boot.as_bytes(),
+    )?;
     Ok(kernel.entry)
 }
 
 fn put(memory: &GuestMemoryMmap, gpa: u64, bytes: &[u8]) -> Result<(), VmError> {
-    memory.write_slice(bytes, GuestAddress(gpa)).map_err(|_| VmError::Shim("does not fit guest RAM"))
+    memory
+        .write_slice(bytes, GuestAddress(gpa))
+        .map_err(|_| VmError::Shim("does not fit guest RAM"))
 }
 
 /// One loadable part of an image.
@@ -145,25 +165,44 @@ impl Image {
                 continue;
             }
             let va = ph.p_vaddr(endian);
-            let data = ph.data(endian, file).map_err(|()| VmError::Shim("segment outside the file"))?;
+            let data = ph
+                .data(endian, file)
+                .map_err(|()| VmError::Shim("segment outside the file"))?;
             let memory = ph.p_memsz(endian);
             let end = va.checked_sub(base).and_then(|offset| offset.checked_add(memory));
             len = len.max(end.ok_or(VmError::Shim("segment below its base"))?);
-            segments.push(Segment { va, memory, data, elf_flags: ph.p_flags(endian) });
+            segments.push(Segment {
+                va,
+                memory,
+                data,
+                elf_flags: ph.p_flags(endian),
+            });
         }
         if len > LIBOS_IMAGE_MAX {
             return Err(VmError::Shim("image too large"));
         }
-        Ok(Self { base, entry: elf.e_entry(endian), len, segments })
+        Ok(Self {
+            base,
+            entry: elf.e_entry(endian),
+            len,
+            segments,
+        })
     }
 
     fn place(&self, memory: &GuestMemoryMmap, gpa: u64) -> Result<(), VmError> {
-        self.segments.iter().try_for_each(|s| put(memory, gpa + (s.va - self.base), s.data))
+        self.segments
+            .iter()
+            .try_for_each(|s| put(memory, gpa + (s.va - self.base), s.data))
     }
 
     fn header(&self) -> Result<LibosHeader, VmError> {
-        let first = self.segments.iter().find(|s| s.va == self.base).ok_or(VmError::Shim("no first segment"))?;
-        let (header, _) = LibosHeader::read_from_prefix(first.data).map_err(|_| VmError::Shim("no header"))?;
+        let first = self
+            .segments
+            .iter()
+            .find(|s| s.va == self.base)
+            .ok_or(VmError::Shim("no first segment"))?;
+        let (header, _) =
+            LibosHeader::read_from_prefix(first.data).map_err(|_| VmError::Shim("no header"))?;
         let in_image = |va: u64| va.checked_sub(self.base).is_some_and(|o| o < self.len);
         if header.magic != LIBOS_MAGIC || header.version != u64::from(cloak_abi::VERSION) {
             return Err(VmError::Shim("libos header of another version"));
@@ -200,8 +239,9 @@ impl Tables<'_> {
             // One table's worth at a time.
             let first = (va + offset) >> leaf_shift & 511;
             let count = (512 - first).min((len - offset) / step);
-            let entries: Vec<u8> =
-                (0..count).flat_map(|i| (gpa + offset + i * step | flags | size).to_le_bytes()).collect();
+            let entries: Vec<u8> = (0..count)
+                .flat_map(|i| (gpa + offset + i * step | flags | size).to_le_bytes())
+                .collect();
             put(self.memory, table + first * 8, &entries)?;
             offset += count * step;
         }
@@ -210,7 +250,10 @@ impl Tables<'_> {
 
     fn child(&mut self, table: u64, va: u64, shift: u32) -> Result<u64, VmError> {
         let at = GuestAddress(table + (va >> shift & 511) * 8);
-        let entry: u64 = self.memory.read_obj(at).map_err(|_| VmError::Shim("page table outside guest RAM"))?;
+        let entry: u64 = self
+            .memory
+            .read_obj(at)
+            .map_err(|_| VmError::Shim("page table outside guest RAM"))?;
         if entry & PTE_P != 0 {
             return Ok(entry & cloak_abi::kcall::PTE_ADDR);
         }

@@ -116,25 +116,48 @@ pub fn prepare(options: Options) -> Result<Prepared, VmError> {
     let shared = Arc::new(SharedRegion::create(options.vcpus as u32)?);
     let doorbell = eventfd()?;
     let wakes = (0..options.vcpus).map(|_| eventfd()).collect::<Result<_, _>>()?;
-    Ok(Prepared { kvm, vm, shared, doorbell, wakes, options })
+    Ok(Prepared {
+        kvm,
+        vm,
+        shared,
+        doorbell,
+        wakes,
+        options,
+    })
 }
 
 fn check(kvm: &Kvm, options: &Options) -> Result<(), VmError> {
     let most = kvm.get_max_vcpus().min(MAX_VCPUS);
     if options.vcpus == 0 || options.vcpus > most {
-        return Err(VmError::Cpus { asked: options.vcpus, most });
+        return Err(VmError::Cpus {
+            asked: options.vcpus,
+            most,
+        });
     }
     if options.memory < MIN_RAM {
-        return Err(VmError::MemoryTooSmall { asked: options.memory >> 20, least: MIN_RAM >> 20 });
+        return Err(VmError::MemoryTooSmall {
+            asked: options.memory >> 20,
+            least: MIN_RAM >> 20,
+        });
     }
     if options.memory > MAX_RAM {
-        return Err(VmError::MemoryTooLarge { asked: options.memory >> 20, most: MAX_RAM >> 20 });
+        return Err(VmError::MemoryTooLarge {
+            asked: options.memory >> 20,
+            most: MAX_RAM >> 20,
+        });
     }
-    let needed = [(Cap::UserMemory, "KVM_CAP_USER_MEMORY"), (Cap::Ioeventfd, "KVM_CAP_IOEVENTFD"), (Cap::ImmediateExit, "KVM_CAP_IMMEDIATE_EXIT")];
+    let needed = [
+        (Cap::UserMemory, "KVM_CAP_USER_MEMORY"),
+        (Cap::Ioeventfd, "KVM_CAP_IOEVENTFD"),
+        (Cap::ImmediateExit, "KVM_CAP_IMMEDIATE_EXIT"),
+    ];
     for (cap, name) in needed {
         if !kvm.check_extension(cap) {
             let source = std::io::Error::other(format!("{name} is missing; use a newer kernel"));
-            return Err(VmError::Kvm { step: "checking what KVM offers", source });
+            return Err(VmError::Kvm {
+                step: "checking what KVM offers",
+                source,
+            });
         }
     }
     Ok(())
@@ -146,21 +169,49 @@ impl Prepared {
     /// # Errors
     /// Which step failed and what to try.
     pub fn start(self) -> Result<Running, VmError> {
-        let Self { kvm, vm, shared, doorbell, wakes, options } = self;
+        let Self {
+            kvm,
+            vm,
+            shared,
+            doorbell,
+            wakes,
+            options,
+        } = self;
         let ram = options.memory & !(LARGE - 1);
         let memory = kvm::ram::reserve(ram)?;
         add_memory(&vm, &memory, &shared)?;
         add_doorbells(&vm, &doorbell, &wakes)?;
-        let cpuid = kvm.get_supported_cpuid(kvm_bindings::KVM_MAX_CPUID_ENTRIES).step("reading KVM's CPUID")?;
+        let cpuid = kvm
+            .get_supported_cpuid(kvm_bindings::KVM_MAX_CPUID_ENTRIES)
+            .step("reading KVM's CPUID")?;
         let first = vm.create_vcpu(0).step("creating vCPU 0")?;
         let tsc_khz = u64::from(first.get_tsc_khz().step("reading the TSC frequency")?);
         let clock = Clock::new(tsc_khz, guest_tsc_offset(&first)?);
-        let plan = load::Plan { ram, vcpus: options.vcpus as u32, tsc_khz, config: &options.config };
+        let plan = load::Plan {
+            ram,
+            vcpus: options.vcpus as u32,
+            tsc_khz,
+            config: &options.config,
+        };
         let entry = load::load(&memory, &plan)?;
-        let handles: Arc<[_]> = wakes.into_iter().map(|wake| Arc::new(Handle::new(wake))).collect();
+        let handles: Arc<[_]> = wakes
+            .into_iter()
+            .map(|wake| Arc::new(Handle::new(wake)))
+            .collect();
         let (sender, events) = channel();
         let ticker = ticker::Ticker::start(shared.clone(), handles.clone(), clock)?;
-        let running = Running { kvm_vm: vm, _memory: memory, shared, handles, cpuid, entry, clock, ticker, sender, events };
+        let running = Running {
+            kvm_vm: vm,
+            _memory: memory,
+            shared,
+            handles,
+            cpuid,
+            entry,
+            clock,
+            ticker,
+            sender,
+            events,
+        };
         signals::forward(running.shared.clone(), running.handles.clone());
         running.start_vcpu(0, first)?;
         Ok(running)
@@ -176,7 +227,10 @@ impl Running {
         loop {
             match self.events.recv() {
                 Ok(Event::Start(index)) => {
-                    let fd = self.kvm_vm.create_vcpu(u64::from(index)).step("creating a further vCPU")?;
+                    let fd = self
+                        .kvm_vm
+                        .create_vcpu(u64::from(index))
+                        .step("creating a further vCPU")?;
                     self.start_vcpu(index as usize, fd)?;
                 }
                 Ok(Event::Exited) => return self.outcome(),
@@ -188,8 +242,18 @@ impl Running {
     }
 
     fn start_vcpu(&self, index: usize, fd: VcpuFd) -> Result<(), VmError> {
-        kvm::prepare_vcpu(&fd, &self.cpuid, Start { entry: self.entry, index: index as u64 })?;
-        let handle = self.handles.get(index).ok_or(VmError::Shim("start of a vCPU that does not exist"))?;
+        kvm::prepare_vcpu(
+            &fd,
+            &self.cpuid,
+            Start {
+                entry: self.entry,
+                index: index as u64,
+            },
+        )?;
+        let handle = self
+            .handles
+            .get(index)
+            .ok_or(VmError::Shim("start of a vCPU that does not exist"))?;
         let runner = Runner {
             index,
             fd,
@@ -221,12 +285,19 @@ impl Running {
         for (to, from) in guest.iter_mut().zip(&header.stats) {
             *to = from.load(Ordering::Relaxed);
         }
-        Statistics { guest, exits: self.handles.iter().map(|h| h.exits.load(Ordering::Relaxed)).sum() }
+        Statistics {
+            guest,
+            exits: self.handles.iter().map(|h| h.exits.load(Ordering::Relaxed)).sum(),
+        }
     }
 
     fn message(&self) -> String {
         let header = self.shared.header();
-        let words: Vec<u8> = header.message.iter().flat_map(|w| w.load(Ordering::Relaxed).to_le_bytes()).collect();
+        let words: Vec<u8> = header
+            .message
+            .iter()
+            .flat_map(|w| w.load(Ordering::Relaxed).to_le_bytes())
+            .collect();
         let len = (header.message_len.load(Ordering::Acquire) as usize).min(words.len());
         String::from_utf8_lossy(&words[..len]).into_owned()
     }
@@ -246,7 +317,11 @@ impl Running {
     /// A kernel stop says more when the libos left a message before it.
     fn explain(&self, error: VmError) -> VmError {
         let message = self.message();
-        if message.is_empty() { error } else { VmError::Shimmed(format!("{message} ({error})")) }
+        if message.is_empty() {
+            error
+        } else {
+            VmError::Shimmed(format!("{message} ({error})"))
+        }
     }
 
     /// Where to report the end of the OS service.
@@ -266,10 +341,17 @@ fn add_memory(vm: &VmFd, memory: &GuestMemoryMmap, shared: &SharedRegion) -> Res
         .collect();
     slots.push((SHARED_GPA, SHARED_LEN as u64, shared.host_address()));
     for (slot, (guest_phys_addr, memory_size, userspace_addr)) in (0..).zip(slots) {
-        let region = kvm_userspace_memory_region { slot, flags: 0, guest_phys_addr, memory_size, userspace_addr };
+        let region = kvm_userspace_memory_region {
+            slot,
+            flags: 0,
+            guest_phys_addr,
+            memory_size,
+            userspace_addr,
+        };
         // SAFETY: the mappings live as long as the process (guest RAM is never unmapped, the shared region
         // neither), and nobody else in it keeps references into them.
-        unsafe { vm.set_user_memory_region(region) }.step("giving the VM its memory (KVM_SET_USER_MEMORY_REGION)")?;
+        unsafe { vm.set_user_memory_region(region) }
+            .step("giving the VM its memory (KVM_SET_USER_MEMORY_REGION)")?;
     }
     Ok(())
 }
@@ -279,7 +361,8 @@ fn add_doorbells(vm: &VmFd, doorbell: &OwnedFd, wakes: &[OwnedFd]) -> Result<(),
     let port = IoEventAddress::Pio(u64::from(DOORBELL_PORT));
     for (value, fd) in (0u32..).zip(std::iter::once(doorbell).chain(wakes)) {
         let event = borrowed(fd);
-        vm.register_ioevent(&event, &port, value).step("registering a doorbell (KVM_IOEVENTFD)")?;
+        vm.register_ioevent(&event, &port, value)
+            .step("registering a doorbell (KVM_IOEVENTFD)")?;
         std::mem::forget(event);
     }
     Ok(())
@@ -302,7 +385,10 @@ fn eventfd() -> Result<OwnedFd, VmError> {
 
 /// Guest TSC minus host TSC, as a wrapping difference.
 fn guest_tsc_offset(vcpu: &VcpuFd) -> Result<u64, VmError> {
-    let entry = kvm_bindings::kvm_msr_entry { index: 0x10, ..Default::default() };
+    let entry = kvm_bindings::kvm_msr_entry {
+        index: 0x10,
+        ..Default::default()
+    };
     let mut msrs = kvm_bindings::Msrs::from_entries(&[entry]).map_err(|_| VmError::Shim("MSR list"))?;
     vcpu.get_msrs(&mut msrs).step("reading the guest's TSC")?;
     // SAFETY: every x86-64 has it.

@@ -6,7 +6,8 @@ use std::sync::atomic::Ordering;
 
 use cloak_abi::layout::{LARGE, MAX_VCPUS};
 use cloak_abi::ring::{
-    BUFFER, BUFFERS_AT, EVENTS_AT, EventPage, QUEUE_PAGE, QUEUES_AT, QueuePage, SHARED_LEN, SHARED_MAGIC, SharedHeader,
+    BUFFER, BUFFERS_AT, EVENTS_AT, EventPage, QUEUE_PAGE, QUEUES_AT, QueuePage, SHARED_LEN, SHARED_MAGIC,
+    SharedHeader,
 };
 
 use super::error::VmError;
@@ -74,7 +75,12 @@ impl SharedRegion {
     pub fn queue(&self, index: usize) -> &QueuePage {
         assert!(index < MAX_VCPUS, "vCPU index");
         // SAFETY: in bounds by the assertion; all fields are atomics.
-        unsafe { self.base.add(QUEUES_AT + index * QUEUE_PAGE).cast::<QueuePage>().as_ref() }
+        unsafe {
+            self.base
+                .add(QUEUES_AT + index * QUEUE_PAGE)
+                .cast::<QueuePage>()
+                .as_ref()
+        }
     }
 
     /// Readiness events.
@@ -89,14 +95,32 @@ impl SharedRegion {
 fn map_aligned(fd: &OwnedFd) -> Result<NonNull<u8>, VmError> {
     let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
     // SAFETY: a fresh reservation without access.
-    let raw = unsafe { libc::mmap(std::ptr::null_mut(), SHARED_LEN + LARGE as usize, libc::PROT_NONE, flags, -1, 0) };
+    let raw = unsafe {
+        libc::mmap(
+            std::ptr::null_mut(),
+            SHARED_LEN + LARGE as usize,
+            libc::PROT_NONE,
+            flags,
+            -1,
+            0,
+        )
+    };
     if raw == libc::MAP_FAILED {
         return Err(VmError::last_os("reserving the shared region"));
     }
     let aligned = (raw as usize).next_multiple_of(LARGE as usize) as *mut libc::c_void;
     let prot = libc::PROT_READ | libc::PROT_WRITE;
     // SAFETY: replaces part of the reservation above, which nobody else knows.
-    let base = unsafe { libc::mmap(aligned, SHARED_LEN, prot, libc::MAP_SHARED | libc::MAP_FIXED, fd.as_raw_fd(), 0) };
+    let base = unsafe {
+        libc::mmap(
+            aligned,
+            SHARED_LEN,
+            prot,
+            libc::MAP_SHARED | libc::MAP_FIXED,
+            fd.as_raw_fd(),
+            0,
+        )
+    };
     if base == libc::MAP_FAILED {
         return Err(VmError::last_os("mapping the shared region"));
     }

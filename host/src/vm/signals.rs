@@ -46,7 +46,10 @@ pub fn die_by(signal: u8) {
     let signal = libc::c_int::from(signal);
     // SAFETY: plain calls; a zeroed sigaction is SIG_DFL.
     unsafe {
-        let none = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+        let none = libc::rlimit {
+            rlim_cur: 0,
+            rlim_max: 0,
+        };
         libc::setrlimit(libc::RLIMIT_CORE, &raw const none);
         let action: libc::sigaction = std::mem::zeroed();
         libc::sigaction(signal, &raw const action, std::ptr::null_mut());
@@ -78,13 +81,19 @@ pub fn forward(shared: Arc<SharedRegion>, handles: Arc<[Arc<Handle>]>) {
             // SAFETY: a valid set; no information wanted.
             let signal = unsafe { libc::sigwaitinfo(&raw const *set, std::ptr::null_mut()) };
             if signal > 0 {
-                shared.header().signals.fetch_or(1 << (signal - 1), Ordering::SeqCst);
+                shared
+                    .header()
+                    .signals
+                    .fetch_or(1 << (signal - 1), Ordering::SeqCst);
                 notify(&shared, &handles);
             }
         }
     };
     // Without this thread signals stay pending; a VM that can't have one more thread fails elsewhere, loudly.
-    let _ = std::thread::Builder::new().name("signals".to_owned()).stack_size(64 << 10).spawn(body);
+    let _ = std::thread::Builder::new()
+        .name("signals".to_owned())
+        .stack_size(64 << 10)
+        .spawn(body);
 }
 
 /// One vCPU that can look at the header does: one that sleeps or polls if there is, else one that runs.

@@ -32,8 +32,15 @@ impl Ticker {
     ///
     /// # Errors
     /// When no thread can be had.
-    pub fn start(shared: Arc<SharedRegion>, handles: Arc<[Arc<Handle>]>, clock: Clock) -> Result<Self, VmError> {
-        let ticker = Self { asleep: Arc::new(AtomicBool::new(false)), thread: Arc::new(OnceLock::new()) };
+    pub fn start(
+        shared: Arc<SharedRegion>,
+        handles: Arc<[Arc<Handle>]>,
+        clock: Clock,
+    ) -> Result<Self, VmError> {
+        let ticker = Self {
+            asleep: Arc::new(AtomicBool::new(false)),
+            thread: Arc::new(OnceLock::new()),
+        };
         let asleep = ticker.asleep.clone();
         let spawned = thread::Builder::new()
             .name("ticker".to_owned())

@@ -81,9 +81,13 @@ impl Runner {
     /// Runs the vCPU until the VM ends.
     pub fn run(mut self) {
         let run = self.fd.get_kvm_run();
-        self.handle.immediate.store(&raw mut run.immediate_exit as u64, Ordering::SeqCst);
+        self.handle
+            .immediate
+            .store(&raw mut run.immediate_exit as u64, Ordering::SeqCst);
         // SAFETY: no arguments.
-        self.handle.thread.store(unsafe { libc::gettid() }, Ordering::SeqCst);
+        self.handle
+            .thread
+            .store(unsafe { libc::gettid() }, Ordering::SeqCst);
         let event = loop {
             match self.step() {
                 Ok(None) => {}
@@ -161,7 +165,11 @@ impl Runner {
     /// Sleeps until woken or until the deadline that the guest left in its queue page.
     fn halt(&self) {
         let deadline = self.shared.queue(self.index).deadline.load(Ordering::SeqCst);
-        let mut poll = libc::pollfd { fd: self.handle.wake.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+        let mut poll = libc::pollfd {
+            fd: self.handle.wake.as_raw_fd(),
+            events: libc::POLLIN,
+            revents: 0,
+        };
         let timeout = self.clock.until(deadline);
         let timeout = timeout.as_ref().map_or(std::ptr::null(), std::ptr::from_ref);
         // SAFETY: one pollfd, an optional timespec; a signal (EINTR) is as good as a wake-up.
@@ -180,15 +188,24 @@ impl Runner {
             ),
             _ => "registers unreadable".to_owned(),
         };
-        VmError::Vcpu { vcpu: self.index, what: format!("{what}; {registers}") }
+        VmError::Vcpu {
+            vcpu: self.index,
+            what: format!("{what}; {registers}"),
+        }
     }
 }
 
 /// `KVM_INTERRUPT`, which kvm-ioctls does not wrap.
 fn inject(fd: &VcpuFd) -> Result<(), VmError> {
     const KVM_INTERRUPT: libc::c_ulong = 0x4004_ae86;
-    let interrupt = kvm_bindings::kvm_interrupt { irq: u32::from(KICK_VECTOR) };
+    let interrupt = kvm_bindings::kvm_interrupt {
+        irq: u32::from(KICK_VECTOR),
+    };
     // SAFETY: the vCPU's own descriptor and the structure that the request takes.
     let result = unsafe { libc::ioctl(fd.as_raw_fd(), KVM_INTERRUPT, &raw const interrupt) };
-    if result < 0 { Err(VmError::last_os("injecting an interrupt")) } else { Ok(()) }
+    if result < 0 {
+        Err(VmError::last_os("injecting an interrupt"))
+    } else {
+        Ok(())
+    }
 }

@@ -126,8 +126,14 @@ pub fn install(index: usize, block: u64, block_va: u64, header: &LibosHeader) {
         limit | (tss & 0xff_ffff) << 16 | 0x89 << 40 | (tss >> 24 & 0xff) << 56,
         tss >> 32,
     ];
-    let gdt = Pointer { limit: size_of_val(&cpu.gdt) as u16 - 1, base: cpu.gdt.as_ptr() as u64 };
-    let idt = Pointer { limit: entry::IDT_BYTES as u16 - 1, base: entry::idt() };
+    let gdt = Pointer {
+        limit: size_of_val(&cpu.gdt) as u16 - 1,
+        base: cpu.gdt.as_ptr() as u64,
+    };
+    let idt = Pointer {
+        limit: entry::IDT_BYTES as u16 - 1,
+        base: entry::idt(),
+    };
     // SAFETY: the tables are complete and live as long as the VM; the code selector is the same flat one
     // that the monitor started us with.
     unsafe {

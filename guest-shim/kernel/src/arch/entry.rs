@@ -29,7 +29,11 @@ const fn gate(vector: u64) -> [u64; 2] {
     let ist = if vector == 8 { 1 } else { 0 };
     let flags: u64 = 0x8e | dpl << 5;
     [
-        handler & 0xffff | (KERNEL_CS as u64) << 16 | ist << 32 | flags << 40 | (handler >> 16 & 0xffff) << 48,
+        handler & 0xffff
+            | (KERNEL_CS as u64) << 16
+            | ist << 32
+            | flags << 40
+            | (handler >> 16 & 0xffff) << 48,
         handler >> 32,
     ]
 }

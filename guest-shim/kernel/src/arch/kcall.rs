@@ -2,7 +2,7 @@
 
 use core::sync::atomic::{AtomicU32, Ordering};
 
-use cloak_abi::kcall::{KcallError, Kcall};
+use cloak_abi::kcall::{Kcall, KcallError};
 use cloak_abi::vcpu::{MAX_OPS, MonitorCall, VcpuBlock, VcpuState};
 
 use super::cpu::{self, Cpu, cpu, monitor, wrmsr};
@@ -17,7 +17,10 @@ static LOCK: AtomicU32 = AtomicU32::new(0);
 /// Runs `work` under the kernel's lock. Whoever waits acknowledges shoot-downs, so a holder that waits for
 /// this vCPU gets its answer.
 fn locked<R>(cpu: &Cpu, work: impl FnOnce(&mut super::Shared) -> R) -> R {
-    while LOCK.compare_exchange(0, 1, Ordering::Acquire, Ordering::Relaxed).is_err() {
+    while LOCK
+        .compare_exchange(0, 1, Ordering::Acquire, Ordering::Relaxed)
+        .is_err()
+    {
         GENERATION.acknowledge(cpu.index as usize, cpu::reload);
         core::hint::spin_loop();
     }
@@ -77,12 +80,22 @@ fn page_ops(cpu: &Cpu, count: u64) -> Result<i64, KcallError> {
         for (i, raw) in block(cpu).ops[..count as usize].iter().enumerate() {
             // Copied once: the libos of another vCPU could change it between check and use.
             let load = |word: &core::sync::atomic::AtomicU64| word.load(Ordering::Relaxed);
-            let op = Op::check(load(&raw.va_kind), load(&raw.len), load(&raw.gpa), load(&raw.flags), &shared.owned)?;
+            let op = Op::check(
+                load(&raw.va_kind),
+                load(&raw.len),
+                load(&raw.gpa),
+                load(&raw.flags),
+                &shared.owned,
+            )?;
             if op.is_shoot() {
                 shoot = Some(shared.vcpus);
                 continue;
             }
-            let mut editor = Editor { root: shared.root, memory: &mut Window, pool: &mut shared.pool };
+            let mut editor = Editor {
+                root: shared.root,
+                memory: &mut Window,
+                pool: &mut shared.pool,
+            };
             if let Err(error) = editor.apply(&op) {
                 return if i == 0 { Err(error) } else { Ok((i, shoot)) };
             }

@@ -80,8 +80,12 @@ struct Shared {
     vcpus: u32,
 }
 
-static mut SHARED: Shared =
-    Shared { pool: Pool::new(0, 0), owned: Owned::new((0, 0), (0, 0)), root: 0, vcpus: 0 };
+static mut SHARED: Shared = Shared {
+    pool: Pool::new(0, 0),
+    owned: Owned::new((0, 0), (0, 0)),
+    root: 0,
+    vcpus: 0,
+};
 
 /// First Rust code on each vCPU: makes its descriptor tables and enters the libos.
 extern "C" fn start(index: u32) -> ! {
@@ -101,13 +105,21 @@ extern "C" fn start(index: u32) -> ! {
             let shared = &mut *(&raw mut SHARED);
             shared.pool = Pool::new(boot.table_pool_next, boot.table_pool_end);
             let low = (boot.table_pool_end, boot.ram_low);
-            let high = (cloak_abi::layout::HOLE_END, cloak_abi::layout::HOLE_END + boot.ram_high);
+            let high = (
+                cloak_abi::layout::HOLE_END,
+                cloak_abi::layout::HOLE_END + boot.ram_high,
+            );
             shared.owned = Owned::new(low, high);
             shared.root = cpu::root();
             shared.vcpus = boot.vcpus;
         }
     }
     let block = KERNEL_PHYS_VA + boot.vcpu_blocks + u64::from(index) * PAGE;
-    cpu::install(index as usize, block, LIBOS_VCPU_VA + u64::from(index) * PAGE, header);
+    cpu::install(
+        index as usize,
+        block,
+        LIBOS_VCPU_VA + u64::from(index) * PAGE,
+        header,
+    );
     entry::enter_libos(header.start, u64::from(index))
 }

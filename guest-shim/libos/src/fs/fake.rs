@@ -73,7 +73,10 @@ impl Drop for Service {
 /// Starts the service if it does not run.
 pub fn service() -> Service {
     let lock = LOCK.lock().unwrap_or_else(PoisonError::into_inner);
-    Service { _lock: lock, root: STARTED.clone() }
+    Service {
+        _lock: lock,
+        root: STARTED.clone(),
+    }
 }
 
 fn start() -> PathBuf {
@@ -83,13 +86,29 @@ fn start() -> PathBuf {
     let mut table = HashMap::new();
     for (fd, path) in [(ROOT_FD, &root), (ROOT_FD + 1, &volume)] {
         let file = File::open(path).expect("a directory");
-        table.insert(u64::from(fd), Open { file, listed: 0, position: 0, foreign: false });
+        table.insert(
+            u64::from(fd),
+            Open {
+                file,
+                listed: 0,
+                position: 0,
+                foreign: false,
+            },
+        );
     }
     let mut host = Host { table, next: 3 };
     testing::serve_others(move |asked| host.serve(asked));
     let records = [
-        init::MountRecord { index: 0, flags: 0, path: b"/".to_vec() },
-        init::MountRecord { index: 1, flags: 0, path: b"/mnt/volume".to_vec() },
+        init::MountRecord {
+            index: 0,
+            flags: 0,
+            path: b"/".to_vec(),
+        },
+        init::MountRecord {
+            index: 1,
+            flags: 0,
+            path: b"/mnt/volume".to_vec(),
+        },
     ];
     let files = super::FdTable::new(16, 16);
     init::init(&records, [S_IFCHR | 0o620; 3], 1 << 24, &files).expect("a name space");
@@ -132,13 +151,21 @@ impl Host {
     fn open(&mut self, fd: u64) -> io::Result<&mut Open> {
         if fd < 3 {
             let file = File::open("/dev/null")?;
-            return Ok(self.table.entry(fd).or_insert(Open { file, listed: 0, position: 0, foreign: false }));
+            return Ok(self.table.entry(fd).or_insert(Open {
+                file,
+                listed: 0,
+                position: 0,
+                foreign: false,
+            }));
         }
         self.table.get_mut(&fd).ok_or_else(|| errno(9))
     }
 
     fn base(&mut self, dir: u64) -> io::Result<PathBuf> {
-        Ok(PathBuf::from(format!("/proc/self/fd/{}", self.open(dir)?.file.as_raw_fd())))
+        Ok(PathBuf::from(format!(
+            "/proc/self/fd/{}",
+            self.open(dir)?.file.as_raw_fd()
+        )))
     }
 
     /// Resolves like openat2 with RESOLVE_IN_ROOT | RESOLVE_NO_XDEV; the last component as asked.
@@ -174,7 +201,10 @@ impl Host {
             }
         }
         let slash = if path.ends_with(b"/") { "/" } else { "" };
-        let mut out = at.iter().fold(root, |p, c| p.join(OsStr::from_bytes(c))).into_os_string();
+        let mut out = at
+            .iter()
+            .fold(root, |p, c| p.join(OsStr::from_bytes(c)))
+            .into_os_string();
         out.push(slash);
         Ok(out.into())
     }
@@ -204,12 +234,21 @@ impl Host {
             }
             HostOp::Write => {
                 use io::Write;
-                Ok(((&self.open(a[0])?.file).write(&buffer[..a[1] as usize])? as u64, 0))
+                Ok((
+                    (&self.open(a[0])?.file).write(&buffer[..a[1] as usize])? as u64,
+                    0,
+                ))
             }
-            HostOp::PRead => {
-                Ok((self.open(a[0])?.file.read_at(&mut buffer[..a[1] as usize], a[2])? as u64, 0))
-            }
-            HostOp::PWrite => Ok((self.open(a[0])?.file.write_at(&buffer[..a[1] as usize], a[2])? as u64, 0)),
+            HostOp::PRead => Ok((
+                self.open(a[0])?
+                    .file
+                    .read_at(&mut buffer[..a[1] as usize], a[2])? as u64,
+                0,
+            )),
+            HostOp::PWrite => Ok((
+                self.open(a[0])?.file.write_at(&buffer[..a[1] as usize], a[2])? as u64,
+                0,
+            )),
             HostOp::FStat => {
                 let open = self.open(a[0])?;
                 let stat = stat(&open.file.metadata()?, open.foreign);
@@ -236,7 +275,11 @@ impl Host {
             HostOp::MkDir => fs::create_dir(self.rooted(a[0], &text(0, a[3]), false)?).map(|()| (0, 0)),
             HostOp::Unlink => {
                 let path = self.rooted(a[0], &text(0, a[3]), false)?;
-                let result = if a[1] == 0 { fs::remove_file(path) } else { fs::remove_dir(path) };
+                let result = if a[1] == 0 {
+                    fs::remove_file(path)
+                } else {
+                    fs::remove_dir(path)
+                };
                 result.map(|()| (0, 0))
             }
             HostOp::Rename => {
@@ -253,9 +296,10 @@ impl Host {
                 fs::set_permissions(path, fs::Permissions::from_mode(a[1] as u32)).map(|()| (0, 0))
             }
             HostOp::Truncate => self.open(a[0])?.file.set_len(a[1]).map(|()| (0, 0)),
-            HostOp::Access => {
-                self.path(a[0], &text(0, a[3]), a[4], true).and_then(fs::metadata).map(|_| (0, 0))
-            }
+            HostOp::Access => self
+                .path(a[0], &text(0, a[3]), a[4], true)
+                .and_then(fs::metadata)
+                .map(|_| (0, 0)),
             HostOp::Sync | HostOp::Lock | HostOp::Flock | HostOp::Nop => Ok((0, 0)),
             HostOp::Seek => {
                 self.open(a[0])?.listed = a[1] as usize;
@@ -277,26 +321,47 @@ impl Host {
             path => path?,
         };
         let mut options = OpenOptions::new();
-        options.read(flags & 3 != 1).write(flags & 3 != 0).append(flags & O_APPEND != 0);
-        let file = options.custom_flags((flags & !3 & !O_APPEND) as i32).mode(a[2] as u32).open(path)?;
+        options
+            .read(flags & 3 != 1)
+            .write(flags & 3 != 0)
+            .append(flags & O_APPEND != 0);
+        let file = options
+            .custom_flags((flags & !3 & !O_APPEND) as i32)
+            .mode(a[2] as u32)
+            .open(path)?;
         let foreign = name == b"border" || self.open(a[0])?.foreign;
         let stat = stat(&file.metadata()?, foreign);
         buffer[..144].copy_from_slice(stat.as_bytes());
         let fd = self.next;
         self.next += 1;
-        self.table.insert(fd, Open { file, listed: 0, position: 0, foreign });
+        self.table.insert(
+            fd,
+            Open {
+                file,
+                listed: 0,
+                position: 0,
+                foreign,
+            },
+        );
         Ok((fd, u64::from(stat.mode)))
     }
 
     fn list(&mut self, a: [u64; 6], buffer: &mut [u8]) -> Reply {
         let path = self.base(a[0])?;
-        let mut names: Vec<_> =
-            fs::read_dir(path)?.flatten().map(|e| e.file_name().into_vec()).collect();
+        let mut names: Vec<_> = fs::read_dir(path)?
+            .flatten()
+            .map(|e| e.file_name().into_vec())
+            .collect();
         names.sort();
         let open = self.open(a[0])?;
         let mut out = Vec::new();
         for (i, name) in names.iter().enumerate().skip(open.listed) {
-            let entry = dirent::Entry { ino: 1, next: i as u64 + 1, kind: 0, name };
+            let entry = dirent::Entry {
+                ino: 1,
+                next: i as u64 + 1,
+                kind: 0,
+                name,
+            };
             if !dirent::put(&mut out, a[1] as usize, &entry) {
                 break;
             }

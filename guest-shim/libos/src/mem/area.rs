@@ -115,12 +115,20 @@ impl Areas {
     /// The area that contains `address`.
     #[must_use]
     pub fn find(&self, address: u64) -> Option<(u64, &Area)> {
-        self.map.range(..=address).next_back().filter(|(_, a)| address < a.end).map(|(&s, a)| (s, a))
+        self.map
+            .range(..=address)
+            .next_back()
+            .filter(|(_, a)| address < a.end)
+            .map(|(&s, a)| (s, a))
     }
 
     /// The area that contains `address`, to change.
     pub fn find_mut(&mut self, address: u64) -> Option<(u64, &mut Area)> {
-        self.map.range_mut(..=address).next_back().filter(|(_, a)| address < a.end).map(|(&s, a)| (s, a))
+        self.map
+            .range_mut(..=address)
+            .next_back()
+            .filter(|(_, a)| address < a.end)
+            .map(|(&s, a)| (s, a))
     }
 
     /// All areas in order.
@@ -132,7 +140,11 @@ impl Areas {
     #[must_use]
     pub fn within(&self, start: u64, end: u64) -> Vec<(u64, u64)> {
         let first = self.find(start).map_or(start, |(s, _)| s);
-        self.map.range(first..end).map(|(&s, a)| (s.max(start), a.end.min(end))).filter(|(s, e)| s < e).collect()
+        self.map
+            .range(first..end)
+            .map(|(&s, a)| (s.max(start), a.end.min(end)))
+            .filter(|(s, e)| s < e)
+            .collect()
     }
 
     /// Whether nothing lies in `[start, end)`.
@@ -162,7 +174,9 @@ impl Areas {
 
     /// Cuts areas at `address`, so that one ends and one begins there.
     pub fn split(&mut self, address: u64) {
-        let Some((start, area)) = self.find_mut(address) else { return };
+        let Some((start, area)) = self.find_mut(address) else {
+            return;
+        };
         if start == address {
             return;
         }
@@ -178,7 +192,9 @@ impl Areas {
         self.split(start);
         self.split(end);
         let keys: Vec<u64> = self.map.range(start..end).map(|(&s, _)| s).collect();
-        keys.into_iter().filter_map(|k| self.map.remove(&k).map(|a| (k, a))).collect()
+        keys.into_iter()
+            .filter_map(|k| self.map.remove(&k).map(|a| (k, a)))
+            .collect()
     }
 
     /// Puts an area at `start`; the range must be free. Joins it with equal neighbours.
@@ -216,7 +232,9 @@ impl Areas {
                 area.pins.extend(next.pins);
             }
         }
-        let Some((&left, before)) = self.map.range(..start).next_back() else { return };
+        let Some((&left, before)) = self.map.range(..start).next_back() else {
+            return;
+        };
         let Some(area) = self.map.get(&start) else { return };
         if before.end == start && alike(left, before, area) {
             if let Some(area) = self.map.remove(&start)
@@ -269,7 +287,9 @@ mod tests {
     fn areas_agree_with_a_map_of_pages() {
         let mut seed = 7u64;
         let mut random = |below: u64| {
-            seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            seed = seed
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1_442_695_040_888_963_407);
             (seed >> 33) % below
         };
         let mut areas = Areas::default();
@@ -294,9 +314,15 @@ mod tests {
                 }
             }
             for page in 0..80 {
-                assert_eq!(areas.find(page).map(|(_, a)| a.protection), model.get(&page).copied());
+                assert_eq!(
+                    areas.find(page).map(|(_, a)| a.protection),
+                    model.get(&page).copied()
+                );
             }
-            let joined = areas.iter().zip(areas.iter().skip(1)).all(|((_, a), (s, b))| a.end < s || a.protection != b.protection);
+            let joined = areas
+                .iter()
+                .zip(areas.iter().skip(1))
+                .all(|((_, a), (s, b))| a.end < s || a.protection != b.protection);
             assert!(joined, "neighbours that are alike are one area");
         }
     }

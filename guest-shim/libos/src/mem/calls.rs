@@ -18,8 +18,20 @@ pub const SYSCALLS: &[Entry] = &[
     partial(25, "mremap", "xxxxx", "MREMAP_DONTUNMAP is refused", mremap),
     full(26, "msync", "xxx", msync),
     full(27, "mincore", "xxx", mincore),
-    partial(28, "madvise", "xxi", "advice that would only tune Linux's own reclaim is accepted and ignored", madvise),
-    partial(149, "mlock", "xx", "accepted: guest memory is not swapped by the guest", range_ok),
+    partial(
+        28,
+        "madvise",
+        "xxi",
+        "advice that would only tune Linux's own reclaim is accepted and ignored",
+        madvise,
+    ),
+    partial(
+        149,
+        "mlock",
+        "xx",
+        "accepted: guest memory is not swapped by the guest",
+        range_ok,
+    ),
     partial(150, "munlock", "xx", "accepted", range_ok),
     partial(151, "mlockall", "i", "accepted", accept),
     partial(152, "munlockall", "", "accepted", accept),
@@ -27,8 +39,20 @@ pub const SYSCALLS: &[Entry] = &[
     refused(216, "remap_file_pages", "deprecated; programs map again", enosys),
     partial(237, "mbind", "xxixix", "one memory node: accepted", accept),
     partial(238, "set_mempolicy", "ixx", "one memory node: accepted", accept),
-    partial(239, "get_mempolicy", "xxxxi", "one memory node: the default policy", get_mempolicy),
-    partial(324, "membarrier", "iii", "the private expedited and global commands", membarrier),
+    partial(
+        239,
+        "get_mempolicy",
+        "xxxxi",
+        "one memory node: the default policy",
+        get_mempolicy,
+    ),
+    partial(
+        324,
+        "membarrier",
+        "iii",
+        "the private expedited and global commands",
+        membarrier,
+    ),
     refused(329, "pkey_mprotect", "no protection keys", enosys),
     refused(330, "pkey_alloc", "no protection keys", pkey_alloc),
     refused(331, "pkey_free", "no protection keys", enosys),
@@ -55,13 +79,21 @@ fn range(start: u64, len: u64) -> SysResult<(u64, u64)> {
         return Err(Errno::EINVAL);
     }
     let end = start.checked_add(pages(len)?).ok_or(Errno::ENOMEM)?;
-    if end > 1 << 47 { Err(Errno::ENOMEM) } else { Ok((start, end)) }
+    if end > 1 << 47 {
+        Err(Errno::ENOMEM)
+    } else {
+        Ok((start, end))
+    }
 }
 
 fn range_ok(a: &Args) -> SysResult {
     let start = a.u64(0) & !(PAGE - 1);
     let (s, e) = range(start, a.u64(1).saturating_add(a.u64(0) - start))?;
-    if space::current().lock().areas.covers(s, e) { Ok(0) } else { Err(Errno::ENOMEM) }
+    if space::current().lock().areas.covers(s, e) {
+        Ok(0)
+    } else {
+        Err(Errno::ENOMEM)
+    }
 }
 
 fn protection(bits: u64) -> Protection {
@@ -99,7 +131,16 @@ fn mmap(a: &Args) -> SysResult {
         Place::Anywhere
     };
     let populate = flags & MAP_POPULATE != 0;
-    space::current().map(Request { hint: a.u64(0), len, protection, place, shared, file, populate, name: "" })
+    space::current().map(Request {
+        hint: a.u64(0),
+        len,
+        protection,
+        place,
+        shared,
+        file,
+        populate,
+        name: "",
+    })
 }
 
 fn mprotect(a: &Args) -> SysResult {
@@ -142,8 +183,15 @@ fn mremap(a: &Args) -> SysResult {
     const MAYMOVE: u64 = 1;
     const FIXED: u64 = 2;
     let (old, flags) = (a.u64(0), a.u64(3));
-    let (old_len, new_len) = (pages(a.u64(1)).map_err(|_| Errno::EINVAL)?, pages(a.u64(2)).map_err(|_| Errno::EINVAL)?);
-    if flags & !3 != 0 || flags & FIXED != 0 && flags & MAYMOVE == 0 || !old.is_multiple_of(PAGE) || new_len == 0 {
+    let (old_len, new_len) = (
+        pages(a.u64(1)).map_err(|_| Errno::EINVAL)?,
+        pages(a.u64(2)).map_err(|_| Errno::EINVAL)?,
+    );
+    if flags & !3 != 0
+        || flags & FIXED != 0 && flags & MAYMOVE == 0
+        || !old.is_multiple_of(PAGE)
+        || new_len == 0
+    {
         return Err(Errno::EINVAL);
     }
     let mut space = space::current().lock();
@@ -152,7 +200,11 @@ fn mremap(a: &Args) -> SysResult {
     let (protection, shared, name) = (area.protection, area.shared, area.name);
     let backing = area.backing.advance(old - area_start);
     if old_len == 0 && !shared || old.checked_add(old_len).is_none_or(|e| e > area_end) {
-        return Err(if old_len == 0 { Errno::EINVAL } else { Errno::EFAULT });
+        return Err(if old_len == 0 {
+            Errno::EINVAL
+        } else {
+            Errno::EFAULT
+        });
     }
     if flags & FIXED == 0 {
         if new_len <= old_len && old_len != 0 {
@@ -183,10 +235,23 @@ fn mremap(a: &Args) -> SysResult {
         return Err(Errno::EINVAL);
     }
     let moved = old_len.min(new_len);
-    let place = if flags & FIXED != 0 { Place::Fixed } else { Place::Anywhere };
+    let place = if flags & FIXED != 0 {
+        Place::Fixed
+    } else {
+        Place::Anywhere
+    };
     let hint = if flags & FIXED != 0 { target } else { 0 };
     // Reserve, then fill the front with what moves and the rest with more of the same.
-    let request = Request { hint, len: new_len, protection, place, shared: false, file: None, populate: false, name: "" };
+    let request = Request {
+        hint,
+        len: new_len,
+        protection,
+        place,
+        shared: false,
+        file: None,
+        populate: false,
+        name: "",
+    };
     let to = space.map(request)?;
     space.areas.remove(to, to + new_len);
     if moved > 0 {
@@ -239,7 +304,10 @@ fn mincore(a: &Args) -> SysResult {
         if !space.areas.covers(start, end) {
             return Err(Errno::ENOMEM);
         }
-        (start..end).step_by(PAGE as usize).map(|va| u8::from(space::is_present(va))).collect()
+        (start..end)
+            .step_by(PAGE as usize)
+            .map(|va| u8::from(space::is_present(va)))
+            .collect()
     };
     user::copy_out(a.u64(2), &present).map(|()| 0)
 }
@@ -256,12 +324,18 @@ fn madvise(a: &Args) -> SysResult {
     match a.u32(2) {
         DONTNEED => space.discard(start, end)?,
         REMOVE => return Err(Errno::EINVAL),
-        DONTFORK | DOFORK => space.areas.change(start, end, |area| area.dont_fork = a.u32(2) == DONTFORK),
+        DONTFORK | DOFORK => space
+            .areas
+            .change(start, end, |area| area.dont_fork = a.u32(2) == DONTFORK),
         POPULATE_READ | POPULATE_WRITE => space.populate(start, end),
         0..=3 | 8 | 12..=21 | 25 => {}
         _ => return Err(Errno::EINVAL),
     }
-    if space.areas.covers(start, end) { Ok(0) } else { Err(Errno::ENOMEM) }
+    if space.areas.covers(start, end) {
+        Ok(0)
+    } else {
+        Err(Errno::ENOMEM)
+    }
 }
 
 fn get_mempolicy(a: &Args) -> SysResult {

@@ -51,7 +51,11 @@ fn bits(start: usize, len: usize) -> impl Iterator<Item = (usize, u64)> {
     (start / 64..end.div_ceil(64)).map(move |word| {
         let first = start.max(word * 64) - word * 64;
         let last = end.min(word * 64 + 64) - word * 64;
-        let mask = if last - first == 64 { !0 } else { ((1u64 << (last - first)) - 1) << first };
+        let mask = if last - first == 64 {
+            !0
+        } else {
+            ((1u64 << (last - first)) - 1) << first
+        };
         (word, mask)
     })
 }
@@ -88,7 +92,10 @@ impl Extent {
             self.dirty[w] |= m;
         }
         self.free -= len as u32;
-        Run { gpa: self.gpa + start as u64 * PAGE, dirty }
+        Run {
+            gpa: self.gpa + start as u64 * PAGE,
+            dirty,
+        }
     }
 }
 
@@ -150,7 +157,12 @@ impl Extents {
         *next += LARGE;
         let id = self.extents.len() as u32;
         let zero = [0; FRAMES / 64];
-        self.extents.push(Extent { gpa, free: FRAMES as u32, used: zero, dirty: zero });
+        self.extents.push(Extent {
+            gpa,
+            free: FRAMES as u32,
+            used: zero,
+            dirty: zero,
+        });
         self.index[(gpa / LARGE) as usize] = id;
         Some(id)
     }
@@ -195,13 +207,19 @@ mod tests {
         let mut held: Vec<(u64, usize)> = Vec::new();
         let mut seed = 12345u64;
         let mut random = |below: u64| {
-            seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            seed = seed
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1_442_695_040_888_963_407);
             (seed >> 33) % below
         };
         let mut owned = std::collections::BTreeSet::new();
         for _ in 0..20_000 {
             if random(2) == 0 {
-                let len = if random(10) == 0 { FRAMES } else { 1 + random(40) as usize };
+                let len = if random(10) == 0 {
+                    FRAMES
+                } else {
+                    1 + random(40) as usize
+                };
                 if let Some(run) = extents.take(len) {
                     for i in 0..len as u64 {
                         assert!(owned.insert(run.gpa + i * PAGE), "twice");

@@ -39,7 +39,9 @@ static HEAP: Heap = Heap;
 
 fn class(layout: Layout) -> Option<usize> {
     let need = layout.size().max(layout.align());
-    CLASSES.iter().position(|&size| size >= need && size % layout.align() == 0)
+    CLASSES
+        .iter()
+        .position(|&size| size >= need && size % layout.align() == 0)
 }
 
 // SAFETY: blocks are disjoint (free lists and runs), of the size and alignment asked for.
@@ -82,7 +84,9 @@ fn small(class: usize) -> *mut u8 {
     let mut list = LISTS[class].lock();
     if list.0.is_null() {
         let size = CLASSES[class];
-        let Some(slab) = pages(SLAB) else { return ptr::null_mut() };
+        let Some(slab) = pages(SLAB) else {
+            return ptr::null_mut();
+        };
         for i in (0..SLAB * PAGE as usize / size).rev() {
             // SAFETY: inside the fresh slab.
             unsafe {
@@ -109,7 +113,9 @@ fn large(layout: Layout) -> *mut u8 {
 /// Contiguous pages; more than the frames give in one piece comes from the arena.
 fn pages(count: usize) -> Option<*mut u8> {
     if count <= FRAMES {
-        return frames::take_run_dirty(count).ok().map(|gpa| frames::window(gpa) as *mut u8);
+        return frames::take_run_dirty(count)
+            .ok()
+            .map(|gpa| frames::window(gpa) as *mut u8);
     }
     let block = from_arena(count * PAGE as usize);
     (!block.is_null()).then_some(block)

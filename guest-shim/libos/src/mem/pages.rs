@@ -123,12 +123,21 @@ impl PageCache {
 
     /// Whether a page was written through a mapping since it was last taken by [`PageCache::dirty`].
     pub fn is_dirty(&self, page: u64) -> bool {
-        self.inner.lock().dirty.as_ref().is_some_and(|d| d.contains(&page))
+        self.inner
+            .lock()
+            .dirty
+            .as_ref()
+            .is_some_and(|d| d.contains(&page))
     }
 
     /// Pages written through mappings. They stay so as long as a mapping can write them unseen.
     pub fn dirty(&self) -> Vec<u64> {
-        self.inner.lock().dirty.as_ref().map(|d| d.iter().copied().collect()).unwrap_or_default()
+        self.inner
+            .lock()
+            .dirty
+            .as_ref()
+            .map(|d| d.iter().copied().collect())
+            .unwrap_or_default()
     }
 
     /// Sets the size without touching pages (the host file's size at open).
@@ -151,7 +160,11 @@ impl PageCache {
             let shrinks = size < inner.size;
             inner.size = size;
             let dropped = inner.pages.split_off(&size.div_ceil(PAGE));
-            let edge = if shrinks && !size.is_multiple_of(PAGE) { inner.pages.get(&(size / PAGE)).cloned() } else { None };
+            let edge = if shrinks && !size.is_multiple_of(PAGE) {
+                inner.pages.get(&(size / PAGE)).cloned()
+            } else {
+                None
+            };
             (dropped, edge)
         };
         drop(dropped);
@@ -169,14 +182,20 @@ impl PageCache {
     pub fn punch(&self, start: u64, end: u64) -> SysResult<()> {
         let affected: Vec<u64> = {
             let inner = self.inner.lock();
-            inner.pages.range(start / PAGE..end.div_ceil(PAGE)).map(|(&p, _)| p).collect()
+            inner
+                .pages
+                .range(start / PAGE..end.div_ceil(PAGE))
+                .map(|(&p, _)| p)
+                .collect()
         };
         for page in affected {
             let (from, to) = (start.max(page * PAGE), end.min((page + 1) * PAGE));
             if to - from == PAGE {
                 self.inner.lock().pages.remove(&page);
             } else if let Some(frame) = self.get(page) {
-                frame.buf((from % PAGE) as usize, (to - from) as usize).put_zeros((to - from) as usize)?;
+                frame
+                    .buf((from % PAGE) as usize, (to - from) as usize)
+                    .put_zeros((to - from) as usize)?;
             }
         }
         Ok(())
@@ -194,7 +213,9 @@ impl PageCache {
                 break;
             }
             let at = (offset % PAGE) as usize;
-            let len = (PAGE as usize - at).min(to.len()).min(usize::try_from(size - offset).unwrap_or(usize::MAX));
+            let len = (PAGE as usize - at)
+                .min(to.len())
+                .min(usize::try_from(size - offset).unwrap_or(usize::MAX));
             let step = match self.get(offset / PAGE) {
                 Some(frame) => to.put_raw((frame.address() + at as u64) as *const u8, len),
                 None => to.put_zeros(len),
@@ -217,16 +238,19 @@ impl PageCache {
     /// # Errors
     /// EFAULT, ENOMEM (ENOSPC is the caller's word for it), EFBIG.
     pub fn write_at(&self, mut offset: u64, from: &mut Buf) -> SysResult<usize> {
-        if offset.checked_add(from.len() as u64).is_none_or(|end| end > i64::MAX as u64) {
+        if offset
+            .checked_add(from.len() as u64)
+            .is_none_or(|end| end > i64::MAX as u64)
+        {
             return Err(Errno::EFBIG);
         }
         let mut done = 0;
         while !from.is_empty() {
             let at = (offset % PAGE) as usize;
             let len = (PAGE as usize - at).min(from.len());
-            let step = self.get_or_zero(offset / PAGE).and_then(|frame| {
-                from.take_raw((frame.address() + at as u64) as *mut u8, len)
-            });
+            let step = self
+                .get_or_zero(offset / PAGE)
+                .and_then(|frame| from.take_raw((frame.address() + at as u64) as *mut u8, len));
             match step {
                 Ok(0) => break,
                 Ok(n) => {
@@ -260,7 +284,11 @@ mod frames {
     pub fn take_zeroed() -> SysResult<u64> {
         // SAFETY: not a zero size.
         let raw = unsafe { alloc_zeroed(layout()) };
-        if raw.is_null() { Err(Errno::ENOMEM) } else { Ok(raw as u64) }
+        if raw.is_null() {
+            Err(Errno::ENOMEM)
+        } else {
+            Ok(raw as u64)
+        }
     }
 
     pub fn give(address: u64) {

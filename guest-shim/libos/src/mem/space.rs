@@ -122,7 +122,10 @@ impl Space {
 
     /// What identifies the word at `address` if it is in shared memory: its guest-physical address.
     pub fn shared_key(&self, address: u64) -> Option<u64> {
-        tables::look(address).0.filter(tables::Leaf::is_shared).map(|leaf| leaf.gpa + address % PAGE)
+        tables::look(address)
+            .0
+            .filter(tables::Leaf::is_shared)
+            .map(|leaf| leaf.gpa + address % PAGE)
     }
 
     /// Maps; gives the address.
@@ -155,7 +158,8 @@ impl Inner {
             Access::Execute => Protection::EXECUTE,
         };
         // As on x86, whatever is mapped with any right can be read.
-        let allowed = area.protection.contains(wanted) || access == Access::Read && !area.protection.is_empty();
+        let allowed =
+            area.protection.contains(wanted) || access == Access::Read && !area.protection.is_empty();
         if !allowed {
             return Err(Fault::Access);
         }
@@ -169,17 +173,27 @@ impl Inner {
         let backing = area.backing.clone();
         let (end, protection) = (area.end, area.protection);
         match backing {
-            Backing::Anonymous => self.fill_anonymous(page, start, end, protection).map_err(|_| Fault::Bus),
+            Backing::Anonymous => self
+                .fill_anonymous(page, start, end, protection)
+                .map_err(|_| Fault::Bus),
             Backing::File(file, offset) => self.fill_file(page, (start, end), protection, &file, offset),
-            Backing::Pages(pages, offset, file) => {
-                self.fill_shared(page, (start, end), protection, access, &pages, offset, file.as_ref())
-            }
+            Backing::Pages(pages, offset, file) => self.fill_shared(
+                page,
+                (start, end),
+                protection,
+                access,
+                &pages,
+                offset,
+                file.as_ref(),
+            ),
         }
     }
 
     /// The page is there but its entry has too few rights.
     fn upgrade(&mut self, page: u64, shared: bool) -> SysResult<()> {
-        let Some((start, area)) = self.areas.find(page) else { return Ok(()) };
+        let Some((start, area)) = self.areas.find(page) else {
+            return Ok(());
+        };
         if let Backing::Pages(pages, offset, _) = &area.backing {
             // From now on the page may be written at any time: it has to be written back each time.
             pages.mark_dirty((offset + (page - start)) / PAGE);
@@ -207,8 +221,16 @@ impl Inner {
         }
         // A program that goes through memory in order gets four times as much each time.
         let ahead = self.areas.find(page).map_or((0, 0), |(_, a)| a.ahead);
-        let window = if ahead.0 == page { (ahead.1 * 4).min(LARGE) } else { AROUND };
-        let low = if ahead.0 == page { page } else { page & !(AROUND - 1) };
+        let window = if ahead.0 == page {
+            (ahead.1 * 4).min(LARGE)
+        } else {
+            AROUND
+        };
+        let low = if ahead.0 == page {
+            page
+        } else {
+            page & !(AROUND - 1)
+        };
         let (low, high) = (low.max(start), (low + window).min(end));
         for (first, last) in holes(low, high) {
             map_zero(&mut batch, first, last, flags)?;
@@ -244,7 +266,9 @@ impl Inner {
                 frames::give_run(gpa + whole as u64, (len - whole) / PAGE as usize);
             }
             if whole > 0 {
-                batch.map(first, gpa, whole as u64, flags).map_err(|_| Fault::Bus)?;
+                batch
+                    .map(first, gpa, whole as u64, flags)
+                    .map_err(|_| Fault::Bus)?;
             }
             served |= (first..first + whole as u64).contains(&page);
         }
@@ -280,7 +304,11 @@ impl Inner {
         let mut pins = Vec::new();
         for (first, last) in holes(low, high) {
             for va in (first..last).step_by(PAGE as usize) {
-                let frame = if va == page { Some(wanted.clone()) } else { pages.get(number(va)) };
+                let frame = if va == page {
+                    Some(wanted.clone())
+                } else {
+                    pages.get(number(va))
+                };
                 let Some(frame) = frame else { continue };
                 // A first write to a file's page must be seen: it has to be written back.
                 let seen = !pages.is_tracked() || pages.is_dirty(number(va));
@@ -320,7 +348,12 @@ impl Inner {
             self.unmap(start, request.len)?;
         }
         let shared = matches!(backing, Backing::Pages(..));
-        let area = Area { shared, backing, name: request.name, ..Area::anonymous(end, request.protection) };
+        let area = Area {
+            shared,
+            backing,
+            name: request.name,
+            ..Area::anonymous(end, request.protection)
+        };
         self.areas.insert(start, area);
         if request.populate && !request.protection.is_empty() {
             self.populate(start, end);
@@ -334,8 +367,14 @@ impl Inner {
         while va < end {
             let (leaf, next) = tables::look(va);
             if leaf.is_none() {
-                let write = self.areas.find(va).is_some_and(|(_, a)| a.protection.contains(Protection::WRITE));
-                if self.fault(va, if write { Access::Write } else { Access::Read }).is_err() {
+                let write = self
+                    .areas
+                    .find(va)
+                    .is_some_and(|(_, a)| a.protection.contains(Protection::WRITE));
+                if self
+                    .fault(va, if write { Access::Write } else { Access::Read })
+                    .is_err()
+                {
                     return;
                 }
                 va = tables::look(va).1;
@@ -347,7 +386,11 @@ impl Inner {
 
     fn place(&self, request: &Request) -> SysResult {
         if request.len == 0 || request.len > USER_END {
-            return Err(if request.len == 0 { Errno::EINVAL } else { Errno::ENOMEM });
+            return Err(if request.len == 0 {
+                Errno::EINVAL
+            } else {
+                Errno::ENOMEM
+            });
         }
         let hint = request.hint;
         let fits = is_user_range(hint, request.len);
@@ -362,10 +405,17 @@ impl Inner {
             Place::Anywhere | Place::Low => {}
         }
         let rounded = hint & !(PAGE - 1);
-        if rounded != 0 && is_user_range(rounded, request.len) && self.areas.is_free(rounded, rounded + request.len) {
+        if rounded != 0
+            && is_user_range(rounded, request.len)
+            && self.areas.is_free(rounded, rounded + request.len)
+        {
             return Ok(rounded);
         }
-        let ranges: &[(u64, u64)] = if request.place == Place::Low { &[AUTO_32] } else { &[AUTO, AUTO_LOW] };
+        let ranges: &[(u64, u64)] = if request.place == Place::Low {
+            &[AUTO_32]
+        } else {
+            &[AUTO, AUTO_LOW]
+        };
         // What is large starts a large page, so that its chunks can be large pages.
         let align = if request.len >= LARGE { LARGE } else { PAGE };
         ranges
@@ -383,7 +433,10 @@ impl Inner {
             return Err(Errno::EINVAL);
         }
         let len = len.checked_next_multiple_of(PAGE).ok_or(Errno::EINVAL)?;
-        let end = start.checked_add(len).filter(|&e| e <= 1 << 47).ok_or(Errno::EINVAL)?;
+        let end = start
+            .checked_add(len)
+            .filter(|&e| e <= 1 << 47)
+            .ok_or(Errno::EINVAL)?;
         let removed = self.areas.remove(start, end);
         self.drop_pages(removed.iter().map(|(s, a)| (*s, a.end)))?;
         // The last users of shared pages may write them back now.
@@ -421,7 +474,11 @@ impl Inner {
             if let Some(first) = first {
                 // A range whose tables go altogether is cheaper to remove whole.
                 let whole = |a: u64, b: u64| a >= start && b <= end;
-                let low = if whole(first & !(LARGE - 1), first) { first & !(LARGE - 1) } else { first };
+                let low = if whole(first & !(LARGE - 1), first) {
+                    first & !(LARGE - 1)
+                } else {
+                    first
+                };
                 let high = last.next_multiple_of(LARGE);
                 let high = if whole(last, high) { high } else { last };
                 batch.unmap(low, high - low)?;
@@ -461,7 +518,11 @@ impl Inner {
         }
         batch.run()?;
         self.areas.change(start, end, |a| a.protection = protection);
-        if self.areas.covers(start, end) { Ok(()) } else { Err(Errno::ENOMEM) }
+        if self.areas.covers(start, end) {
+            Ok(())
+        } else {
+            Err(Errno::ENOMEM)
+        }
     }
 
     /// Drops the content of `[start, end)`: zeros, or the file again, at the next touch.
@@ -470,7 +531,9 @@ impl Inner {
     /// ENOMEM for holes.
     pub fn discard(&mut self, start: u64, end: u64) -> SysResult<()> {
         for (s, e) in self.areas.within(start, end) {
-            let Some((_, area)) = self.areas.find(s) else { continue };
+            let Some((_, area)) = self.areas.find(s) else {
+                continue;
+            };
             let anonymous = matches!(area.backing, Backing::Anonymous);
             let writable = area.protection.contains(Protection::WRITE);
             // Clearing half a megabyte costs less than leaving for the kernel and faulting it in again.
@@ -483,7 +546,11 @@ impl Inner {
                 self.areas.change(s, e, |a| drop(core::mem::take(&mut a.pins)));
             }
         }
-        if self.areas.covers(start, end) { Ok(()) } else { Err(Errno::ENOMEM) }
+        if self.areas.covers(start, end) {
+            Ok(())
+        } else {
+            Err(Errno::ENOMEM)
+        }
     }
 
     /// Moves what is mapped in `[from, from + len)` to `to`, which is free.
@@ -498,7 +565,12 @@ impl Inner {
             let (leaf, next) = tables::look(va);
             let next = next.min(from + len);
             if let Some(leaf) = leaf {
-                batch.map(to + (va - from), leaf.gpa, next - va, leaf.flags & cloak_abi::kcall::PTE_ALLOWED)?;
+                batch.map(
+                    to + (va - from),
+                    leaf.gpa,
+                    next - va,
+                    leaf.flags & cloak_abi::kcall::PTE_ALLOWED,
+                )?;
             }
             va = next;
         }
@@ -507,7 +579,10 @@ impl Inner {
         for (start, mut area) in areas {
             let shift = |va: u64| va - from + to;
             area.end = shift(area.end);
-            area.pins = core::mem::take(&mut area.pins).into_iter().map(|(va, f)| (shift(va), f)).collect::<BTreeMap<_, _>>();
+            area.pins = core::mem::take(&mut area.pins)
+                .into_iter()
+                .map(|(va, f)| (shift(va), f))
+                .collect::<BTreeMap<_, _>>();
             area.ahead = (0, 0);
             self.areas.insert(shift(start), area);
         }
@@ -532,7 +607,10 @@ impl Inner {
             if !is_user_range(old, new - old) || !self.areas.is_free(old, new) {
                 return self.brk;
             }
-            let area = Area { name: "[heap]", ..Area::anonymous(new, Protection::READ | Protection::WRITE) };
+            let area = Area {
+                name: "[heap]",
+                ..Area::anonymous(new, Protection::READ | Protection::WRITE)
+            };
             self.areas.insert(old, area);
         } else if wanted < self.brk {
             // What grows again must be zero.

@@ -3,7 +3,9 @@
 
 use core::sync::atomic::Ordering;
 
-use cloak_abi::kcall::{Kcall, PTE_A, PTE_ADDR, PTE_D, PTE_NX, PTE_P, PTE_PS, PTE_SHARED, PTE_U, PTE_W, PageOpKind};
+use cloak_abi::kcall::{
+    Kcall, PTE_A, PTE_ADDR, PTE_D, PTE_NX, PTE_P, PTE_PS, PTE_SHARED, PTE_U, PTE_W, PageOpKind,
+};
 use cloak_abi::layout::{LARGE, PAGE, ROOT_GPA};
 use cloak_abi::vcpu::MAX_OPS;
 
@@ -63,11 +65,22 @@ pub fn look(va: u64) -> (Option<Leaf>, u64) {
     }
     if value & PTE_PS != 0 || value & PTE_P == 0 {
         let gpa = (value & PTE_ADDR & !(LARGE - 1)) + (va & (LARGE - 1) & !(PAGE - 1));
-        return (Some(Leaf { gpa, flags: value & !PTE_ADDR, large: true }), end);
+        return (
+            Some(Leaf {
+                gpa,
+                flags: value & !PTE_ADDR,
+                large: true,
+            }),
+            end,
+        );
     }
     let value = read(value & PTE_ADDR, va, 12);
     let end = (va | (PAGE - 1)) + 1;
-    let leaf = Leaf { gpa: value & PTE_ADDR, flags: value & !PTE_ADDR, large: false };
+    let leaf = Leaf {
+        gpa: value & PTE_ADDR,
+        flags: value & !PTE_ADDR,
+        large: false,
+    };
     ((value != 0).then_some(leaf), end)
 }
 
@@ -166,7 +179,10 @@ impl Batch {
 
 /// Makes every other vCPU pass through the kernel.
 pub fn barrier() {
-    let mut batch = Batch { count: 0, reduces: true };
+    let mut batch = Batch {
+        count: 0,
+        reduces: true,
+    };
     batch.put(PageOpKind::Shoot, 0, 0, 0, 0);
     batch.reduces = false;
     // A shoot-down alone needs no table frames: it can't fail.

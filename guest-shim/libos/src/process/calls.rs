@@ -17,10 +17,20 @@ pub const SYSCALLS: &[Entry] = &[
     full(107, "geteuid", "", |_| Ok(uid(1))),
     full(104, "getgid", "", |_| Ok(gid(0))),
     full(108, "getegid", "", |_| Ok(gid(1))),
-    full(118, "getresuid", "xxx", |a| res(a, Process::current().credentials.lock().uid)),
-    full(120, "getresgid", "xxx", |a| res(a, Process::current().credentials.lock().gid)),
+    full(118, "getresuid", "xxx", |a| {
+        res(a, Process::current().credentials.lock().uid)
+    }),
+    full(120, "getresgid", "xxx", |a| {
+        res(a, Process::current().credentials.lock().gid)
+    }),
     full(115, "getgroups", "ix", getgroups),
-    partial(105, "setuid", "u", "kept inside: host files are accessed as the user that runs cloak", setuid),
+    partial(
+        105,
+        "setuid",
+        "u",
+        "kept inside: host files are accessed as the user that runs cloak",
+        setuid,
+    ),
     partial(106, "setgid", "u", "kept inside", setgid),
     partial(113, "setreuid", "uu", "kept inside", setreuid),
     partial(114, "setregid", "uu", "kept inside", setregid),
@@ -29,44 +39,99 @@ pub const SYSCALLS: &[Entry] = &[
     partial(122, "setfsuid", "u", "kept inside", |a| Ok(fs_id(a, true))),
     partial(123, "setfsgid", "u", "kept inside", |a| Ok(fs_id(a, false))),
     partial(116, "setgroups", "ix", "kept inside", setgroups),
-    partial(111, "getpgrp", "", "one process: its own group", |_| Ok(sched::current().process.pid as u64)),
+    partial(111, "getpgrp", "", "one process: its own group", |_| {
+        Ok(sched::current().process.pid as u64)
+    }),
     partial(121, "getpgid", "i", "one process", own_group),
     partial(109, "setpgid", "ii", "one process: accepted", own_group_set),
     partial(124, "getsid", "i", "one process", own_group),
-    partial(112, "setsid", "", "one process: it leads its session already", |_| Err(Errno::EPERM)),
+    partial(
+        112,
+        "setsid",
+        "",
+        "one process: it leads its session already",
+        |_| Err(Errno::EPERM),
+    ),
     refused(59, "execve", "no other program yet", enosys),
     refused(322, "execveat", "no other program yet", enosys),
-    partial(61, "wait4", "ixix", "one process: no children", |_| Err(Errno::ECHILD)),
-    partial(247, "waitid", "iixix", "one process: no children", |_| Err(Errno::ECHILD)),
+    partial(61, "wait4", "ixix", "one process: no children", |_| {
+        Err(Errno::ECHILD)
+    }),
+    partial(247, "waitid", "iixix", "one process: no children", |_| {
+        Err(Errno::ECHILD)
+    }),
     full(63, "uname", "x", uname),
-    full(97, "getrlimit", "ix", |a| prlimit(&Args([0, a.u64(0), 0, a.u64(1), 0, 0]))),
-    full(160, "setrlimit", "ix", |a| prlimit(&Args([0, a.u64(0), a.u64(1), 0, 0, 0]))),
-    partial(302, "prlimit64", "iixx", "this process only; held for open files and the stack", prlimit),
+    full(97, "getrlimit", "ix", |a| {
+        prlimit(&Args([0, a.u64(0), 0, a.u64(1), 0, 0]))
+    }),
+    full(160, "setrlimit", "ix", |a| {
+        prlimit(&Args([0, a.u64(0), a.u64(1), 0, 0, 0]))
+    }),
+    partial(
+        302,
+        "prlimit64",
+        "iixx",
+        "this process only; held for open files and the stack",
+        prlimit,
+    ),
     partial(98, "getrusage", "ix", "CPU time and faults", getrusage),
     full(99, "sysinfo", "x", sysinfo),
-    partial(157, "prctl", "ixxxx", "names, dumpable, no_new_privs, keepcaps, timer slack, seccomp as not there", prctl),
+    partial(
+        157,
+        "prctl",
+        "ixxxx",
+        "names, dumpable, no_new_privs, keepcaps, timer slack, seccomp as not there",
+        prctl,
+    ),
     full(318, "getrandom", "xsu", getrandom),
-    partial(140, "getpriority", "ii", "one process", |_| Ok((20 - sched::current().nice.load(Ordering::Relaxed)) as u64)),
+    partial(140, "getpriority", "ii", "one process", |_| {
+        Ok((20 - sched::current().nice.load(Ordering::Relaxed)) as u64)
+    }),
     partial(141, "setpriority", "iii", "kept, not yet obeyed", setpriority),
-    partial(144, "sched_setscheduler", "iix", "SCHED_OTHER, SCHED_BATCH and SCHED_IDLE", sched_setscheduler),
+    partial(
+        144,
+        "sched_setscheduler",
+        "iix",
+        "SCHED_OTHER, SCHED_BATCH and SCHED_IDLE",
+        sched_setscheduler,
+    ),
     partial(145, "sched_getscheduler", "i", "always SCHED_OTHER", |_| Ok(0)),
     partial(142, "sched_setparam", "ix", "accepted for priority 0", |_| Ok(0)),
-    full(143, "sched_getparam", "ix", |a| user::write(a.u64(1), &0u32).map(|()| 0)),
-    full(146, "sched_get_priority_max", "i", |a| Ok(if matches!(a.i32(0), 1 | 2) { 99 } else { 0 })),
-    full(147, "sched_get_priority_min", "i", |a| Ok(u64::from(matches!(a.i32(0), 1 | 2)))),
-    partial(148, "sched_rr_get_interval", "ix", "the time slice", |a| user::write(a.u64(1), &[0u64, 4_000_000]).map(|()| 0)),
+    full(143, "sched_getparam", "ix", |a| {
+        user::write(a.u64(1), &0u32).map(|()| 0)
+    }),
+    full(146, "sched_get_priority_max", "i", |a| {
+        Ok(if matches!(a.i32(0), 1 | 2) { 99 } else { 0 })
+    }),
+    full(147, "sched_get_priority_min", "i", |a| {
+        Ok(u64::from(matches!(a.i32(0), 1 | 2)))
+    }),
+    partial(148, "sched_rr_get_interval", "ix", "the time slice", |a| {
+        user::write(a.u64(1), &[0u64, 4_000_000]).map(|()| 0)
+    }),
     refused(314, "sched_setattr", "as by an older kernel", enosys),
     refused(315, "sched_getattr", "as by an older kernel", enosys),
     partial(251, "ioprio_set", "iii", "accepted", |_| Ok(0)),
     partial(252, "ioprio_get", "ii", "the default", |_| Ok(4)),
-    full(135, "personality", "x", |a| if matches!(a.u32(0), 0 | 0xffff_ffff) { Ok(0) } else { Err(Errno::EINVAL) }),
+    full(135, "personality", "x", |a| {
+        if matches!(a.u32(0), 0 | 0xffff_ffff) {
+            Ok(0)
+        } else {
+            Err(Errno::EINVAL)
+        }
+    }),
     partial(125, "capget", "xx", "no capabilities", capget),
     refused(126, "capset", "no capabilities to set", eperm),
     refused(101, "ptrace", "a cloaked program is not traced", eperm),
     refused(298, "perf_event_open", "no performance counters inside", enosys),
     refused(321, "bpf", "no BPF inside", enosys),
     refused(317, "seccomp", "the host is out of reach anyhow", enosys),
-    refused(425, "io_uring_setup", "programs fall back to epoll and threads", enosys),
+    refused(
+        425,
+        "io_uring_setup",
+        "programs fall back to epoll and threads",
+        enosys,
+    ),
     refused(426, "io_uring_enter", "programs fall back", enosys),
     refused(427, "io_uring_register", "programs fall back", enosys),
     refused(206, "io_setup", "programs fall back to threads", enosys),
@@ -80,7 +145,12 @@ pub const SYSCALLS: &[Entry] = &[
     refused(272, "unshare", "no name spaces inside", eperm),
     refused(308, "setns", "no name spaces inside", eperm),
     refused(310, "process_vm_readv", "memory of others is out of reach", eperm),
-    refused(311, "process_vm_writev", "memory of others is out of reach", eperm),
+    refused(
+        311,
+        "process_vm_writev",
+        "memory of others is out of reach",
+        eperm,
+    ),
     refused(323, "userfaultfd", "no user faults inside", enosys),
     refused(434, "pidfd_open", "no other processes yet", enosys),
     refused(424, "pidfd_send_signal", "no other processes yet", enosys),
@@ -115,7 +185,9 @@ fn gid(which: usize) -> u64 {
 }
 
 fn res(a: &Args, ids: [u32; 4]) -> SysResult {
-    (0..3).try_for_each(|i| user::write(a.u64(i), &ids[i])).map(|()| 0)
+    (0..3)
+        .try_for_each(|i| user::write(a.u64(i), &ids[i]))
+        .map(|()| 0)
 }
 
 fn getgroups(a: &Args) -> SysResult {
@@ -143,7 +215,11 @@ fn setgroups(a: &Args) -> SysResult {
 }
 
 fn privileged() -> SysResult<()> {
-    if Process::current().credentials.lock().uid[1] == 0 { Ok(()) } else { Err(Errno::EPERM) }
+    if Process::current().credentials.lock().uid[1] == 0 {
+        Ok(())
+    } else {
+        Err(Errno::EPERM)
+    }
 }
 
 /// Sets real, effective, saved id where given; each must be one that the process has, or it is root.
@@ -151,7 +227,11 @@ fn set_ids(ids: [Option<u32>; 3], user_ids: bool) -> SysResult {
     let process = Process::current();
     let mut credentials = process.credentials.lock();
     let root = credentials.uid[1] == 0;
-    let own = if user_ids { &mut credentials.uid } else { &mut credentials.gid };
+    let own = if user_ids {
+        &mut credentials.uid
+    } else {
+        &mut credentials.gid
+    };
     if !root && ids.iter().flatten().any(|id| !own[..3].contains(id)) {
         return Err(Errno::EPERM);
     }
@@ -168,12 +248,20 @@ fn optional(id: u32) -> Option<u32> {
 
 fn setuid(a: &Args) -> SysResult {
     let id = Some(a.u32(0));
-    if uid(1) == 0 { set_ids([id, id, id], true) } else { set_ids([None, id, None], true) }
+    if uid(1) == 0 {
+        set_ids([id, id, id], true)
+    } else {
+        set_ids([None, id, None], true)
+    }
 }
 
 fn setgid(a: &Args) -> SysResult {
     let id = Some(a.u32(0));
-    if uid(1) == 0 { set_ids([id, id, id], false) } else { set_ids([None, id, None], false) }
+    if uid(1) == 0 {
+        set_ids([id, id, id], false)
+    } else {
+        set_ids([None, id, None], false)
+    }
 }
 
 fn setreuid(a: &Args) -> SysResult {
@@ -197,7 +285,11 @@ fn setresgid(a: &Args) -> SysResult {
 fn fs_id(a: &Args, user_ids: bool) -> u64 {
     let process = Process::current();
     let mut credentials = process.credentials.lock();
-    let own = if user_ids { &mut credentials.uid } else { &mut credentials.gid };
+    let own = if user_ids {
+        &mut credentials.uid
+    } else {
+        &mut credentials.gid
+    };
     let old = own[3];
     if own.contains(&a.u32(0)) {
         own[3] = a.u32(0);
@@ -207,7 +299,11 @@ fn fs_id(a: &Args, user_ids: bool) -> u64 {
 
 fn own_group(a: &Args) -> SysResult {
     let pid = Process::current().pid;
-    if a.i32(0) == 0 || a.i32(0) == pid { Ok(pid as u64) } else { Err(Errno::ESRCH) }
+    if a.i32(0) == 0 || a.i32(0) == pid {
+        Ok(pid as u64)
+    } else {
+        Err(Errno::ESRCH)
+    }
 }
 
 fn own_group_set(a: &Args) -> SysResult {
@@ -217,7 +313,14 @@ fn own_group_set(a: &Args) -> SysResult {
 fn uname(a: &Args) -> SysResult {
     let mut out = [0u8; 65 * 6];
     let host = *HOST_NAME.lock();
-    let fields: [&[u8]; 6] = [b"Linux", &host, b"6.1.0-cloak", b"#1 SMP Cloak", b"x86_64", b"(none)"];
+    let fields: [&[u8]; 6] = [
+        b"Linux",
+        &host,
+        b"6.1.0-cloak",
+        b"#1 SMP Cloak",
+        b"x86_64",
+        b"(none)",
+    ];
     for (i, field) in fields.iter().enumerate() {
         let len = field.len().min(64);
         out[65 * i..65 * i + len].copy_from_slice(&field[..len]);
@@ -234,7 +337,11 @@ fn prlimit(a: &Args) -> SysResult {
     if resource >= limits::COUNT {
         return Err(Errno::EINVAL);
     }
-    let new: Option<[u64; 2]> = if a.u64(2) == 0 { None } else { Some(user::read(a.u64(2))?) };
+    let new: Option<[u64; 2]> = if a.u64(2) == 0 {
+        None
+    } else {
+        Some(user::read(a.u64(2))?)
+    };
     let mut all = process.limits.0.lock();
     if resource == limits::NOFILE {
         let (soft, hard) = process.files.limits();
@@ -304,7 +411,7 @@ fn prctl(a: &Args) -> SysResult {
         3 => Ok(1),
         7 | 39 | 21 => Ok(0),
         30 => Ok(50_000),
-        23 => Ok(0),  // PR_CAPBSET_READ: not in the set
+        23 => Ok(0), // PR_CAPBSET_READ: not in the set
         24 => Err(Errno::EPERM),
         0x5356_4d41 => Ok(0), // PR_SET_VMA: names of anonymous memory
         _ => Err(Errno::EINVAL),

@@ -106,8 +106,15 @@ pub fn parse(mut read_at: impl FnMut(u64, &mut [u8]) -> SysResult<()>) -> SysRes
 fn describe(header: &Header, headers: Vec<ProgramHeader>) -> SysResult<Elf> {
     let mut span: Option<(u64, u64)> = None;
     for ph in headers.iter().filter(|p| p.kind == kind::LOAD && p.memsz > 0) {
-        let end = ph.vaddr.checked_add(ph.memsz).filter(|&e| e <= 1 << 47).ok_or(Errno::ENOEXEC)?;
-        ph.offset.checked_add(ph.filesz).filter(|&e| e < 1 << 62).ok_or(Errno::ENOEXEC)?;
+        let end = ph
+            .vaddr
+            .checked_add(ph.memsz)
+            .filter(|&e| e <= 1 << 47)
+            .ok_or(Errno::ENOEXEC)?;
+        ph.offset
+            .checked_add(ph.filesz)
+            .filter(|&e| e < 1 << 62)
+            .ok_or(Errno::ENOEXEC)?;
         let congruent = ph.offset % PAGE == ph.vaddr % PAGE;
         if ph.filesz > ph.memsz || !congruent && ph.filesz > 0 {
             return Err(Errno::ENOEXEC);
@@ -131,7 +138,9 @@ fn describe(header: &Header, headers: Vec<ProgramHeader>) -> SysResult<Elf> {
         phoff: header.phoff,
         interpreter,
         span,
-        executable_stack: headers.iter().any(|p| p.kind == kind::GNU_STACK && p.flags & 1 != 0),
+        executable_stack: headers
+            .iter()
+            .any(|p| p.kind == kind::GNU_STACK && p.flags & 1 != 0),
         headers,
     })
 }
@@ -140,11 +149,19 @@ impl Elf {
     /// Where the program headers will be in memory, before the load bias: in the segment that holds them.
     #[must_use]
     pub fn headers_address(&self) -> u64 {
-        let explicit = self.headers.iter().find(|p| p.kind == kind::PHDR).map(|p| p.vaddr);
+        let explicit = self
+            .headers
+            .iter()
+            .find(|p| p.kind == kind::PHDR)
+            .map(|p| p.vaddr);
         let holder = || {
             self.headers
                 .iter()
-                .find(|p| p.kind == kind::LOAD && p.offset <= self.phoff && self.phoff < p.offset.saturating_add(p.filesz))
+                .find(|p| {
+                    p.kind == kind::LOAD
+                        && p.offset <= self.phoff
+                        && self.phoff < p.offset.saturating_add(p.filesz)
+                })
                 .map(|p| (self.phoff - p.offset).wrapping_add(p.vaddr))
         };
         explicit.or_else(holder).unwrap_or(0)
@@ -157,7 +174,9 @@ mod tests {
 
     fn parse_bytes(bytes: &[u8]) -> SysResult<Elf> {
         parse(|offset, to| {
-            let from = usize::try_from(offset).ok().and_then(|o| bytes.get(o..o.checked_add(to.len())?));
+            let from = usize::try_from(offset)
+                .ok()
+                .and_then(|o| bytes.get(o..o.checked_add(to.len())?));
             to.copy_from_slice(from.ok_or(Errno::EIO)?);
             Ok(())
         })

@@ -53,7 +53,9 @@ pub fn exit_group(status: Status) -> ! {
 fn leave_statistics() {
     let blocks = || (0..arch::boot().vcpus as usize).map(arch::vcpu_block);
     let load = |counter: &core::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
-    let sum = |f: fn(&cloak_abi::vcpu::VcpuBlock) -> &core::sync::atomic::AtomicU64| blocks().map(|b| load(f(b))).sum();
+    let sum = |f: fn(&cloak_abi::vcpu::VcpuBlock) -> &core::sync::atomic::AtomicU64| {
+        blocks().map(|b| load(f(b))).sum()
+    };
     let values: [(Stat, u64); 12] = [
         (Stat::Calls, load(&syscall::CALLS)),
         (Stat::Trapped, load(&syscall::TRAPPED)),

@@ -76,12 +76,19 @@ pub struct Executable {
 /// # Errors
 /// As `execve(2)`.
 pub fn open(mut program: Program) -> SysResult<Executable> {
-    if program.arguments.iter().chain(&program.environment).map(|s| s.len() + 9).sum::<usize>() > ARGUMENTS_MAX {
+    if program
+        .arguments
+        .iter()
+        .chain(&program.environment)
+        .map(|s| s.len() + 9)
+        .sum::<usize>()
+        > ARGUMENTS_MAX
+    {
         return Err(Errno::E2BIG);
     }
     let mut path = program.path.clone();
     for _ in 0..SCRIPT_DEPTH {
-        let file = open_executable(&path)?;
+        let file = crate::fs::open_executable(&path)?;
         let mut head = [0u8; 256];
         let got = file.file.read_at(0, &mut Buf::own_mut(&mut head))?;
         if let Some((interpreter, argument)) = script(&head[..got]) {
@@ -94,22 +101,19 @@ pub fn open(mut program: Program) -> SysResult<Executable> {
             continue;
         }
         let elf = describe(&file)?;
-        let interpreter = elf.interpreter.map(|place| open_interpreter(&file, place)).transpose()?;
+        let interpreter = elf
+            .interpreter
+            .map(|place| open_interpreter(&file, place))
+            .transpose()?;
         program.path = file.path.lock().clone();
-        return Ok(Executable { file, elf, interpreter, program });
+        return Ok(Executable {
+            file,
+            elf,
+            interpreter,
+            program,
+        });
     }
     Err(Errno::ELOOP)
-}
-
-/// A regular file that the user may execute.
-fn open_executable(path: &[u8]) -> SysResult<Arc<OpenFile>> {
-    let file = crate::fs::open_kernel(path)?;
-    let stat = file.file.stat()?;
-    match stat.mode & 0o170_000 {
-        0o100_000 if stat.mode & 0o111 != 0 => Ok(file),
-        0o040_000 => Err(Errno::EISDIR),
-        _ => Err(Errno::EACCES),
-    }
 }
 
 /// The interpreter and its one argument in a `#!` line.
@@ -117,7 +121,10 @@ fn script(head: &[u8]) -> Option<(Vec<u8>, Option<Vec<u8>>)> {
     let line = head.strip_prefix(b"#!")?;
     let line = line.split(|&b| b == b'\n' || b == 0).next()?;
     let line = line.trim_ascii();
-    let split = line.iter().position(|b| b.is_ascii_whitespace()).unwrap_or(line.len());
+    let split = line
+        .iter()
+        .position(|b| b.is_ascii_whitespace())
+        .unwrap_or(line.len());
     let (interpreter, rest) = line.split_at(split);
     let rest = rest.trim_ascii();
     (!interpreter.is_empty()).then(|| (interpreter.to_vec(), (!rest.is_empty()).then(|| rest.to_vec())))
@@ -127,7 +134,10 @@ fn describe(file: &OpenFile) -> SysResult<Elf> {
     elf::parse(|offset, bytes| {
         let mut done = 0;
         while done < bytes.len() {
-            match file.file.read_at(offset.saturating_add(done as u64), &mut Buf::own_mut(&mut bytes[done..]))? {
+            match file.file.read_at(
+                offset.saturating_add(done as u64),
+                &mut Buf::own_mut(&mut bytes[done..]),
+            )? {
                 0 => return Err(Errno::ENOEXEC),
                 n => done += n,
             }
@@ -143,7 +153,7 @@ fn open_interpreter(file: &OpenFile, (offset, len): (u64, usize)) -> SysResult<(
     if path.pop() != Some(0) || path.contains(&0) {
         return Err(Errno::ENOEXEC);
     }
-    let interpreter = open_executable(&path)?;
+    let interpreter = crate::fs::open_executable(&path)?;
     let elf = describe(&interpreter)?;
     Ok((interpreter, elf))
 }
@@ -157,7 +167,11 @@ impl Executable {
         let process = Process::current();
         let mut space = process.space.lock();
         let random = crate::random::word();
-        let base = if self.elf.relocatable { DYN_BASE + (random % 0x4000) * LARGE } else { 0 };
+        let base = if self.elf.relocatable {
+            DYN_BASE + (random % 0x4000) * LARGE
+        } else {
+            0
+        };
         let bias = map_image(&mut space, &self.file, &self.elf, base)?;
         let end = bias + self.elf.span.1;
         let mut entry = bias.wrapping_add(self.elf.entry);
@@ -169,7 +183,11 @@ impl Executable {
         }
         space.init_brk(end);
         let stack_protection = Protection::READ | Protection::WRITE;
-        let executable = if self.elf.executable_stack { Protection::EXECUTE } else { Protection::empty() };
+        let executable = if self.elf.executable_stack {
+            Protection::EXECUTE
+        } else {
+            Protection::empty()
+        };
         space.map(Request {
             hint: STACK_TOP - STACK_SIZE,
             len: STACK_SIZE,
@@ -191,23 +209,23 @@ impl Executable {
         let credentials = Process::current().credentials.lock().clone();
         let cpuid = core::arch::x86_64::__cpuid(1);
         alloc::vec![
-            [33, vdso],                                  // AT_SYSINFO_EHDR
-            [16, u64::from(cpuid.edx)],                  // AT_HWCAP
-            [6, PAGE],                                   // AT_PAGESZ
-            [17, 100],                                   // AT_CLKTCK
+            [33, vdso],                                         // AT_SYSINFO_EHDR
+            [16, u64::from(cpuid.edx)],                         // AT_HWCAP
+            [6, PAGE],                                          // AT_PAGESZ
+            [17, 100],                                          // AT_CLKTCK
             [3, bias.wrapping_add(self.elf.headers_address())], // AT_PHDR
-            [4, size_of::<ProgramHeader>() as u64],      // AT_PHENT
-            [5, self.elf.headers.len() as u64],          // AT_PHNUM
-            [7, interpreter],                            // AT_BASE
-            [8, 0],                                      // AT_FLAGS
-            [9, entry],                                  // AT_ENTRY
-            [11, u64::from(credentials.uid[0])],         // AT_UID
-            [12, u64::from(credentials.uid[1])],         // AT_EUID
-            [13, u64::from(credentials.gid[0])],         // AT_GID
-            [14, u64::from(credentials.gid[1])],         // AT_EGID
-            [23, 0],                                     // AT_SECURE
-            [26, 2],                                     // AT_HWCAP2: FSGSBASE
-            [51, arch::vector_len() as u64 + 1024],      // AT_MINSIGSTKSZ
+            [4, size_of::<ProgramHeader>() as u64],             // AT_PHENT
+            [5, self.elf.headers.len() as u64],                 // AT_PHNUM
+            [7, interpreter],                                   // AT_BASE
+            [8, 0],                                             // AT_FLAGS
+            [9, entry],                                         // AT_ENTRY
+            [11, u64::from(credentials.uid[0])],                // AT_UID
+            [12, u64::from(credentials.uid[1])],                // AT_EUID
+            [13, u64::from(credentials.gid[0])],                // AT_GID
+            [14, u64::from(credentials.gid[1])],                // AT_EGID
+            [23, 0],                                            // AT_SECURE
+            [26, 2],                                            // AT_HWCAP2: FSGSBASE
+            [51, arch::vector_len() as u64 + 1024],             // AT_MINSIGSTKSZ
         ]
     }
 
@@ -253,7 +271,10 @@ impl Executable {
 }
 
 fn with_nuls(strings: &[Vec<u8>]) -> Vec<u8> {
-    strings.iter().flat_map(|s| s.iter().copied().chain([0])).collect()
+    strings
+        .iter()
+        .flat_map(|s| s.iter().copied().chain([0]))
+        .collect()
 }
 
 fn pointers(start: u64, strings: &[Vec<u8>]) -> impl Iterator<Item = u64> {
@@ -272,7 +293,11 @@ fn map_image(space: &mut Inner, file: &Arc<OpenFile>, elf: &Elf, hint: u64) -> S
         hint: if elf.relocatable { hint } else { low },
         len,
         protection: Protection::empty(),
-        place: if elf.relocatable { Place::Anywhere } else { Place::FixedFree },
+        place: if elf.relocatable {
+            Place::Anywhere
+        } else {
+            Place::FixedFree
+        },
         shared: false,
         file: None,
         populate: false,
@@ -287,12 +312,25 @@ fn map_image(space: &mut Inner, file: &Arc<OpenFile>, elf: &Elf, hint: u64) -> S
 }
 
 fn map_segment(space: &mut Inner, file: &Arc<OpenFile>, ph: &ProgramHeader, bias: u64) -> SysResult<()> {
-    let flag = |bit: u32, p: Protection| if ph.flags & bit != 0 { p } else { Protection::empty() };
+    let flag = |bit: u32, p: Protection| {
+        if ph.flags & bit != 0 {
+            p
+        } else {
+            Protection::empty()
+        }
+    };
     let protection = flag(4, Protection::READ) | flag(2, Protection::WRITE) | flag(1, Protection::EXECUTE);
     let first = bias.wrapping_add(ph.vaddr) & !(PAGE - 1);
     let file_end = bias.wrapping_add(ph.vaddr).wrapping_add(ph.filesz);
-    let memory_end = bias.wrapping_add(ph.vaddr).wrapping_add(ph.memsz).next_multiple_of(PAGE);
-    let mapped_end = if ph.filesz > 0 { file_end.next_multiple_of(PAGE) } else { first };
+    let memory_end = bias
+        .wrapping_add(ph.vaddr)
+        .wrapping_add(ph.memsz)
+        .next_multiple_of(PAGE);
+    let mapped_end = if ph.filesz > 0 {
+        file_end.next_multiple_of(PAGE)
+    } else {
+        first
+    };
     let mut fixed = |start: u64, end: u64, source: Option<(Arc<OpenFile>, u64)>| {
         space.map(Request {
             hint: start,

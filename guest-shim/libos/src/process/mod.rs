@@ -4,9 +4,9 @@ mod credentials;
 
 #[cfg(feature = "bare")]
 mod calls;
+pub mod elf;
 #[cfg(feature = "bare")]
 mod end;
-pub mod elf;
 #[cfg(feature = "bare")]
 mod limits;
 #[cfg(feature = "bare")]
@@ -20,7 +20,13 @@ pub mod vdso;
 
 pub use credentials::Credentials;
 #[cfg(feature = "bare")]
-pub use {calls::{SYSCALLS, host_name, set_host_name}, end::*, limits::Limits, load::*, threads::SYSCALLS as THREAD_SYSCALLS};
+pub use {
+    calls::{SYSCALLS, host_name, set_host_name},
+    end::*,
+    limits::Limits,
+    load::*,
+    threads::SYSCALLS as THREAD_SYSCALLS,
+};
 
 use alloc::sync::Arc;
 #[cfg(feature = "bare")]

@@ -68,7 +68,11 @@ impl Providers for Libos {
 
     fn memory(&self) -> Memory {
         let (used, total) = frames::usage();
-        Memory { total: total * 4096, free: (total - used) * 4096, cached: 0 }
+        Memory {
+            total: total * 4096,
+            free: (total - used) * 4096,
+            cached: 0,
+        }
     }
 
     fn host_name(&self) -> Vec<u8> {
@@ -81,7 +85,9 @@ impl Providers for Libos {
     }
 
     fn threads(&self, pid: i32) -> Vec<i32> {
-        process(pid).map(|p| p.threads().iter().map(|t| t.tid).collect()).unwrap_or_default()
+        process(pid)
+            .map(|p| p.threads().iter().map(|t| t.tid).collect())
+            .unwrap_or_default()
     }
 
     fn task(&self, pid: i32, tid: i32) -> Option<Task> {
@@ -92,7 +98,11 @@ impl Providers for Libos {
         let image = process.image.lock().clone();
         let actions = *process.signals.actions.lock();
         let set = |wanted: fn(u64) -> bool| {
-            actions.iter().enumerate().filter(|(_, a)| wanted(a.handler)).fold(0, |bits, (i, _)| bits | 1u64 << i)
+            actions
+                .iter()
+                .enumerate()
+                .filter(|(_, a)| wanted(a.handler))
+                .fold(0, |bits, (i, _)| bits | 1u64 << i)
         };
         Some(Task {
             tid,
@@ -125,7 +135,9 @@ impl Providers for Libos {
     }
 
     fn areas(&self, pid: i32) -> Vec<Area> {
-        let Some(process) = process(pid) else { return Vec::new() };
+        let Some(process) = process(pid) else {
+            return Vec::new();
+        };
         let (list, brk) = {
             let space = process.space.lock();
             let copy = |(start, area): (u64, &crate::mem::area::Area)| {
@@ -134,16 +146,34 @@ impl Providers for Libos {
                     Backing::Pages(_, offset, file) => (file.clone(), *offset),
                     Backing::Anonymous => (None, 0),
                 };
-                (start, area.end, area.protection, area.shared, file, offset, area.name)
+                (
+                    start,
+                    area.end,
+                    area.protection,
+                    area.shared,
+                    file,
+                    offset,
+                    area.name,
+                )
             };
-            (space.areas.iter().map(copy).collect::<Vec<_>>(), space.brk_range())
+            (
+                space.areas.iter().map(copy).collect::<Vec<_>>(),
+                space.brk_range(),
+            )
         };
         list.into_iter()
             .map(|(start, end, protection, shared, file, offset, name)| {
-                let stat = file.as_ref().and_then(|f| f.file.stat().ok()).unwrap_or(Stat::default());
+                let stat = file
+                    .as_ref()
+                    .and_then(|f| f.file.stat().ok())
+                    .unwrap_or(Stat::default());
                 let path = file.as_ref().map(|f| f.path.lock().clone());
                 // The heap's last large page is mapped whole; the program is shown what it asked for.
-                let end = if name == "[heap]" { end.min(brk.1.next_multiple_of(4096)).max(start) } else { end };
+                let end = if name == "[heap]" {
+                    end.min(brk.1.next_multiple_of(4096)).max(start)
+                } else {
+                    end
+                };
                 Area {
                     start,
                     end,
@@ -159,15 +189,21 @@ impl Providers for Libos {
     }
 
     fn command_line(&self, pid: i32) -> Vec<u8> {
-        process(pid).map(|p| p.image.lock().command_line.clone()).unwrap_or_default()
+        process(pid)
+            .map(|p| p.image.lock().command_line.clone())
+            .unwrap_or_default()
     }
 
     fn environment(&self, pid: i32) -> Vec<u8> {
-        process(pid).map(|p| p.image.lock().environment.clone()).unwrap_or_default()
+        process(pid)
+            .map(|p| p.image.lock().environment.clone())
+            .unwrap_or_default()
     }
 
     fn auxiliary_vector(&self, pid: i32) -> Vec<u8> {
-        process(pid).map(|p| p.image.lock().auxv.clone()).unwrap_or_default()
+        process(pid)
+            .map(|p| p.image.lock().auxv.clone())
+            .unwrap_or_default()
     }
 
     fn set_comm(&self, pid: i32, tid: i32, name: &[u8]) {
@@ -180,7 +216,9 @@ impl Providers for Libos {
     }
 
     fn limits(&self, pid: i32) -> [[u64; 2]; 16] {
-        let Some(process) = process(pid) else { return [[u64::MAX; 2]; 16] };
+        let Some(process) = process(pid) else {
+            return [[u64::MAX; 2]; 16];
+        };
         let mut all = *process.limits.0.lock();
         let (soft, hard) = process.files.limits();
         all[super::limits::NOFILE] = [soft as u64, hard as u64];
@@ -199,7 +237,12 @@ impl Providers for Libos {
 /// A signal for the running thread, as from the kernel.
 fn raise(signal: u32) {
     let thread = sched::current();
-    let info = Info::user(signal, code::SI_USER, thread.process.pid, thread.process.credentials.lock().uid[0]);
+    let info = Info::user(
+        signal,
+        code::SI_USER,
+        thread.process.pid,
+        thread.process.credentials.lock().uid[0],
+    );
     signal::send_thread(thread, info);
 }
 
@@ -226,7 +269,11 @@ impl Signals for Libos {
 
     fn take(&self, set: u64) -> Option<SignalInfo> {
         let thread = sched::current();
-        let info = thread.signals.pending.take(set).or_else(|| thread.process.signals.pending.take(set))?;
+        let info = thread
+            .signals
+            .pending
+            .take(set)
+            .or_else(|| thread.process.signals.pending.take(set))?;
         Some(signalfd_info(&info))
     }
 }

@@ -13,24 +13,53 @@ use crate::user;
 
 /// System calls served here.
 pub const SYSCALLS: &[Entry] = &[
-    partial(56, "clone", "xxxxx", "threads only; fork comes with processes", clone),
-    partial(435, "clone3", "xs", "threads only; fork comes with processes", clone3),
+    partial(
+        56,
+        "clone",
+        "xxxxx",
+        "threads only; fork comes with processes",
+        clone,
+    ),
+    partial(
+        435,
+        "clone3",
+        "xs",
+        "threads only; fork comes with processes",
+        clone3,
+    ),
     refused(57, "fork", "no further processes yet", fork),
     refused(58, "vfork", "no further processes yet", fork),
     full(60, "exit", "i", exit),
     full(231, "exit_group", "i", exit_all),
     partial(202, "futex", "xiuxxu", "no priority inheritance", futex_call),
-    refused(449, "futex_waitv", "programs fall back to futex", crate::syscall::enosys),
+    refused(
+        449,
+        "futex_waitv",
+        "programs fall back to futex",
+        crate::syscall::enosys,
+    ),
     full(186, "gettid", "", |_| Ok(sched::current().tid as u64)),
     full(218, "set_tid_address", "x", set_tid_address),
     full(273, "set_robust_list", "xs", set_robust_list),
     full(274, "get_robust_list", "ixx", get_robust_list),
-    partial(334, "rseq", "xuix", "CPU number kept at exit; no critical-section aborts: refused as by an older kernel", crate::syscall::enosys),
+    partial(
+        334,
+        "rseq",
+        "xuix",
+        "CPU number kept at exit; no critical-section aborts: refused as by an older kernel",
+        crate::syscall::enosys,
+    ),
     full(24, "sched_yield", "", |_| {
         sched::yield_now();
         Ok(0)
     }),
-    partial(203, "sched_setaffinity", "isx", "accepted: any vCPU may run any thread", sched_setaffinity),
+    partial(
+        203,
+        "sched_setaffinity",
+        "isx",
+        "accepted: any vCPU may run any thread",
+        sched_setaffinity,
+    ),
     full(204, "sched_getaffinity", "isx", sched_getaffinity),
     full(309, "getcpu", "xxx", getcpu),
     full(158, "arch_prctl", "xx", arch_prctl),
@@ -61,7 +90,13 @@ struct Clone {
 
 fn clone(a: &Args) -> SysResult {
     let [flags, stack, parent_tid, child_tid, tls, _] = a.0;
-    start(Clone { flags, stack, parent_tid, child_tid, tls })
+    start(Clone {
+        flags,
+        stack,
+        parent_tid,
+        child_tid,
+        tls,
+    })
 }
 
 fn clone3(a: &Args) -> SysResult {
@@ -71,8 +106,18 @@ fn clone3(a: &Args) -> SysResult {
     }
     // flags, pidfd, child_tid, parent_tid, exit_signal, stack, stack_size, tls
     let w: [u64; 8] = user::read(a.u64(0))?;
-    let stack = if w[5] == 0 { 0 } else { w[5].checked_add(w[6]).ok_or(Errno::EINVAL)? };
-    start(Clone { flags: w[0], stack, parent_tid: w[3], child_tid: w[2], tls: w[7] })
+    let stack = if w[5] == 0 {
+        0
+    } else {
+        w[5].checked_add(w[6]).ok_or(Errno::EINVAL)?
+    };
+    start(Clone {
+        flags: w[0],
+        stack,
+        parent_tid: w[3],
+        child_tid: w[2],
+        tls: w[7],
+    })
 }
 
 fn start(what: Clone) -> SysResult {
@@ -86,10 +131,17 @@ fn start(what: Clone) -> SysResult {
     if what.stack != 0 {
         frame.regs.rsp = what.stack;
     }
-    let tls = if what.flags & CLONE_SETTLS != 0 { what.tls } else { arch::fs_base() };
+    let tls = if what.flags & CLONE_SETTLS != 0 {
+        what.tls
+    } else {
+        arch::fs_base()
+    };
     let tid = NEXT_TID.fetch_add(1, Ordering::Relaxed);
     let thread = Thread::new(parent.process.clone(), tid, frame, tls)?;
-    thread.signals.mask.store(parent.signals.mask.load(Ordering::Relaxed), Ordering::Relaxed);
+    thread
+        .signals
+        .mask
+        .store(parent.signals.mask.load(Ordering::Relaxed), Ordering::Relaxed);
     *thread.name.lock() = *parent.name.lock();
     if what.flags & CLONE_PARENT_SETTID != 0 {
         user::write(what.parent_tid, &tid)?;
@@ -142,7 +194,11 @@ fn set_robust_list(a: &Args) -> SysResult {
 fn get_robust_list(a: &Args) -> SysResult {
     let list = match a.i32(0) {
         0 => sched::current().robust_list.load(Ordering::Relaxed),
-        tid => Process::current().thread(tid).ok_or(Errno::ESRCH)?.robust_list.load(Ordering::Relaxed),
+        tid => Process::current()
+            .thread(tid)
+            .ok_or(Errno::ESRCH)?
+            .robust_list
+            .load(Ordering::Relaxed),
     };
     user::write(a.u64(1), &list)?;
     user::write(a.u64(2), &24u64).map(|()| 0)
@@ -167,7 +223,11 @@ fn futex_call(a: &Args) -> SysResult {
             let deadline = match a.u64(3) {
                 0 => u64::MAX,
                 timeout => {
-                    let id = if operation & REALTIME != 0 { clock::id::REALTIME } else { clock::id::MONOTONIC };
+                    let id = if operation & REALTIME != 0 {
+                        clock::id::REALTIME
+                    } else {
+                        clock::id::MONOTONIC
+                    };
                     let ns = user::read::<Timespec>(timeout)?.to_ns()?;
                     clock::deadline(clock::to_monotonic(id, ns).ok_or(Errno::EINVAL)?)
                 }
@@ -180,11 +240,25 @@ fn futex_call(a: &Args) -> SysResult {
         op @ (3 | 4) => {
             let to = futex::key(a.u64(4), private)?;
             let expected = (op == 4).then(|| a.u32(5));
-            futex::requeue(address, key, to, count(value), a.u64(3) as u32 as i32 as usize, expected)
+            futex::requeue(
+                address,
+                key,
+                to,
+                count(value),
+                a.u64(3) as u32 as i32 as usize,
+                expected,
+            )
         }
         5 => {
             let second = futex::key(a.u64(4), private)?;
-            futex::wake_op(key, second, a.u64(4), count(value), a.u64(3) as u32 as i32 as usize, a.u32(5))
+            futex::wake_op(
+                key,
+                second,
+                a.u64(4),
+                count(value),
+                a.u64(3) as u32 as i32 as usize,
+                a.u32(5),
+            )
         }
         _ => Err(Errno::ENOSYS),
     }
@@ -202,7 +276,8 @@ fn sched_setaffinity(a: &Args) -> SysResult {
     let len = a.usize(1).min(128);
     let mut mask = alloc::vec![0u8; len];
     user::copy_in(&mut mask, a.u64(2))?;
-    let mine = (0..arch::boot().vcpus as usize).any(|i| mask.get(i / 8).is_some_and(|b| b >> (i % 8) & 1 != 0));
+    let mine =
+        (0..arch::boot().vcpus as usize).any(|i| mask.get(i / 8).is_some_and(|b| b >> (i % 8) & 1 != 0));
     if mine { Ok(0) } else { Err(Errno::EINVAL) }
 }
 

@@ -140,7 +140,10 @@ pub fn map(space: &mut Inner) -> SysResult {
             PAGES.lock().get_or_insert(made).clone()
         }
     };
-    let start = space.areas.free_range(0x7fff_0000_0000, 0x7fff_e000_0000, 2 * PAGE, PAGE).ok_or(crate::errno::Errno::ENOMEM)?;
+    let start = space
+        .areas
+        .free_range(0x7fff_0000_0000, 0x7fff_e000_0000, 2 * PAGE, PAGE)
+        .ok_or(crate::errno::Errno::ENOMEM)?;
     let file: Option<Arc<OpenFile>> = None;
     let mut area = Area::anonymous(start + PAGE, Protection::READ);
     area.shared = true;
@@ -157,7 +160,10 @@ pub fn map(space: &mut Inner) -> SysResult {
 
 fn make() -> SysResult<Arc<PageCache>> {
     let pages = Arc::new(PageCache::default());
-    let data: Vec<u8> = clock::parameters().into_iter().flat_map(u64::to_le_bytes).collect();
+    let data: Vec<u8> = clock::parameters()
+        .into_iter()
+        .flat_map(u64::to_le_bytes)
+        .collect();
     pages.write_at(0, &mut Buf::own(&data))?;
     pages.write_at(PAGE, &mut Buf::own(&image()))?;
     pages.resize(2 * PAGE)?;
@@ -183,8 +189,14 @@ fn offsets() -> [u64; 5] {
         fn vdso_getcpu();
     }
     let base = code().as_ptr() as u64;
-    [vdso_clock_gettime, vdso_gettimeofday, vdso_time, vdso_clock_getres, vdso_getcpu]
-        .map(|f: unsafe extern "C" fn()| f as *const () as u64 - base)
+    [
+        vdso_clock_gettime,
+        vdso_gettimeofday,
+        vdso_time,
+        vdso_clock_getres,
+        vdso_getcpu,
+    ]
+    .map(|f: unsafe extern "C" fn()| f as *const () as u64 - base)
 }
 
 /// The ELF image: header, two program headers, dynamic section, hash, symbols, strings, versions, code.
@@ -220,15 +232,15 @@ fn image() -> Vec<u8> {
     let versions_at = out.append(&versions.iter().flat_map(|w| w.to_le_bytes()).collect::<Vec<_>>());
     let definitions_at = out.append(&definitions);
     let dynamic: [[u64; 2]; 10] = [
-        [14, 1],                            // DT_SONAME
-        [4, hash_at],                       // DT_HASH
-        [5, strings_at],                    // DT_STRTAB
-        [6, symbols_at],                    // DT_SYMTAB
-        [10, strings.len() as u64],         // DT_STRSZ
-        [11, 24],                           // DT_SYMENT
-        [0x6fff_fff0, versions_at],         // DT_VERSYM
-        [0x6fff_fffc, definitions_at],      // DT_VERDEF
-        [0x6fff_fffd, 2],                   // DT_VERDEFNUM
+        [14, 1],                       // DT_SONAME
+        [4, hash_at],                  // DT_HASH
+        [5, strings_at],               // DT_STRTAB
+        [6, symbols_at],               // DT_SYMTAB
+        [10, strings.len() as u64],    // DT_STRSZ
+        [11, 24],                      // DT_SYMENT
+        [0x6fff_fff0, versions_at],    // DT_VERSYM
+        [0x6fff_fffc, definitions_at], // DT_VERDEF
+        [0x6fff_fffd, 2],              // DT_VERDEFNUM
         [0, 0],
     ];
     let dynamic: Vec<u8> = dynamic.iter().flatten().flat_map(|w| w.to_le_bytes()).collect();
@@ -251,7 +263,10 @@ fn version_definitions() -> Vec<u8> {
         })
     };
     let mut out = Vec::new();
-    for (flags, index, name, string, next) in [(1u16, 1u16, "linux-vdso.so.1", 1u32, 28u32), (0, 2, "LINUX_2.6", 17, 0)] {
+    for (flags, index, name, string, next) in [
+        (1u16, 1u16, "linux-vdso.so.1", 1u32, 28u32),
+        (0, 2, "LINUX_2.6", 17, 0),
+    ] {
         for half in [1, flags, index, 1] {
             out.extend_from_slice(&half.to_le_bytes());
         }

@@ -180,7 +180,14 @@ pub fn requeue(
 ///
 /// # Errors
 /// EFAULT, ENOSYS for an unknown operation.
-pub fn wake_op(first: u64, second: u64, address: u64, wake_count: usize, wake_count2: usize, op: u32) -> SysResult {
+pub fn wake_op(
+    first: u64,
+    second: u64,
+    address: u64,
+    wake_count: usize,
+    wake_count2: usize,
+    op: u32,
+) -> SysResult {
     let operation = op >> 28 & 7;
     let mut argument = ((op >> 12 & 0xfff) << 20) as i32 >> 20;
     if op >> 31 != 0 {
@@ -224,10 +231,14 @@ pub fn release_robust(thread: &Thread) {
     if head == 0 {
         return;
     }
-    let Ok([mut entry, offset, pending]) = user::read::<[u64; 3]>(head) else { return };
+    let Ok([mut entry, offset, pending]) = user::read::<[u64; 3]>(head) else {
+        return;
+    };
     let release = |entry: u64| {
         let address = (entry & !1).wrapping_add(offset);
-        let Ok(mut word) = user::read::<u32>(address) else { return };
+        let Ok(mut word) = user::read::<u32>(address) else {
+            return;
+        };
         while word & TID_MASK == thread.tid as u32 {
             let new = word & WAITERS | OWNER_DIED;
             match arch::compare_exchange_program(address, word, new) {

@@ -22,7 +22,11 @@ unsafe impl<T: Send> Sync for Lock<T> {}
 impl<T> Lock<T> {
     /// An open lock around `value`.
     pub const fn new(value: T) -> Self {
-        Self { held: AtomicBool::new(false), queue: WaitQueue::new(), value: UnsafeCell::new(value) }
+        Self {
+            held: AtomicBool::new(false),
+            queue: WaitQueue::new(),
+            value: UnsafeCell::new(value),
+        }
     }
 
     /// Takes the lock; parks while another thread has it.

@@ -107,7 +107,11 @@ struct Vcpu {
 unsafe impl Sync for Vcpu {}
 
 static VCPUS: [Vcpu; MAX_VCPUS] = [const {
-    Vcpu { current: UnsafeCell::new(None), previous: UnsafeCell::new(None), idle: UnsafeCell::new(None) }
+    Vcpu {
+        current: UnsafeCell::new(None),
+        previous: UnsafeCell::new(None),
+        idle: UnsafeCell::new(None),
+    }
 }; MAX_VCPUS];
 
 static QUEUE: Mutex<VecDeque<Arc<Thread>>> = Mutex::new(VecDeque::new());
@@ -136,7 +140,11 @@ impl Thread {
     ///
     /// # Errors
     /// ENOMEM.
-    pub fn with_entry(process: Arc<Process>, tid: i32, entry: extern "C" fn(u64) -> !) -> SysResult<Arc<Self>> {
+    pub fn with_entry(
+        process: Arc<Process>,
+        tid: i32,
+        entry: extern "C" fn(u64) -> !,
+    ) -> SysResult<Arc<Self>> {
         let stack = Stack::new().ok_or(Errno::ENOMEM)?;
         Ok(Self::build(process, tid, Some(stack), Frame::start(0, 0), entry))
     }
@@ -190,7 +198,10 @@ impl Thread {
         let mut state = self.state.load(Ordering::Relaxed);
         loop {
             let new = if state == PARKED { EMPTY } else { NOTIFIED };
-            match self.state.compare_exchange_weak(state, new, Ordering::SeqCst, Ordering::Relaxed) {
+            match self
+                .state
+                .compare_exchange_weak(state, new, Ordering::SeqCst, Ordering::Relaxed)
+            {
                 Ok(PARKED) => break,
                 Ok(_) => return,
                 Err(found) => state = found,
@@ -229,7 +240,11 @@ impl Thread {
 
     /// CPU time used, ticks.
     pub fn cpu_time(&self) -> u64 {
-        let running = if self.is_on_cpu() { arch::ticks().saturating_sub(self.started.get()) } else { 0 };
+        let running = if self.is_on_cpu() {
+            arch::ticks().saturating_sub(self.started.get())
+        } else {
+            0
+        };
         self.cpu_ticks.load(Ordering::Relaxed) + running
     }
 }
@@ -282,7 +297,10 @@ pub fn frame() -> &'static mut Frame {
 #[must_use]
 pub fn current_arc() -> Arc<Thread> {
     // A running thread has owners.
-    current().me.upgrade().unwrap_or_else(|| arch::panic_exit("a running thread without an owner"))
+    current()
+        .me
+        .upgrade()
+        .unwrap_or_else(|| arch::panic_exit("a running thread without an owner"))
 }
 
 /// Whether other threads wait for a vCPU.
@@ -294,7 +312,11 @@ pub fn others_wait() -> bool {
 /// Sleeps until unparked or until `deadline` (ticks; `u64::MAX`: never). May return early.
 pub fn park(deadline: u64) {
     let thread = current();
-    if thread.state.compare_exchange(EMPTY, PARKED, Ordering::SeqCst, Ordering::Relaxed).is_err() {
+    if thread
+        .state
+        .compare_exchange(EMPTY, PARKED, Ordering::SeqCst, Ordering::Relaxed)
+        .is_err()
+    {
         thread.state.store(EMPTY, Ordering::SeqCst);
         return;
     }
@@ -393,7 +415,9 @@ fn host_state(index: usize) -> u32 {
 }
 
 fn set_state(index: usize, state: VcpuState) {
-    arch::vcpu_block(index).state.store(state as u32, Ordering::SeqCst);
+    arch::vcpu_block(index)
+        .state
+        .store(state as u32, Ordering::SeqCst);
     host::queue(index).state.store(state as u32, Ordering::SeqCst);
 }
 
@@ -428,7 +452,9 @@ fn switch_to(next: Arc<Thread>) {
     // SAFETY: own vCPU's element; `next` is ours by `on_cpu`; `me` stays alive in `previous` until
     // `finish_switch` has run on the other side.
     unsafe {
-        (*me).cpu_ticks.fetch_add(now.saturating_sub((*me).started.get()), Ordering::Relaxed);
+        (*me)
+            .cpu_ticks
+            .fetch_add(now.saturating_sub((*me).started.get()), Ordering::Relaxed);
         arch::set_tcb(&raw const next.tcb, index);
         *VCPUS[index].previous.get() = (*VCPUS[index].current.get()).replace(next);
         arch::switch((*me).context.get(), target);

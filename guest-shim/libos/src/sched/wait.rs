@@ -54,7 +54,12 @@ impl WaitQueue {
     /// An empty queue.
     #[must_use]
     pub const fn new() -> Self {
-        Self { inner: Mutex::new(Inner { next: 0, entries: Vec::new() }) }
+        Self {
+            inner: Mutex::new(Inner {
+                next: 0,
+                entries: Vec::new(),
+            }),
+        }
     }
 
     /// Registers `waker` until [`WaitQueue::remove`].
@@ -75,7 +80,11 @@ impl WaitQueue {
     pub fn wake_one(&self) {
         let first = {
             let mut inner = self.inner.lock();
-            if inner.entries.is_empty() { None } else { Some(inner.entries.remove(0)) }
+            if inner.entries.is_empty() {
+                None
+            } else {
+                Some(inner.entries.remove(0))
+            }
         };
         if let Some((_, waker)) = first {
             waker.wake(0);

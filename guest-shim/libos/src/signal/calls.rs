@@ -29,11 +29,19 @@ pub const SYSCALLS: &[Entry] = &[
 ];
 
 fn signal_number(n: u32) -> SysResult<u32> {
-    if (1..=64).contains(&n) { Ok(n) } else { Err(Errno::EINVAL) }
+    if (1..=64).contains(&n) {
+        Ok(n)
+    } else {
+        Err(Errno::EINVAL)
+    }
 }
 
 fn set_size(a: &Args, n: usize) -> SysResult<()> {
-    if a.usize(n) == 8 { Ok(()) } else { Err(Errno::EINVAL) }
+    if a.usize(n) == 8 {
+        Ok(())
+    } else {
+        Err(Errno::EINVAL)
+    }
 }
 
 fn sigaction(a: &Args) -> SysResult {
@@ -46,7 +54,12 @@ fn sigaction(a: &Args) -> SysResult {
         0 => None,
         address => {
             let [handler, flags, restorer, mask]: [u64; 4] = user::read(address)?;
-            Some(Action { handler, flags, restorer, mask: mask & !UNBLOCKABLE })
+            Some(Action {
+                handler,
+                flags,
+                restorer,
+                mask: mask & !UNBLOCKABLE,
+            })
         }
     };
     let process = Process::current();
@@ -57,7 +70,10 @@ fn sigaction(a: &Args) -> SysResult {
     };
     if new.is_some() && process.signals.ignores(signal) {
         process.signals.pending.discard(bit(signal));
-        process.threads().iter().for_each(|t| t.signals.pending.discard(bit(signal)));
+        process
+            .threads()
+            .iter()
+            .for_each(|t| t.signals.pending.discard(bit(signal)));
     }
     if a.u64(2) != 0 {
         user::write(a.u64(2), &[old.handler, old.flags, old.restorer, old.mask])?;
@@ -92,7 +108,8 @@ fn sigreturn(_: &Args) -> SysResult {
 
 fn sigpending(a: &Args) -> SysResult {
     let thread = sched::current();
-    let set = (thread.signals.pending.bits() | thread.process.signals.pending.bits()) & thread.signals.mask.load(Ordering::Relaxed);
+    let set = (thread.signals.pending.bits() | thread.process.signals.pending.bits())
+        & thread.signals.mask.load(Ordering::Relaxed);
     user::write(a.u64(0), &set).map(|()| 0)
 }
 
@@ -104,7 +121,13 @@ fn sigtimedwait(a: &Args) -> SysResult {
         address => clock::deadline_in(user::read::<Timespec>(address)?.to_ns()?),
     };
     let thread = sched::current();
-    let take = || thread.signals.pending.take(set).or_else(|| thread.process.signals.pending.take(set));
+    let take = || {
+        thread
+            .signals
+            .pending
+            .take(set)
+            .or_else(|| thread.process.signals.pending.take(set))
+    };
     thread.signals.awaited.store(set, Ordering::SeqCst);
     let result = loop {
         if let Some(info) = take() {
@@ -173,7 +196,11 @@ fn sigaltstack(a: &Args) -> SysResult {
         let new = match flags & !(1 << 31) {
             2 => AltStack::default(),
             0 | 1 if size < 2048 => return Err(Errno::ENOMEM),
-            0 | 1 => AltStack { base, size, flags: flags & 1 << 31 },
+            0 | 1 => AltStack {
+                base,
+                size,
+                flags: flags & 1 << 31,
+            },
             _ => return Err(Errno::EINVAL),
         };
         *thread.signals.alt_stack.lock() = new;
@@ -244,7 +271,11 @@ fn sigqueueinfo(a: &Args) -> SysResult {
     if a.i32(0) != process.pid {
         return Err(Errno::ESRCH);
     }
-    if send_process(&process, info) { Ok(0) } else { Err(Errno::EAGAIN) }
+    if send_process(&process, info) {
+        Ok(0)
+    } else {
+        Err(Errno::EAGAIN)
+    }
 }
 
 fn tgsigqueueinfo(a: &Args) -> SysResult {

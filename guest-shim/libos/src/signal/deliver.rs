@@ -35,7 +35,10 @@ impl super::ThreadSignals {
 /// Sends to a process: some thread of it that does not block the signal takes it.
 pub fn send_process(process: &Process, info: Info) -> bool {
     prepare(process, info.signal);
-    let blocked_by_all = process.threads().iter().all(|t| t.signals.mask.load(Ordering::Relaxed) & bit(info.signal) != 0);
+    let blocked_by_all = process
+        .threads()
+        .iter()
+        .all(|t| t.signals.mask.load(Ordering::Relaxed) & bit(info.signal) != 0);
     if process.signals.ignores(info.signal) && !blocked_by_all {
         return true;
     }
@@ -90,7 +93,14 @@ pub fn take_outside() {
     while bits != 0 {
         let signal = bits.trailing_zeros() + 1;
         bits &= bits - 1;
-        send_process(&init, Info { signal, code: code::SI_KERNEL, ..Info::default() });
+        send_process(
+            &init,
+            Info {
+                signal,
+                code: code::SI_KERNEL,
+                ..Info::default()
+            },
+        );
     }
     if host::header().service_gone.load(Ordering::Relaxed) != 0 {
         arch::panic_exit("the OS service has ended: no file or network is left (was it killed?)");
@@ -102,13 +112,33 @@ pub fn raise_exception(frame: &mut Frame, vector: u64, error: u64) {
     let rip = frame.regs.rip;
     let info = match vector {
         0 => Info::fault(number::SIGFPE, 1, rip),
-        1 | 3 => Info { signal: number::SIGTRAP, code: code::SI_KERNEL, ..Info::default() },
+        1 | 3 => Info {
+            signal: number::SIGTRAP,
+            code: code::SI_KERNEL,
+            ..Info::default()
+        },
         6 => Info::fault(number::SIGILL, 2, rip),
         16 | 19 => Info::fault(number::SIGFPE, 3, rip),
-        17 => Info { signal: number::SIGBUS, code: 1, ..Info::default() },
-        _ => Info { signal: number::SIGSEGV, code: code::SI_KERNEL, ..Info::default() },
+        17 => Info {
+            signal: number::SIGBUS,
+            code: 1,
+            ..Info::default()
+        },
+        _ => Info {
+            signal: number::SIGSEGV,
+            code: code::SI_KERNEL,
+            ..Info::default()
+        },
     };
-    force(info, Extra { cr2: 0, error, trap: vector, mask: 0 });
+    force(
+        info,
+        Extra {
+            cr2: 0,
+            error,
+            trap: vector,
+            mask: 0,
+        },
+    );
 }
 
 /// A page fault of the program that can't be served.
@@ -118,7 +148,15 @@ pub fn raise_page_fault(_frame: &mut Frame, address: u64, error: u64, fault: Fau
         Fault::Access => Info::fault(number::SIGSEGV, 2, address),
         Fault::Bus => Info::fault(number::SIGBUS, 2, address),
     };
-    force(info, Extra { cr2: address, error: error & 0x17 | 4, trap: 14, mask: 0 });
+    force(
+        info,
+        Extra {
+            cr2: address,
+            error: error & 0x17 | 4,
+            trap: 14,
+            mask: 0,
+        },
+    );
 }
 
 /// A signal that can't wait: blocked or ignored, it ends the process.
@@ -132,7 +170,10 @@ pub fn force(info: Info, extra: Extra) {
     }
     drop(actions);
     if blocked {
-        thread.signals.mask.fetch_and(!bit(info.signal), Ordering::Relaxed);
+        thread
+            .signals
+            .mask
+            .fetch_and(!bit(info.signal), Ordering::Relaxed);
     }
     *thread.fault_extra.lock() = Some((info.signal, extra));
     thread.signals.pending.add(info);
@@ -149,7 +190,11 @@ pub fn deliver(frame: &mut Frame) -> bool {
             break;
         }
         let wanted = !thread.signals.mask.load(Ordering::Relaxed);
-        let info = thread.signals.pending.take(wanted).or_else(|| thread.process.signals.pending.take(wanted));
+        let info = thread
+            .signals
+            .pending
+            .take(wanted)
+            .or_else(|| thread.process.signals.pending.take(wanted));
         let Some(info) = info else { break };
         handle(thread, frame, &info);
     }
@@ -197,8 +242,19 @@ fn run_handler(thread: &Thread, frame: &mut Frame, info: &Info) {
     restart(frame, Some(action.flags & SA_RESTART != 0));
     frame.regs.rip = crate::patch::logical(frame.regs.rip);
     let mask = thread.signals.mask.load(Ordering::Relaxed);
-    let fault = thread.fault_extra.lock().take_if(|(signal, _)| *signal == info.signal);
-    let mut extra = fault.map_or(Extra { cr2: 0, error: 0, trap: 0, mask: 0 }, |(_, e)| e);
+    let fault = thread
+        .fault_extra
+        .lock()
+        .take_if(|(signal, _)| *signal == info.signal);
+    let mut extra = fault.map_or(
+        Extra {
+            cr2: 0,
+            error: 0,
+            trap: 0,
+            mask: 0,
+        },
+        |(_, e)| e,
+    );
     extra.mask = thread.signals.saved_mask.lock().take().unwrap_or(mask);
     let mut alt = *thread.signals.alt_stack.lock();
     if frame::push(frame, info, &action, &mut alt, &extra).is_err() {
@@ -206,8 +262,15 @@ fn run_handler(thread: &Thread, frame: &mut Frame, info: &Info) {
         process::exit_group(process::Status::Signalled(number::SIGSEGV as u8));
     }
     *thread.signals.alt_stack.lock() = alt;
-    let own = if action.flags & SA_NODEFER == 0 { bit(info.signal) } else { 0 };
-    thread.signals.mask.store((mask | action.mask | own) & !UNBLOCKABLE, Ordering::Relaxed);
+    let own = if action.flags & SA_NODEFER == 0 {
+        bit(info.signal)
+    } else {
+        0
+    };
+    thread
+        .signals
+        .mask
+        .store((mask | action.mask | own) & !UNBLOCKABLE, Ordering::Relaxed);
     thread.signals.full_restore.store(true, Ordering::Relaxed);
 }
 
@@ -216,7 +279,9 @@ fn restart(frame: &mut Frame, handler: Option<bool>) {
     if frame.regs.orig_rax == u64::MAX {
         return;
     }
-    let Some(error) = restart_error(frame.regs.rax) else { return };
+    let Some(error) = restart_error(frame.regs.rax) else {
+        return;
+    };
     let again = match handler {
         None => true,
         Some(restarts) => error == Errno::ERESTARTNOINTR || error == Errno::ERESTARTSYS && restarts,
@@ -226,14 +291,19 @@ fn restart(frame: &mut Frame, handler: Option<bool>) {
         frame.regs.rip = crate::patch::logical(frame.regs.rip) - 2;
         frame.regs.rax = frame.regs.orig_rax;
         frame.regs.orig_rax = u64::MAX;
-        sched::current().signals.full_restore.store(true, Ordering::Relaxed);
+        sched::current()
+            .signals
+            .full_restore
+            .store(true, Ordering::Relaxed);
     } else {
         frame.regs.rax = Errno::EINTR.to_rax();
     }
 }
 
 fn restart_error(rax: u64) -> Option<Errno> {
-    [Errno::ERESTARTSYS, Errno::ERESTARTNOINTR, Errno::ERESTARTNOHAND].into_iter().find(|e| e.to_rax() == rax)
+    [Errno::ERESTARTSYS, Errno::ERESTARTNOINTR, Errno::ERESTARTNOHAND]
+        .into_iter()
+        .find(|e| e.to_rax() == rax)
 }
 
 /// `rt_sigreturn`.
@@ -248,8 +318,20 @@ pub fn sigreturn(frame: &mut Frame) {
             thread.signals.full_restore.store(true, Ordering::Relaxed);
         }
         Err(_) => {
-            let info = Info { signal: number::SIGSEGV, code: code::SI_KERNEL, ..Info::default() };
-            force(info, Extra { cr2: 0, error: 0, trap: 0, mask: 0 });
+            let info = Info {
+                signal: number::SIGSEGV,
+                code: code::SI_KERNEL,
+                ..Info::default()
+            };
+            force(
+                info,
+                Extra {
+                    cr2: 0,
+                    error: 0,
+                    trap: 0,
+                    mask: 0,
+                },
+            );
         }
     }
 }

@@ -50,7 +50,13 @@ fn on_alt_stack(alt: &AltStack, rsp: u64) -> bool {
 ///
 /// # Errors
 /// EFAULT when the stack is not there: the program gets SIGSEGV.
-pub fn push(frame: &mut Frame, info: &Info, action: &Action, alt: &mut AltStack, extra: &Extra) -> SysResult<()> {
+pub fn push(
+    frame: &mut Frame,
+    info: &Info,
+    action: &Action,
+    alt: &mut AltStack,
+    extra: &Extra,
+) -> SysResult<()> {
     if action.flags & SA_RESTORER == 0 {
         return Err(Errno::EFAULT);
     }
@@ -72,7 +78,10 @@ pub fn push(frame: &mut Frame, info: &Info, action: &Action, alt: &mut AltStack,
     put(0, action.restorer);
     put(UC, UC_FLAGS);
     put(UC + 16, alt.base);
-    put(UC + 24, u64::from(alt.flags | u32::from(on_alt_stack(alt, regs.rsp))));
+    put(
+        UC + 24,
+        u64::from(alt.flags | u32::from(on_alt_stack(alt, regs.rsp))),
+    );
     put(UC + 32, alt.size);
     for (i, value) in to_words(&regs, extra, vector_at).into_iter().enumerate() {
         put(MCONTEXT + 8 * i, value);
@@ -98,8 +107,30 @@ pub fn push(frame: &mut Frame, info: &Info, action: &Action, alt: &mut AltStack,
 fn to_words(r: &Regs, extra: &Extra, vector_at: u64) -> [u64; 24] {
     let selectors = 0x33 | 0x2b << 48;
     [
-        r.r8, r.r9, r.r10, r.r11, r.r12, r.r13, r.r14, r.r15, r.rdi, r.rsi, r.rbp, r.rbx, r.rdx, r.rax, r.rcx, r.rsp,
-        r.rip, r.rflags, selectors, extra.error, extra.trap, extra.mask, extra.cr2, vector_at,
+        r.r8,
+        r.r9,
+        r.r10,
+        r.r11,
+        r.r12,
+        r.r13,
+        r.r14,
+        r.r15,
+        r.rdi,
+        r.rsi,
+        r.rbp,
+        r.rbx,
+        r.rdx,
+        r.rax,
+        r.rcx,
+        r.rsp,
+        r.rip,
+        r.rflags,
+        selectors,
+        extra.error,
+        extra.trap,
+        extra.mask,
+        extra.cr2,
+        vector_at,
     ]
 }
 
@@ -165,7 +196,11 @@ pub fn pop(frame: &mut Frame, alt: &mut AltStack) -> SysResult<u64> {
         orig_rax: u64::MAX,
     };
     let flags = word(UC + 24) as u32;
-    *alt = AltStack { base: word(UC + 16), size: word(UC + 32), flags: flags & !1 };
+    *alt = AltStack {
+        base: word(UC + 16),
+        size: word(UC + 32),
+        flags: flags & !1,
+    };
     Ok(word(MASK))
 }
 

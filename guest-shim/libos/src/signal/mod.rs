@@ -106,7 +106,10 @@ pub struct ProcessSignals {
 
 impl Default for ProcessSignals {
     fn default() -> Self {
-        Self { pending: Pending::default(), actions: Mutex::new([Action::default(); 64]) }
+        Self {
+            pending: Pending::default(),
+            actions: Mutex::new([Action::default(); 64]),
+        }
     }
 }
 
@@ -139,7 +142,11 @@ pub struct AltStack {
 
 impl Default for AltStack {
     fn default() -> Self {
-        Self { base: 0, size: 0, flags: 2 }
+        Self {
+            base: 0,
+            size: 0,
+            flags: 2,
+        }
     }
 }
 

@@ -39,13 +39,23 @@ impl Info {
     /// Sent by a process.
     #[must_use]
     pub fn user(signal: u32, code: i32, pid: i32, uid: u32) -> Self {
-        Self { signal, errno: 0, code, fields: [u64::from(pid as u32) | u64::from(uid) << 32, 0, 0] }
+        Self {
+            signal,
+            errno: 0,
+            code,
+            fields: [u64::from(pid as u32) | u64::from(uid) << 32, 0, 0],
+        }
     }
 
     /// Raised by an exception at `address`.
     #[must_use]
     pub fn fault(signal: u32, code: i32, address: u64) -> Self {
-        Self { signal, errno: 0, code, fields: [address, 0, 0] }
+        Self {
+            signal,
+            errno: 0,
+            code,
+            fields: [address, 0, 0],
+        }
     }
 
     /// As the program finds it (128 bytes).
@@ -142,10 +152,16 @@ mod tests {
     #[test]
     fn ordinary_signals_collapse_and_real_time_ones_queue_in_order() {
         let pending = Pending::default();
-        let info = |signal, value| Info { signal, fields: [0, value, 0], ..Info::default() };
+        let info = |signal, value| Info {
+            signal,
+            fields: [0, value, 0],
+            ..Info::default()
+        };
         assert!(pending.add(info(10, 1)) && pending.add(info(10, 2)));
         assert!(pending.add(info(40, 1)) && pending.add(info(40, 2)) && pending.add(info(35, 3)));
-        let order: Vec<_> = std::iter::from_fn(|| pending.take(!0)).map(|i| (i.signal, i.fields[1])).collect();
+        let order: Vec<_> = std::iter::from_fn(|| pending.take(!0))
+            .map(|i| (i.signal, i.fields[1]))
+            .collect();
         assert_eq!(order, [(10, 1), (35, 3), (40, 1), (40, 2)]);
         assert_eq!(pending.bits(), 0);
     }
@@ -153,7 +169,10 @@ mod tests {
     #[test]
     fn only_wanted_signals_are_taken() {
         let pending = Pending::default();
-        pending.add(Info { signal: 12, ..Info::default() });
+        pending.add(Info {
+            signal: 12,
+            ..Info::default()
+        });
         assert_eq!(pending.take(bit(11)), None);
         pending.discard(bit(12));
         assert_eq!(pending.take(!0), None);
@@ -161,7 +180,12 @@ mod tests {
 
     #[test]
     fn infos_survive_their_bytes() {
-        let info = Info { signal: 40, errno: 3, code: -1, fields: [1, 2, 3] };
+        let info = Info {
+            signal: 40,
+            errno: 3,
+            code: -1,
+            fields: [1, 2, 3],
+        };
         assert_eq!(Info::from_bytes(40, &info.bytes()), info);
     }
 }

@@ -24,7 +24,11 @@ impl Context {
     #[must_use]
     pub fn idle(vector: u64) -> Self {
         init_vector(vector);
-        Self { rsp: 0, fs_base: 0, vector }
+        Self {
+            rsp: 0,
+            fs_base: 0,
+            vector,
+        }
     }
 
     /// Sets the FS base with which it will go on.
@@ -111,14 +115,26 @@ unsafe extern "C" {
 #[must_use]
 pub fn new_context(stack_top: u64, entry: extern "C" fn(u64) -> !, argument: u64, vector: u64) -> Context {
     // Popped in this order by the switch: r15 r14 r13 r12 rbp rbx, then the return address.
-    let words = [0, 0, 0, entry as *const () as u64, 0, argument, libos_first as *const () as u64];
+    let words = [
+        0,
+        0,
+        0,
+        entry as *const () as u64,
+        0,
+        argument,
+        libos_first as *const () as u64,
+    ];
     let rsp = stack_top - 64;
     for (i, word) in words.into_iter().enumerate() {
         // SAFETY: inside the fresh stack.
         unsafe { *((rsp + 8 * i as u64) as *mut u64) = word };
     }
     init_vector(vector);
-    Context { rsp, fs_base: 0, vector }
+    Context {
+        rsp,
+        fs_base: 0,
+        vector,
+    }
 }
 
 /// MXCSR and x87 control word as at a program's start.

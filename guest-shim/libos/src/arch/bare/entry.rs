@@ -69,8 +69,19 @@ impl Frame {
     /// A frame that starts at `rip` with stack `rsp` and nothing else in the registers.
     #[must_use]
     pub fn start(rip: u64, rsp: u64) -> Self {
-        let regs = Regs { rip, rsp, cs: 0x33, ss: 0x2b, rflags: 0x202, ..Regs::default() };
-        Self { xmm: [0; 16], pad: 0, regs }
+        let regs = Regs {
+            rip,
+            rsp,
+            cs: 0x33,
+            ss: 0x2b,
+            rflags: 0x202,
+            ..Regs::default()
+        };
+        Self {
+            xmm: [0; 16],
+            pad: 0,
+            regs,
+        }
     }
 }
 
@@ -310,7 +321,9 @@ unsafe extern "C" {
 /// Where the copy routine that contains `rip` ends, if one does.
 pub fn fixup(rip: u64) -> Option<u64> {
     let within = |start: unsafe extern "C" fn(), end: unsafe extern "C" fn()| {
-        (start as *const () as u64..end as *const () as u64).contains(&rip).then_some(end as *const () as u64)
+        (start as *const () as u64..end as *const () as u64)
+            .contains(&rip)
+            .then_some(end as *const () as u64)
     };
     within(copy_program, copy_program_end)
         .or_else(|| within(exchange_program, exchange_program_end))
@@ -383,7 +396,9 @@ pub fn syscall_stays_in_user_mode() -> bool {
 pub unsafe fn set_tcb(tcb: *const Tcb, index: usize) {
     // SAFETY: the caller's contract.
     unsafe {
-        (*tcb).vcpu_block.set(LIBOS_VCPU_VA + index as u64 * cloak_abi::layout::PAGE);
+        (*tcb)
+            .vcpu_block
+            .set(LIBOS_VCPU_VA + index as u64 * cloak_abi::layout::PAGE);
         (*tcb).vcpu_index.set(index as u64);
         asm!("wrgsbase {}", in(reg) tcb, options(nostack, preserves_flags));
     }

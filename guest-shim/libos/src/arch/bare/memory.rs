@@ -40,11 +40,17 @@ unsafe fn small(to: *mut u8, from: *const u8, len: usize) {
     // SAFETY: the caller's contract.
     unsafe {
         if len >= 8 {
-            let (a, b) = (read_unaligned(from.cast::<u64>()), read_unaligned(from.add(len - 8).cast::<u64>()));
+            let (a, b) = (
+                read_unaligned(from.cast::<u64>()),
+                read_unaligned(from.add(len - 8).cast::<u64>()),
+            );
             write_unaligned(to.cast(), a);
             write_unaligned(to.add(len - 8).cast(), b);
         } else if len >= 4 {
-            let (a, b) = (read_unaligned(from.cast::<u32>()), read_unaligned(from.add(len - 4).cast::<u32>()));
+            let (a, b) = (
+                read_unaligned(from.cast::<u32>()),
+                read_unaligned(from.add(len - 4).cast::<u32>()),
+            );
             write_unaligned(to.cast(), a);
             write_unaligned(to.add(len - 4).cast(), b);
         } else if len >= 1 {
@@ -122,14 +128,20 @@ pub unsafe extern "C" fn memcmp(a: *const u8, b: *const u8, len: usize) -> i32 {
     // SAFETY: the caller's contract.
     unsafe {
         while at + 8 <= len {
-            let (x, y) = (read_unaligned(a.add(at).cast::<u64>()), read_unaligned(b.add(at).cast::<u64>()));
+            let (x, y) = (
+                read_unaligned(a.add(at).cast::<u64>()),
+                read_unaligned(b.add(at).cast::<u64>()),
+            );
             if x != y {
                 return if x.swap_bytes() < y.swap_bytes() { -1 } else { 1 };
             }
             at += 8;
         }
         while at < len {
-            let (x, y) = (core::ptr::read_volatile(a.add(at)), core::ptr::read_volatile(b.add(at)));
+            let (x, y) = (
+                core::ptr::read_volatile(a.add(at)),
+                core::ptr::read_volatile(b.add(at)),
+            );
             if x != y {
                 return i32::from(x) - i32::from(y);
             }

@@ -5,9 +5,12 @@ mod entry;
 mod memory;
 mod traps;
 
-pub use context::{Context, Stack, XSAVE_MAX, new_context, restore_vector, save_vector, set_fs_base, fs_base, switch, vector_len};
+pub use context::{
+    Context, Stack, XSAVE_MAX, fs_base, new_context, restore_vector, save_vector, set_fs_base, switch,
+    vector_len,
+};
 pub use entry::{
-    Frame, Regs, Tcb, resume, set_boot_tcb, set_tcb, syscall_stays_in_user_mode, tcb, patched_entry,
+    Frame, Regs, Tcb, patched_entry, resume, set_boot_tcb, set_tcb, syscall_stays_in_user_mode, tcb,
 };
 
 use core::cell::UnsafeCell;
@@ -80,7 +83,9 @@ pub fn doorbell(value: u32) {
 /// Leaves to the monitor.
 pub fn monitor(call: MonitorCall) {
     // SAFETY: the port that the kernel opened for this.
-    unsafe { core::arch::asm!("out dx, eax", in("dx") MONITOR_PORT, in("eax") call.encode(0), options(nostack)) };
+    unsafe {
+        core::arch::asm!("out dx, eax", in("dx") MONITOR_PORT, in("eax") call.encode(0), options(nostack))
+    };
 }
 
 /// A kernel call.
@@ -139,7 +144,9 @@ pub fn read_program_word(address: u64) -> Option<u32> {
 pub fn xcr0() -> u64 {
     let (low, high): (u32, u32);
     // SAFETY: OSXSAVE is on.
-    unsafe { core::arch::asm!("xgetbv", in("ecx") 0, out("eax") low, out("edx") high, options(nomem, nostack)) };
+    unsafe {
+        core::arch::asm!("xgetbv", in("ecx") 0, out("eax") low, out("edx") high, options(nomem, nostack))
+    };
     (u64::from(low) | u64::from(high) << 32) & 0x2e7
 }
 
@@ -152,7 +159,9 @@ pub fn hardware_random() -> Option<u64> {
     for _ in 0..10 {
         let (value, ok): (u64, u8);
         // SAFETY: RDRAND exists.
-        unsafe { core::arch::asm!("rdrand {}", "setc {}", out(reg) value, out(reg_byte) ok, options(nomem, nostack)) };
+        unsafe {
+            core::arch::asm!("rdrand {}", "setc {}", out(reg) value, out(reg_byte) ok, options(nomem, nostack))
+        };
         if ok != 0 {
             return Some(value);
         }
@@ -172,7 +181,10 @@ pub fn exit(status: u64, message: &str) -> ! {
     let len = message.len().min(words.len());
     words[..len].copy_from_slice(&message.as_bytes()[..len]);
     for (to, from) in header.message.iter().zip(words.chunks_exact(8)) {
-        to.store(u64::from_le_bytes(from.try_into().unwrap_or_default()), Ordering::Relaxed);
+        to.store(
+            u64::from_le_bytes(from.try_into().unwrap_or_default()),
+            Ordering::Relaxed,
+        );
     }
     header.message_len.store(len as u32, Ordering::Relaxed);
     header.exit_status.store(status, Ordering::Release);

@@ -86,7 +86,9 @@ pub extern "C" fn upcall_own(trap: &mut OwnTrap) {
             trap.rip
         ));
     };
-    let served = vector == 14 && !must_not_park(trap.rip) && crate::mem::space::current().fault(address, access(error)).is_ok();
+    let served = vector == 14
+        && !must_not_park(trap.rip)
+        && crate::mem::space::current().fault(address, access(error)).is_ok();
     if !served {
         trap.rip = end;
     }

@@ -35,13 +35,21 @@ use crate::user::Buf;
 /// Root of `/proc`.
 #[must_use]
 pub fn proc_root() -> Arc<dyn Node> {
-    Arc::new(Directory { path: b"/".to_vec(), owner: (0, 0), source: Arc::new(tasks::Root) })
+    Arc::new(Directory {
+        path: b"/".to_vec(),
+        owner: (0, 0),
+        source: Arc::new(tasks::Root),
+    })
 }
 
 /// Root of `/sys`.
 #[must_use]
 pub fn sys_root() -> Arc<dyn Node> {
-    Arc::new(Directory { path: b"/sys".to_vec(), owner: (0, 0), source: sysfs::root() })
+    Arc::new(Directory {
+        path: b"/sys".to_vec(),
+        owner: (0, 0),
+        source: sysfs::root(),
+    })
 }
 
 const PROC_MAGIC: i64 = 0x9fa0;
@@ -117,13 +125,18 @@ impl Source for Fixed {
     }
 
     fn find(&self, name: &[u8]) -> Option<Item> {
-        self.0.iter().find(|(n, _)| n == name).map(|(_, item)| item.clone())
+        self.0
+            .iter()
+            .find(|(n, _)| n == name)
+            .map(|(_, item)| item.clone())
     }
 }
 
 /// FNV-1a of a path: the inode number of what is there, the same each time.
 fn inode(path: &[u8]) -> u64 {
-    let hash = path.iter().fold(0xcbf2_9ce4_8422_2325_u64, |h, &b| (h ^ u64::from(b)).wrapping_mul(0x100_0000_01b3));
+    let hash = path.iter().fold(0xcbf2_9ce4_8422_2325_u64, |h, &b| {
+        (h ^ u64::from(b)).wrapping_mul(0x100_0000_01b3)
+    });
     hash >> 16 | 1
 }
 
@@ -132,11 +145,29 @@ fn stat_of(path: &[u8], mode: u32, nlink: u64, (uid, gid): (u32, u32)) -> Stat {
     let dev = make_dev(0, if path.starts_with(b"/sys") { 22 } else { 21 });
     let times = (now, now, now);
     let (atime, mtime, ctime) = times;
-    Stat { dev, ino: inode(path), nlink, mode, uid, gid, blksize: 1024, atime, mtime, ctime, ..Stat::default() }
+    Stat {
+        dev,
+        ino: inode(path),
+        nlink,
+        mode,
+        uid,
+        gid,
+        blksize: 1024,
+        atime,
+        mtime,
+        ctime,
+        ..Stat::default()
+    }
 }
 
 fn statfs() -> StatFs {
-    StatFs { kind: PROC_MAGIC, bsize: 4096, namelen: 255, frsize: 4096, ..StatFs::default() }
+    StatFs {
+        kind: PROC_MAGIC,
+        bsize: 4096,
+        namelen: 255,
+        frsize: 4096,
+        ..StatFs::default()
+    }
 }
 
 struct Directory {
@@ -151,9 +182,23 @@ impl Directory {
         super::path::push(&mut path, name);
         let owner = self.source.owner();
         match item {
-            Item::Directory(source) => Arc::new(Self { path, owner: source.owner(), source }),
-            Item::File(make) => Arc::new(Leaf { path, owner, make, take: None }),
-            Item::Writable(make, take) => Arc::new(Leaf { path, owner, make, take: Some(take) }),
+            Item::Directory(source) => Arc::new(Self {
+                path,
+                owner: source.owner(),
+                source,
+            }),
+            Item::File(make) => Arc::new(Leaf {
+                path,
+                owner,
+                make,
+                take: None,
+            }),
+            Item::Writable(make, take) => Arc::new(Leaf {
+                path,
+                owner,
+                make,
+                take: Some(take),
+            }),
             Item::Link(target) => Arc::new(Symlink { path, owner, target }),
         }
     }
@@ -173,14 +218,20 @@ impl Node for Directory {
     }
 
     fn lookup(&self, name: &[u8]) -> SysResult<Arc<dyn Node>> {
-        self.source.find(name).map(|item| self.child(name, item)).ok_or(Errno::ENOENT)
+        self.source
+            .find(name)
+            .map(|item| self.child(name, item))
+            .ok_or(Errno::ENOENT)
     }
 
     fn entries(&self, from: u64, each: &mut dyn FnMut(&Entry<'_>) -> bool) -> SysResult<()> {
         let names = self.source.names()?;
         let dots = [b".".to_vec(), b"..".to_vec()];
         let all = dots.iter().chain(&names);
-        for (position, name) in (0u64..).zip(all).skip(usize::try_from(from).unwrap_or(usize::MAX)) {
+        for (position, name) in (0u64..)
+            .zip(all)
+            .skip(usize::try_from(from).unwrap_or(usize::MAX))
+        {
             let kind = match self.source.find(name) {
                 _ if position < 2 => 4,
                 Some(Item::Directory(_)) => 4,
@@ -190,7 +241,12 @@ impl Node for Directory {
             };
             let mut path = self.path.clone();
             super::path::push(&mut path, name);
-            if !each(&Entry { ino: inode(&path), next: position + 1, kind, name }) {
+            if !each(&Entry {
+                ino: inode(&path),
+                next: position + 1,
+                kind,
+                name,
+            }) {
                 break;
             }
         }
@@ -252,8 +308,16 @@ impl Node for Leaf {
         if flags & O_ACCMODE != 0 && self.take.is_none() {
             return Err(Errno::EACCES);
         }
-        let content = if flags & O_ACCMODE == O_WRONLY { Vec::new() } else { (self.make)()? };
-        Ok(Arc::new(Generated { leaf: self.clone(), node: self, content }))
+        let content = if flags & O_ACCMODE == O_WRONLY {
+            Vec::new()
+        } else {
+            (self.make)()?
+        };
+        Ok(Arc::new(Generated {
+            leaf: self.clone(),
+            node: self,
+            content,
+        }))
     }
 
     fn truncate(&self, _size: u64) -> SysResult<()> {
@@ -282,7 +346,10 @@ impl File for Generated {
     }
 
     fn read_at(&self, offset: u64, to: &mut Buf) -> SysResult<usize> {
-        let rest = usize::try_from(offset).ok().and_then(|at| self.content.get(at..)).unwrap_or_default();
+        let rest = usize::try_from(offset)
+            .ok()
+            .and_then(|at| self.content.get(at..))
+            .unwrap_or_default();
         to.put(rest)
     }
 
