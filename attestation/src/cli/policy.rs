@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
 
@@ -79,10 +79,10 @@ impl InitArgs {
     }
 }
 
-fn check(path: &PathBuf, out: &mut dyn Write) -> Result<Outcome, CommandError> {
+fn check(path: &Path, out: &mut dyn Write) -> Result<Outcome, CommandError> {
     let text = String::from_utf8_lossy(&read(path)?).into_owned();
     let policy = Policy::from_toml(&text).map_err(|error| CommandError::Policy {
-        path: path.clone(),
+        path: path.to_owned(),
         source: Box::new(error),
     })?;
     write!(out, "{}", policy.to_toml()?)?;

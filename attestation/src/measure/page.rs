@@ -16,7 +16,7 @@ pub struct Gpa(pub u64);
 impl Gpa {
     /// Whether it is the start of a page.
     pub fn is_page_aligned(self) -> bool {
-        self.0 % PAGE_BYTES as u64 == 0
+        self.0.is_multiple_of(PAGE_BYTES as u64)
     }
 }
 
