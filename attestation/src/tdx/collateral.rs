@@ -3,11 +3,11 @@
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde::Deserialize;
+use x509_cert::Certificate;
 use x509_cert::crl::CertificateList;
 use x509_cert::der::Decode;
 
 use crate::time::{Timestamp, Window};
-use crate::x509::Cert;
 
 /// TCB info has about 15 KB; ten times all parts together.
 const MAX_COLLATERAL_BYTES: usize = 512 * 1024;
@@ -81,11 +81,17 @@ pub(super) fn dated_parts(
             window: crl_window(at, der)?,
         });
     }
-    for (at, chain) in [
+    let mut seen = "";
+    for (at, text) in [
         ("tcb_info_issuer_chain", &collateral.tcb_info_issuer_chain),
         ("qe_identity_issuer_chain", &collateral.qe_identity_issuer_chain),
     ] {
-        let chain = pem_chain(chain.as_bytes()).map_err(|()| CollateralError::Pem(at))?;
+        // Intel signs both with one certificate, so the second chain is mostly the first again.
+        if !seen.is_empty() && text == seen {
+            continue;
+        }
+        seen = text;
+        let chain = pem_chain(text.as_bytes()).map_err(|()| CollateralError::Pem(at))?;
         push_chain(
             &mut parts,
             &format!("collateral.{at}"),
@@ -109,10 +115,16 @@ fn push_chain(
     error: CollateralError,
 ) -> Result<(), CollateralError> {
     for (index, der) in chain.iter().enumerate() {
-        let cert = Cert::from_der(der).map_err(|_| error.clone())?;
+        // `dcap-qvl` judges the certificate; here only its dates are read.
+        let cert = Certificate::from_der(der).map_err(|_| error.clone())?;
+        let validity = cert.tbs_certificate.validity;
+        let window = Window {
+            from: validity.not_before.into(),
+            until: validity.not_after.into(),
+        };
         parts.push(DatedPart {
             at: format!("{at}[{index}]"),
-            window: cert.validity(),
+            window,
         });
     }
     Ok(())

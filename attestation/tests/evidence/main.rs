@@ -3,7 +3,9 @@
 
 mod bit_flips;
 mod commands;
+mod forms;
 mod measure;
+mod ratls;
 mod real_snp;
 mod real_tdx;
 mod snp_world;
@@ -11,3 +13,16 @@ mod software;
 mod tdx_world;
 mod tokens;
 mod vectors;
+
+#[test]
+fn the_documentation_lists_every_reason_code() {
+    let text = include_str!("../../../docs/attestation.md");
+    let (_, table) = text.split_once("## Reason codes").expect("the section");
+    let documented: Vec<(&str, &str)> = table
+        .lines()
+        .filter_map(|line| line.strip_prefix("| `")?.strip_suffix(" |")?.split_once("` | "))
+        .collect();
+    let codes = cloak_attestation::ReasonCode::ALL;
+    let known: Vec<(&str, &str)> = codes.iter().map(|code| (code.as_str(), code.meaning())).collect();
+    assert_eq!(documented, known);
+}

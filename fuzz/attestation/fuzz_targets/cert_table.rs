@@ -1,0 +1,11 @@
+//! The GHCB certificate table.
+#![no_main]
+
+use cloak_attestation::snp::CertTable;
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|bytes: &[u8]| {
+    if let Ok(table) = CertTable::parse(bytes) {
+        let _ = table.into_evidence(bytes.to_vec());
+    }
+});

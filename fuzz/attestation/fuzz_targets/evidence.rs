@@ -1,0 +1,11 @@
+//! Evidence of every form; an envelope that parses is written again and means the same.
+#![no_main]
+
+use cloak_attestation::Evidence;
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|bytes: &[u8]| {
+    if let Ok(evidence) = Evidence::read(bytes, Default::default()) {
+        assert_eq!(Evidence::from_cbor(&evidence.to_cbor()).as_ref(), Ok(&evidence));
+    }
+});
