@@ -17,17 +17,16 @@ use crate::errno::Errno;
 use crate::fs::{FdTable, FsContext, MountRecord};
 use crate::host::{self, Request};
 use crate::mem::frames;
-use crate::process::{self, Credentials, Process, Program};
+use crate::process::{self, Credentials, FIRST_PID, Process, Program};
 use crate::sched::{self, Thread, clock};
 use crate::{patch, random, trace};
 
-/// The first process's number. Not 1: programs treat that specially.
-const FIRST_PID: i32 = 2;
 
 static FIRST: Once<Arc<Process>> = Once::new();
 
 /// First Rust code on each vCPU.
 pub extern "C" fn start(index: u32) -> ! {
+    arch::set_boot_tcb(index as usize);
     if index == 0 {
         first();
     }
@@ -42,7 +41,6 @@ pub extern "C" fn start(index: u32) -> ! {
 
 /// What only the first vCPU does.
 fn first() {
-    arch::set_boot_tcb();
     let header = host::header();
     if header.magic.load(Ordering::Relaxed) != SHARED_MAGIC
         || header.version.load(Ordering::Relaxed) != cloak_abi::VERSION

@@ -1,6 +1,7 @@
 //! Reading and changing page tables: reads go straight to the tables (they are mapped read-only in the
 //! window), changes are batched into kernel calls.
 
+use alloc::vec::Vec;
 use core::sync::atomic::Ordering;
 
 use cloak_abi::kcall::{
@@ -108,10 +109,11 @@ pub fn flags(protection: Protection) -> u64 {
     flags
 }
 
-/// Collects operations and carries them out.
+/// Collects operations and carries them out. They are kept here until [`Batch::run`], because a thread that
+/// parks between two of them may go on on another vCPU.
 #[derive(Debug, Default)]
 pub struct Batch {
-    count: usize,
+    ops: Vec<[u64; 4]>,
     reduces: bool,
 }
 
@@ -143,20 +145,11 @@ impl Batch {
     }
 
     fn push(&mut self, kind: PageOpKind, va: u64, len: u64, gpa: u64, flags: u64) -> SysResult<()> {
-        if self.count == MAX_OPS - 1 {
+        if self.ops.len() == MAX_OPS - 1 {
             self.run()?;
         }
-        self.put(kind, va, len, gpa, flags);
+        self.ops.push([va | kind as u64, len, gpa, flags]);
         Ok(())
-    }
-
-    fn put(&mut self, kind: PageOpKind, va: u64, len: u64, gpa: u64, flags: u64) {
-        let op = &arch::vcpu_block(arch::vcpu_index()).ops[self.count];
-        op.va_kind.store(va | kind as u64, Ordering::Relaxed);
-        op.len.store(len, Ordering::Relaxed);
-        op.gpa.store(gpa, Ordering::Relaxed);
-        op.flags.store(flags, Ordering::Relaxed);
-        self.count += 1;
     }
 
     /// Carries out what was collected.
@@ -164,13 +157,20 @@ impl Batch {
     /// # Errors
     /// ENOMEM when there are no page-table frames left.
     pub fn run(&mut self) -> SysResult<()> {
-        if self.count == 0 {
+        if self.ops.is_empty() {
             return Ok(());
         }
         if self.reduces {
-            self.put(PageOpKind::Shoot, 0, 0, 0, 0);
+            self.ops.push([PageOpKind::Shoot as u64, 0, 0, 0]);
         }
-        let count = core::mem::take(&mut self.count) as i64;
+        let block = arch::vcpu_block(arch::vcpu_index());
+        for (to, op) in block.ops.iter().zip(&self.ops) {
+            for (word, value) in [&to.va_kind, &to.len, &to.gpa, &to.flags].into_iter().zip(op) {
+                word.store(*value, Ordering::Relaxed);
+            }
+        }
+        let count = self.ops.len() as i64;
+        self.ops.clear();
         self.reduces = false;
         let done = arch::kcall(Kcall::PageOps, count as u64);
         if done == count { Ok(()) } else { Err(Errno::ENOMEM) }
@@ -180,11 +180,9 @@ impl Batch {
 /// Makes every other vCPU pass through the kernel.
 pub fn barrier() {
     let mut batch = Batch {
-        count: 0,
-        reduces: true,
+        ops: alloc::vec![[PageOpKind::Shoot as u64, 0, 0, 0]],
+        reduces: false,
     };
-    batch.put(PageOpKind::Shoot, 0, 0, 0, 0);
-    batch.reduces = false;
     // A shoot-down alone needs no table frames: it can't fail.
     let _ = batch.run();
 }

@@ -38,6 +38,10 @@ use crate::fs::{FdTable, FsContext};
 #[cfg(feature = "bare")]
 use crate::{mem::space::Space, sched::Thread, signal::ProcessSignals};
 
+/// The first process's number. Not 1: programs treat that specially.
+#[cfg(feature = "bare")]
+pub const FIRST_PID: i32 = 2;
+
 /// A process.
 #[derive(Debug)]
 pub struct Process {

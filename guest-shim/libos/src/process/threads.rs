@@ -76,7 +76,7 @@ const CLONE_CHILD_CLEARTID: u64 = 0x20_0000;
 const CLONE_CHILD_SETTID: u64 = 0x100_0000;
 const THREAD: u64 = CLONE_VM | CLONE_FS | CLONE_FILES | CLONE_SIGHAND | CLONE_THREAD;
 
-static NEXT_TID: AtomicI32 = AtomicI32::new(2);
+static NEXT_TID: AtomicI32 = AtomicI32::new(super::FIRST_PID + 1);
 
 /// What is asked of clone.
 #[derive(Debug, Default, Clone, Copy)]

@@ -32,6 +32,8 @@ use crate::signal::ThreadSignals;
 const EMPTY: u32 = 0;
 const PARKED: u32 = 1;
 const NOTIFIED: u32 = 2;
+/// Never runs again, whatever wakes it.
+const ENDED: u32 = 3;
 
 /// How long a vCPU without work polls before it halts, in microseconds: what a halt and a wake-up cost.
 const POLL_US: u64 = 100;
@@ -197,7 +199,11 @@ impl Thread {
     pub fn unpark(&self) {
         let mut state = self.state.load(Ordering::Relaxed);
         loop {
-            let new = if state == PARKED { EMPTY } else { NOTIFIED };
+            let new = match state {
+                ENDED => return,
+                PARKED => EMPTY,
+                _ => NOTIFIED,
+            };
             match self
                 .state
                 .compare_exchange_weak(state, new, Ordering::SeqCst, Ordering::Relaxed)
@@ -351,7 +357,7 @@ fn attend() {
 /// Ends the running thread.
 pub fn end_thread() -> ! {
     current().exiting.store(true, Ordering::SeqCst);
-    current().state.store(PARKED, Ordering::SeqCst);
+    current().state.store(ENDED, Ordering::SeqCst);
     switch_to_next();
     arch::panic_exit("an ended thread ran again")
 }

@@ -50,7 +50,7 @@ unsafe impl Sync for Stack {}
 
 impl Stack {
     /// Bytes of a libos stack.
-    pub const SIZE: usize = 32 << 10;
+    pub const SIZE: usize = 64 << 10;
 
     fn layout() -> Layout {
         // A constant size and alignment: the error can't happen.

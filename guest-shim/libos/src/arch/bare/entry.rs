@@ -8,7 +8,7 @@ use core::arch::{asm, global_asm};
 use core::cell::Cell;
 
 use cloak_abi::boot::LIBOS_MAGIC;
-use cloak_abi::layout::LIBOS_VCPU_VA;
+use cloak_abi::layout::{LIBOS_VCPU_VA, MAX_VCPUS};
 
 /// At GS:0 of each thread. The assembly below knows the offsets.
 #[repr(C)]
@@ -274,9 +274,9 @@ global_asm!(
     ".globl libos_start",
     "libos_start:",
     "mov eax, edi",
-    "shl rax, 14",
+    "shl rax, 16",
     "lea rsp, [rip + {stacks}]",
-    "lea rsp, [rsp + rax + 16384]",
+    "lea rsp, [rsp + rax + 65536]",
     "call {start}",
     "ud2",
 
@@ -301,8 +301,8 @@ global_asm!(
 
 /// Stacks on which each vCPU starts, and on which its idle thread goes on.
 #[repr(C, align(4096))]
-pub struct BootStacks([[u8; 16384]; cloak_abi::layout::MAX_VCPUS]);
-static mut BOOT_STACKS: BootStacks = BootStacks([[0; 16384]; cloak_abi::layout::MAX_VCPUS]);
+pub struct BootStacks([[u8; 65536]; MAX_VCPUS]);
+static mut BOOT_STACKS: BootStacks = BootStacks([[0; 65536]; MAX_VCPUS]);
 
 unsafe extern "C" {
     /// Copies RCX bytes; what is left is in RCX.
@@ -361,22 +361,26 @@ pub fn tcb() -> &'static Tcb {
     unsafe { &*tcb }
 }
 
-/// For the first vCPU before its idle thread exists.
-struct BootTcb(Tcb);
-// SAFETY: only the first vCPU uses it, before any other is started.
-unsafe impl Sync for BootTcb {}
-static BOOT_TCB: BootTcb = BootTcb(Tcb {
-    thread: Cell::new(0),
-    stack_top: Cell::new(0),
-    user_rsp: Cell::new(0),
-    vcpu_block: Cell::new(0),
-    vcpu_index: Cell::new(0),
-});
+/// For each vCPU before its idle thread exists.
+struct BootTcbs([Tcb; MAX_VCPUS]);
+// SAFETY: each element is used by its own vCPU only.
+unsafe impl Sync for BootTcbs {}
+static BOOT_TCBS: BootTcbs = BootTcbs(
+    [const {
+        Tcb {
+            thread: Cell::new(0),
+            stack_top: Cell::new(0),
+            user_rsp: Cell::new(0),
+            vcpu_block: Cell::new(0),
+            vcpu_index: Cell::new(0),
+        }
+    }; MAX_VCPUS],
+);
 
-/// Lets the first vCPU ask for its index before it has a thread.
-pub fn set_boot_tcb() {
+/// Lets vCPU `index`, which runs this, ask for its index before it has a thread.
+pub fn set_boot_tcb(index: usize) {
     // SAFETY: static.
-    unsafe { set_tcb(&raw const BOOT_TCB.0, 0) };
+    unsafe { set_tcb(&raw const BOOT_TCBS.0[index], index) };
 }
 
 /// Whether SYSCALL stays at CPL 3 on this host. To be called while the kernel's LSTAR points at the probe.
