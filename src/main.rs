@@ -2,6 +2,7 @@
 
 mod commands;
 
+use std::io;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -25,8 +26,12 @@ enum Command {
     Run(commands::run::Args),
     /// Look at the machine: what is there, what is missing, what it costs
     Doctor(commands::doctor::Args),
-    /// Print measurements (digests) of the shim
+    /// Print measurements (digests): of the shim, or predicted for an image on SNP and TDX
     Measure(commands::measure::Args),
+    /// Judge evidence of what runs, offline
+    Verify(cloak_attestation::cli::VerifyArgs),
+    /// Write and check policies
+    Policy(cloak_attestation::cli::PolicyArgs),
 }
 
 fn main() -> ExitCode {
@@ -37,5 +42,11 @@ fn main() -> ExitCode {
         Command::Run(args) => commands::run::run(args),
         Command::Doctor(args) => commands::doctor::run(&args),
         Command::Measure(args) => commands::measure::run(&args),
+        Command::Verify(args) => args
+            .run(&mut io::stdout().lock(), &mut io::stderr().lock())
+            .into(),
+        Command::Policy(args) => args
+            .run(&mut io::stdout().lock(), &mut io::stderr().lock())
+            .into(),
     }
 }

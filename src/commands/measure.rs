@@ -1,26 +1,38 @@
 //! `cloak measure`: digests that a verifier pins.
 
+use std::io;
 use std::process::ExitCode;
+
+use cloak_attestation::cli::MeasureArgs;
 
 /// What to measure.
 #[derive(Debug, clap::Args)]
+#[command(args_conflicts_with_subcommands = true)]
 pub struct Args {
     /// Print the SHA-384 of the shim that this binary carries
-    #[arg(long, required = true)]
+    #[arg(long, exclusive = true)]
     shim: bool,
-    /// Machine-readable output
-    #[arg(long)]
-    json: bool,
+    #[command(flatten)]
+    image: Option<MeasureArgs>,
 }
 
 /// Prints the digest.
 pub fn run(args: &Args) -> ExitCode {
-    let digest = cloak_host::shim_digest();
-    let hex: String = digest.iter().map(|b| format!("{b:02x}")).collect();
-    if args.json {
-        println!("{{\"shim\":{{\"sha384\":\"{hex}\"}}}}");
-    } else {
-        println!("{hex}");
+    match &args.image {
+        Some(image) if !args.shim => image
+            .run(&mut io::stdout().lock(), &mut io::stderr().lock())
+            .into(),
+        None if !args.shim => {
+            eprintln!("cloak: say what to measure: --shim, or --platform and an image description");
+            ExitCode::from(2)
+        }
+        _ => {
+            let hex: String = cloak_host::shim_digest()
+                .iter()
+                .map(|b| format!("{b:02x}"))
+                .collect();
+            println!("{hex}");
+            ExitCode::SUCCESS
+        }
     }
-    ExitCode::SUCCESS
 }
