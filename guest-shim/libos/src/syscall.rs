@@ -151,8 +151,6 @@ const AREAS: &[&[Entry]] = &[
     crate::process::THREAD_SYSCALLS,
     #[cfg(feature = "bare")]
     crate::signal::calls::SYSCALLS,
-    #[cfg(feature = "bare")]
-    crate::signal::timers::SYSCALLS,
 ];
 
 /// The table, by number.

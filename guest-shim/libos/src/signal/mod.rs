@@ -6,7 +6,6 @@
 //! | `frame` | what a handler finds on the program's stack, and the way back |
 //! | `deliver` | what happens before a thread goes on |
 //! | `calls` | the system calls |
-//! | `timers` | timers that send signals |
 
 pub mod pending;
 
@@ -16,8 +15,6 @@ pub mod calls;
 mod deliver;
 #[cfg(feature = "bare")]
 mod frame;
-#[cfg(feature = "bare")]
-pub mod timers;
 
 #[cfg(feature = "bare")]
 pub use deliver::*;
