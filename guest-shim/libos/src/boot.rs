@@ -21,7 +21,6 @@ use crate::process::{self, Credentials, FIRST_PID, Process, Program};
 use crate::sched::{self, Thread, clock};
 use crate::{patch, random, trace};
 
-
 static FIRST: Once<Arc<Process>> = Once::new();
 
 /// First Rust code on each vCPU.
