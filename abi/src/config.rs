@@ -21,7 +21,7 @@ macro_rules! tags {
 tags! {
     /// Path of the program, absolute, in the guest's name space.
     Program = 1,
-    /// One argument (the first is argv[0]).
+    /// One argument (the first is `argv[0]`).
     Arg = 2,
     /// One environment string, `NAME=value`.
     Env = 3,

@@ -1,7 +1,7 @@
 //! Evidence, measurement prediction, verification, policy and tokens.
 //!
-//! A verifier takes [`Evidence`](evidence::Evidence) that a machine gave, a [`Policy`](policy::Policy) that says
-//! what is acceptable and an instant, and answers with [`VerifiedEvidence`](verdict::VerifiedEvidence) or with
+//! A verifier takes [`Evidence`] that a machine gave, a [`Policy`] that says
+//! what is acceptable and an instant, and answers with [`VerifiedEvidence`] or with
 //! every reason why not. It asks no server: what it needs to know travels with the evidence.
 //!
 //! ```text

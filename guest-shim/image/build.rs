@@ -1,48 +1,12 @@
 //! Builds the kernel and the libos for their bare targets and leaves them where `lib.rs` includes them.
 //!
 //! The result depends on the sources, the lock file and the pinned toolchain only: paths are remapped, one
-//! codegen unit, no debug information, no build id. `tests/reproducible.rs` builds twice and compares.
+//! codegen unit, no debug information, no build id. `tests/reproducible.rs` builds in another folder and compares.
+
+mod recipe;
 
 use std::env;
-use std::path::{Path, PathBuf};
-use std::process::Command;
-
-/// One of the two programs of the shim.
-struct Part {
-    package: &'static str,
-    folder: &'static str,
-    target: &'static str,
-    script: &'static str,
-    flags: &'static [&'static str],
-}
-
-const PARTS: [Part; 2] = [
-    Part {
-        package: "cloak-kernel",
-        folder: "kernel",
-        target: "x86_64-unknown-none",
-        script: "kernel.ld",
-        flags: &["-Crelocation-model=static", "-Ccode-model=kernel"],
-    },
-    Part {
-        package: "cloak-libos",
-        folder: "libos",
-        target: "x86_64-unknown-linux-gnu",
-        script: "libos.ld",
-        // Position-independent code because the image lies above 2 GiB; linked at a fixed address all the
-        // same. Baseline instructions: legacy SSE leaves the upper halves of vector registers alone.
-        flags: &[
-            "-Crelocation-model=pic",
-            "-Clink-arg=-nostartfiles",
-            "-Clink-arg=-nostdlib",
-            "-Clink-arg=-no-pie",
-            "-Clink-arg=-static",
-            "-Clink-arg=-Wl,--build-id=none,-z,noexecstack,-z,max-page-size=4096,-z,norelro",
-            "-Cdefault-linker-libraries=no",
-            "-Cforce-frame-pointers=yes",
-        ],
-    },
-];
+use std::path::PathBuf;
 
 fn main() {
     let here = PathBuf::from(env::var("CARGO_MANIFEST_DIR").expect("cargo sets it"));
@@ -55,63 +19,16 @@ fn main() {
         "abi",
         "guest-shim/kernel",
         "guest-shim/libos",
+        "guest-shim/image/build.rs",
+        "guest-shim/image/recipe.rs",
         "Cargo.lock",
         "Cargo.toml",
     ] {
         println!("cargo::rerun-if-changed={}", root.join(folder).display());
     }
-    for part in &PARTS {
-        build(&root, &out, part);
+    for part in &recipe::PARTS {
+        let built = recipe::build(&root, &out.join("target"), part);
+        std::fs::copy(&built, out.join(part.package))
+            .unwrap_or_else(|e| panic!("copying {}: {e}", built.display()));
     }
-}
-
-fn build(root: &Path, out: &Path, part: &Part) {
-    let target_dir = out.join("target");
-    let script = root.join("guest-shim").join(part.folder).join(part.script);
-    let link = match part.target {
-        "x86_64-unknown-none" => format!("-Clink-arg=-T{}", script.display()),
-        _ => format!("-Clink-arg=-Wl,-T,{}", script.display()),
-    };
-    let home = env::var("CARGO_HOME")
-        .or_else(|_| env::var("HOME").map(|h| format!("{h}/.cargo")))
-        .unwrap_or_default();
-    let mut flags: Vec<String> = part.flags.iter().map(|&f| f.to_owned()).collect();
-    flags.extend([
-        link,
-        "-Cno-redzone=yes".to_owned(),
-        format!("--remap-path-prefix={}=/cloak", root.display()),
-        format!("--remap-path-prefix={home}=/cargo"),
-        format!("--remap-path-prefix={}=/build", target_dir.display()),
-    ]);
-    let status = Command::new(env::var("CARGO").expect("cargo sets it"))
-        .current_dir(root)
-        .args([
-            "build",
-            "--package",
-            part.package,
-            "--features",
-            "bare",
-            "--profile",
-            "shim",
-        ])
-        .args(["--target", part.target, "--bin", part.package, "--locked"])
-        .arg("--target-dir")
-        .arg(&target_dir)
-        .env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f"))
-        .env_remove("RUSTFLAGS")
-        .env_remove("CARGO_BUILD_TARGET")
-        .env_remove("RUSTC_WRAPPER")
-        .env_remove("RUSTC_WORKSPACE_WRAPPER")
-        .env_remove("CARGO_PROFILE_RELEASE_DEBUG")
-        .status()
-        .unwrap_or_else(|e| panic!("starting cargo for {}: {e}", part.package));
-    assert!(
-        status.success(),
-        "building {} for {} failed ({status})",
-        part.package,
-        part.target
-    );
-    let built = target_dir.join(part.target).join("shim").join(part.package);
-    std::fs::copy(&built, out.join(part.package))
-        .unwrap_or_else(|e| panic!("copying {}: {e}", built.display()));
 }

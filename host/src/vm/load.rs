@@ -240,7 +240,7 @@ impl Tables<'_> {
             let first = (va + offset) >> leaf_shift & 511;
             let count = (512 - first).min((len - offset) / step);
             let entries: Vec<u8> = (0..count)
-                .flat_map(|i| (gpa + offset + i * step | flags | size).to_le_bytes())
+                .flat_map(|i| ((gpa + offset + i * step) | flags | size).to_le_bytes())
                 .collect();
             put(self.memory, table + first * 8, &entries)?;
             offset += count * step;

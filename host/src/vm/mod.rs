@@ -1,6 +1,6 @@
 //! One VM: from options to the program's end.
 //!
-//! [`Options`] → [`start`] (RAM, shim, shared region, OS service, first vCPU) → [`Running::wait`]. The thread
+//! [`Options`] → [`prepare`], [`Prepared::start`] (RAM, shim, shared region, OS service, first vCPU) → [`Running::wait`]. The thread
 //! that calls `wait` owns the VM's state; vCPU threads, the signal thread and the time-slice thread send it
 //! [`Event`]s.
 

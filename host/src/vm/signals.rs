@@ -57,7 +57,8 @@ pub fn die_by(signal: u8) {
         libc::sigemptyset(&raw mut set);
         libc::sigaddset(&raw mut set, signal);
         libc::pthread_sigmask(libc::SIG_UNBLOCK, &raw const set, std::ptr::null_mut());
-        libc::kill(libc::getpid(), signal);
+        // To this thread: the one that forwards signals would take it otherwise.
+        libc::raise(signal);
     }
 }
 

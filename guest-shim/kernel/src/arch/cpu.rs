@@ -12,6 +12,8 @@ use super::entry;
 pub const KERNEL_CS: u16 = 0x10;
 pub const USER_SS: u16 = 0x2b;
 pub const USER_CS: u16 = 0x33;
+/// Flags that SYSCALL clears: TF, IF, DF, NT, AC.
+pub const FLAG_MASK: u64 = 0x4_4700;
 const TSS_SELECTOR: u16 = 0x40;
 const STACK: usize = 4096 - 64;
 
@@ -147,8 +149,7 @@ pub fn install(index: usize, block: u64, block_va: u64, header: &LibosHeader) {
     // STAR: SYSCALL loads CS 0x10, SS 0x18; SYSRET loads CS 0x33, SS 0x2b.
     wrmsr(0xc000_0081, 0x23 << 48 | u64::from(KERNEL_CS) << 32);
     wrmsr(0xc000_0082, entry::syscall_stub());
-    // Clear TF, IF, DF, NT, AC on SYSCALL.
-    wrmsr(0xc000_0084, 0x4_4700);
+    wrmsr(0xc000_0084, FLAG_MASK);
     // Kernel GS for the SYSCALL stub, which has no stack of its own.
     wrmsr(0xc000_0102, top);
 }

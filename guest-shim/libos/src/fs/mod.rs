@@ -2,9 +2,9 @@
 //!
 //! | module | concept |
 //! |---|---|
-//! | [`fd`], [`file`] | descriptors, open files, what they can refer to |
+//! | [`fd`], [`mod@file`] | descriptors, open files, what they can refer to |
 //! | [`mount`], [`walk`], [`path`] | the name space: mounts, path resolution |
-//! | [`open`], [`init`] | from paths to open files; boot |
+//! | [`open`], [`mod@init`] | from paths to open files; boot |
 //! | [`hostops`], [`hostfd`] | operations of the OS service, checked |
 //! | [`hostfile`], [`hostdir`], [`hoststream`], [`tty`], [`shared_pages`] | the host's files |
 //! | [`node`], [`nodedir`], [`tmpfs`], [`devfs`], [`synth`], [`special`] | file systems in the guest |

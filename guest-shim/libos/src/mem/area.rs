@@ -236,13 +236,13 @@ impl Areas {
             return;
         };
         let Some(area) = self.map.get(&start) else { return };
-        if before.end == start && alike(left, before, area) {
-            if let Some(area) = self.map.remove(&start)
-                && let Some(before) = self.map.get_mut(&left)
-            {
-                before.end = area.end;
-                before.pins.extend(area.pins);
-            }
+        if before.end == start
+            && alike(left, before, area)
+            && let Some(area) = self.map.remove(&start)
+            && let Some(before) = self.map.get_mut(&left)
+        {
+            before.end = area.end;
+            before.pins.extend(area.pins);
         }
     }
 
@@ -302,15 +302,15 @@ mod tests {
                 0 => {
                     areas.remove(start, end);
                     areas.insert(start, Area::anonymous(end, protection));
-                    (start..end).for_each(|p| drop(model.insert(p, protection)));
+                    model.extend((start..end).map(|p| (p, protection)));
                 }
                 1 => {
                     areas.remove(start, end);
-                    (start..end).for_each(|p| drop(model.remove(&p)));
+                    model.retain(|p, _| !(start..end).contains(p));
                 }
                 _ => {
                     areas.change(start, end, |a| a.protection = protection);
-                    (start..end).for_each(|p| drop(model.get_mut(&p).map(|m| *m = protection)));
+                    model.range_mut(start..end).for_each(|(_, m)| *m = protection);
                 }
             }
             for page in 0..80 {

@@ -121,7 +121,7 @@ impl Extents {
 
     /// Takes `len` contiguous frames (1..=[`FRAMES`]).
     pub fn take(&mut self, len: usize) -> Option<Run> {
-        debug_assert!(len >= 1 && len <= FRAMES);
+        debug_assert!((1..=FRAMES).contains(&len));
         if len < FRAMES {
             // Newest first: its neighbours are warm.
             for i in (0..self.partial.len()).rev() {

@@ -89,7 +89,7 @@ pub fn look(va: u64) -> (Option<Leaf>, u64) {
 #[must_use]
 pub fn range_is_empty(va: u64) -> bool {
     let (leaf, end) = look(va & !(LARGE - 1));
-    leaf.is_none() && end >= (va | (LARGE - 1)) + 1
+    leaf.is_none() && end > (va | (LARGE - 1))
 }
 
 /// Page-table flags for a protection. Accessed and dirty bits are preset: hosts that shadow page tables

@@ -70,6 +70,9 @@ fn publish(timers: &Timers) {
         .first_key_value()
         .map_or(NEVER, |(key, _)| key.deadline);
     FIRST.store(first, Ordering::SeqCst);
+    // While every vCPU is busy, the monitor's time-slice thread kicks one when this has passed.
+    #[cfg(feature = "bare")]
+    crate::host::header().timer.store(first, Ordering::Relaxed);
 }
 
 /// Deadline of the first timer in ticks; [`NEVER`] when there is none.

@@ -301,9 +301,14 @@ fn restart(frame: &mut Frame, handler: Option<bool>) {
 }
 
 fn restart_error(rax: u64) -> Option<Errno> {
-    [Errno::ERESTARTSYS, Errno::ERESTARTNOINTR, Errno::ERESTARTNOHAND]
-        .into_iter()
-        .find(|e| e.to_rax() == rax)
+    [
+        Errno::ERESTARTSYS,
+        Errno::ERESTARTNOINTR,
+        Errno::ERESTARTNOHAND,
+        Errno::ERESTART_RESTARTBLOCK,
+    ]
+    .into_iter()
+    .find(|e| e.to_rax() == rax)
 }
 
 /// `rt_sigreturn`.

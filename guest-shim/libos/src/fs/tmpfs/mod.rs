@@ -4,7 +4,7 @@
 //! |---|---|
 //! | this | the file system, its limit, inodes |
 //! | [`dir`] | directories: making, removing, linking, renaming entries |
-//! | [`file`] | open regular files, `memfd`, seals |
+//! | [`mod@file`] | open regular files, `memfd`, seals |
 //!
 //! Locks: [`Tmpfs::tree`] is held while entries change, so that a rename sees a tree that stands still;
 //! an inode's own locks are held for single accesses, inside of it.

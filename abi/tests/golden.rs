@@ -1,0 +1,248 @@
+//! The layout of everything that crosses a border, against the golden file.
+//!
+//! `CLOAK_WRITE_GOLDEN=1 cargo test --package cloak-abi --test golden` writes the file anew; a layout that
+//! changed needs another [`cloak_abi::VERSION`] in the same commit.
+
+use std::fmt::Write as _;
+use std::mem::{offset_of, size_of};
+use std::path::Path;
+
+use cloak_abi::boot::{self, BootBlock, LibosHeader};
+use cloak_abi::config::{Tag, mount_flags, run_flags};
+use cloak_abi::hostop::{self, HostOp, resolve};
+use cloak_abi::kcall::{self, Kcall, KcallError, PageOp, PageOpKind};
+use cloak_abi::layout;
+use cloak_abi::ring::{self, EventPage, QueuePage, SharedHeader, Slot, Stat, exit_status};
+use cloak_abi::vcpu::{self, MonitorCall, VcpuBlock, VcpuState};
+
+/// Offset and size of each field. The pattern makes a field that is missing here an error of the compiler;
+/// padding is private, so that a structure with some ends in `..` and shows it as gaps and in its size.
+macro_rules! structure {
+    ($out:ident, $name:ident { $($field:ident),* } $($rest:tt)*) => {
+        let _ = |s: &$name| { let $name { $($field: _,)* $($rest)* } = s; };
+        writeln!($out, "\nstruct {}: {} bytes", stringify!($name), size_of::<$name>()).unwrap();
+        $(writeln!(
+            $out,
+            "  {:>6} {:>6} {}",
+            offset_of!($name, $field),
+            size_of_field(|s: &$name| &s.$field),
+            stringify!($field)
+        ).unwrap();)*
+    };
+}
+
+/// Number of each variant. The match makes a variant that is missing here an error of the compiler.
+macro_rules! variants {
+    ($out:ident, $name:ident: $($variant:ident),*) => {
+        let _ = |v: $name| match v { $($name::$variant => (),)* };
+        writeln!($out, "\nenum {}", stringify!($name)).unwrap();
+        $(writeln!($out, "  {:>3} {}", $name::$variant as u64, stringify!($variant)).unwrap();)*
+    };
+}
+
+macro_rules! constants {
+    ($out:ident, $module:ident: $($name:ident),*) => {
+        writeln!($out, "\nconstants of {}", stringify!($module)).unwrap();
+        $(writeln!($out, "  {:#x} {}", $module::$name as u64, stringify!($name)).unwrap();)*
+    };
+}
+
+fn size_of_field<S, F>(_: fn(&S) -> &F) -> usize {
+    size_of::<F>()
+}
+
+fn describe() -> String {
+    let mut out = format!("version {}\n", cloak_abi::VERSION);
+    constants(&mut out);
+    structures(&mut out);
+    numbers(&mut out);
+    operations(&mut out);
+    out
+}
+
+fn constants(out: &mut String) {
+    constants!(
+        out, layout: PAGE, LARGE, MAX_VCPUS, MAX_RAM, MIN_RAM, HOLE_START, HOLE_END, BOOT_GPA, ROOT_GPA,
+        KERNEL_GPA, SHARED_GPA, KERNEL_VA, KERNEL_PHYS_VA, LIBOS_SLOT, LIBOS_BASE, LIBOS_END, LIBOS_IMAGE_MAX,
+        LIBOS_VCPU_VA, LIBOS_SHARED_VA, LIBOS_PHYS_VA, USER_MIN, USER_END, DOORBELL_PORT, MONITOR_PORT,
+        KICK_VECTOR
+    );
+    constants!(out, boot: BOOT_MAGIC, LIBOS_MAGIC);
+    constants!(out, vcpu: MAX_OPS);
+    constants!(
+        out, kcall: KCALLS, PTE_P, PTE_W, PTE_U, PTE_A, PTE_D, PTE_PS, PTE_SHARED, PTE_SOFT, PTE_NX, PTE_ADDR,
+        PTE_ALLOWED
+    );
+    constants!(
+        out, ring: SHARED_MAGIC, SLOTS, BUFFER, QUEUE, EVENTS, QUEUES_AT, QUEUE_PAGE, EVENTS_AT, SLOTS_AT,
+        BUFFERS_AT, SHARED_LEN, STATS
+    );
+    constants!(out, exit_status: PANIC);
+    constants!(out, hostop: ROOT_FD, MAX_MOUNTS, MAX_IO, PATH_MAX, ADDR_MAX, CONTROL_MAX);
+    constants!(out, resolve: ROOTED, COMPONENT);
+    constants!(out, mount_flags: READ_ONLY, MEMORY);
+    constants!(out, run_flags: TRACE, NO_PATCH);
+}
+
+fn structures(out: &mut String) {
+    structure!(
+        out,
+        BootBlock {
+            magic,
+            version,
+            vcpus,
+            ram_low,
+            ram_high,
+            table_pool,
+            table_pool_end,
+            table_pool_next,
+            free_frames,
+            libos_gpa,
+            vcpu_blocks,
+            config_gpa,
+            config_len,
+            shared_len,
+            tsc_khz,
+            platform,
+            reserved
+        }
+    );
+    structure!(
+        out,
+        LibosHeader {
+            magic,
+            version,
+            start,
+            syscall,
+            syscall_stashed,
+            upcall_user,
+            upcall_libos,
+            kcall,
+            boot_copy,
+            syscall_probe
+        }
+    );
+    structure!(
+        out,
+        VcpuBlock {
+            rip,
+            rsp,
+            rflags,
+            vector,
+            error,
+            cr2,
+            syscall_rip,
+            syscall_rflags,
+            pending,
+            state,
+            stale,
+            index,
+            interrupts,
+            exceptions,
+            kcalls,
+            reserved,
+            ops
+        }
+    );
+    structure!(
+        out,
+        PageOp {
+            va_kind,
+            len,
+            gpa,
+            flags
+        }
+    );
+    structure!(
+        out,
+        SharedHeader {
+            magic,
+            version,
+            service_asleep,
+            signals,
+            exit_status,
+            message_len,
+            vcpus,
+            service_gone,
+            waiting,
+            timer,
+            stats,
+            message
+        }
+    );
+    structure!(
+        out,
+        QueuePage {
+            sq_head,
+            sq_tail,
+            state,
+            deadline,
+            cq_tail,
+            cq_head,
+            sq,
+            cq
+        }..
+    );
+    structure!(
+        out,
+        EventPage {
+            tail,
+            head,
+            overflow,
+            entries
+        }..
+    );
+    structure!(
+        out,
+        Slot {
+            op,
+            vcpu,
+            args,
+            seq,
+            result,
+            extra,
+            done
+        }..
+    );
+}
+
+fn numbers(out: &mut String) {
+    variants!(
+        out, Kcall: PageOps, Flush, Kick, Start, Exit, SyscallMode, SpaceNew, SpaceSwitch, SpaceFree, SpaceCopy
+    );
+    variants!(out, KcallError: Invalid, Address, Frame, Tables);
+    variants!(out, PageOpKind: Map, Unmap, Protect, Shoot, Clean);
+    variants!(out, VcpuState: Offline, Running, Polling, Halted);
+    variants!(out, MonitorCall: Halt, Kick, Start, Exit, Panic);
+    variants!(
+        out, Stat: Calls, Trapped, Forwarded, Exceptions, Kcalls, Interrupts, Patched, Switches, Halts, Faults,
+        Doorbells, Signals
+    );
+    variants!(
+        out, Tag: Program, Arg, Env, Cwd, Mount, Ids, HostName, Flags, MaxFiles, Seed, Stdio, Umask
+    );
+}
+
+fn operations(out: &mut String) {
+    out.push_str("\nenum HostOp\n");
+    for (op, name) in HostOp::ALL {
+        writeln!(out, "  {:>3} {name}", *op as u32).unwrap();
+    }
+}
+
+#[test]
+fn layout_is_the_golden_one() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("golden/layout.txt");
+    let now = describe();
+    if std::env::var_os("CLOAK_WRITE_GOLDEN").is_some() {
+        std::fs::write(&path, &now).expect("the golden file can be written");
+    }
+    let golden = std::fs::read_to_string(&path).expect("abi/golden/layout.txt is in the tree");
+    for (old, new) in golden.lines().zip(now.lines()) {
+        assert_eq!(old, new, "{ADVICE}");
+    }
+    assert_eq!(golden, now, "{ADVICE}");
+}
+
+const ADVICE: &str = "the layout changed: change abi::VERSION, then write abi/golden/layout.txt anew with \
+                      CLOAK_WRITE_GOLDEN=1 cargo test --package cloak-abi --test golden";

@@ -1,0 +1,77 @@
+//! Documents against the tree.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use toml::{Table, Value};
+
+/// Every package that a manifest of this repository names has its reason in `docs/dependencies.md`, and every
+/// package there is one that a manifest names.
+#[test]
+fn every_direct_dependency_has_its_reason() {
+    let direct: BTreeSet<String> = manifests().iter().flat_map(|m| dependencies(m)).collect();
+    let documented = documented();
+    let missing: Vec<_> = direct.difference(&documented).collect();
+    let gone: Vec<_> = documented.difference(&direct).collect();
+    assert!(
+        missing.is_empty(),
+        "docs/dependencies.md gives no reason for {missing:?}"
+    );
+    assert!(
+        gone.is_empty(),
+        "docs/dependencies.md tells of {gone:?}, which no manifest names"
+    );
+}
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
+}
+
+/// The root's, the workspace members' and the fuzz folders'.
+fn manifests() -> Vec<Table> {
+    let read = |path: PathBuf| {
+        let text = fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+        text.parse::<Table>().expect("a manifest is TOML")
+    };
+    let mut all = vec![read(root().join("Cargo.toml"))];
+    let members = all[0]["workspace"]["members"].as_array().expect("a list").clone();
+    for member in members.iter().filter_map(Value::as_str) {
+        all.push(read(root().join(member).join("Cargo.toml")));
+    }
+    for folder in fs::read_dir(root().join("fuzz")).expect("the fuzz folders") {
+        let manifest = folder.expect("a fuzz folder").path().join("Cargo.toml");
+        if manifest.exists() {
+            all.push(read(manifest));
+        }
+    }
+    all
+}
+
+/// Names in all tables of dependencies, those of targets too, without this repository's own packages.
+fn dependencies(manifest: &Table) -> Vec<String> {
+    let mut names = Vec::new();
+    for (key, value) in manifest {
+        let Some(table) = value.as_table() else { continue };
+        if key.ends_with("dependencies") {
+            names.extend(table.keys().filter(|n| !n.starts_with("cloak-")).cloned());
+        } else if key != "package" {
+            names.extend(dependencies(table));
+        }
+    }
+    names
+}
+
+/// Names in the first column of the document's tables, in back quotes.
+fn documented() -> BTreeSet<String> {
+    let text =
+        fs::read_to_string(root().join("docs/dependencies.md")).expect("docs/dependencies.md is there");
+    text.lines()
+        .filter_map(|line| line.strip_prefix("| `")?.split_once(" |"))
+        .flat_map(|(cell, _)| {
+            cell.split(", ")
+                .map(|n| n.trim_matches('`').to_owned())
+                .collect::<Vec<_>>()
+        })
+        .collect()
+}
