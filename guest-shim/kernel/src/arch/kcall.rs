@@ -150,7 +150,11 @@ fn syscall_mode(mode: u64) -> Result<i64, KcallError> {
         _ => return Err(KcallError::Invalid),
     };
     // Where SYSCALL stays at CPL 3, nothing there could set IF again: it must not be cleared.
-    let mask = if mode == 1 { cpu::FLAG_MASK & !0x200 } else { cpu::FLAG_MASK };
+    let mask = if mode == 1 {
+        cpu::FLAG_MASK & !0x200
+    } else {
+        cpu::FLAG_MASK
+    };
     wrmsr(0xc000_0084, mask);
     wrmsr(0xc000_0082, target);
     Ok(0)

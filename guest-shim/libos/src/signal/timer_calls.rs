@@ -33,12 +33,18 @@ pub const SYSCALLS: &[Entry] = &[
         222,
         "timer_create",
         "ixx",
-        "processor time of the own process only",
+        "a thread's processor-time clock counts the whole process",
         timer_create,
     ),
     full(223, "timer_settime", "iixx", timer_settime),
     full(224, "timer_gettime", "ix", timer_gettime),
-    full(225, "timer_getoverrun", "i", timer_getoverrun),
+    partial(
+        225,
+        "timer_getoverrun",
+        "i",
+        "another pending signal of the same number counts as overrun",
+        timer_getoverrun,
+    ),
     full(226, "timer_delete", "i", timer_delete),
 ];
 
