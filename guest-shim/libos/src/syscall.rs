@@ -151,6 +151,8 @@ const AREAS: &[&[Entry]] = &[
     crate::process::THREAD_SYSCALLS,
     #[cfg(feature = "bare")]
     crate::signal::calls::SYSCALLS,
+    #[cfg(feature = "bare")]
+    crate::signal::timer_calls::SYSCALLS,
 ];
 
 /// The table, by number.

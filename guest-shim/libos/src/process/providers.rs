@@ -39,8 +39,13 @@ fn cpu_time(clock: CpuClock) -> u64 {
     let thread = sched::current();
     match clock {
         CpuClock::Thread => ns(thread.cpu_time()),
-        CpuClock::Process => ns(thread.process.threads().iter().map(|t| t.cpu_time()).sum()),
+        CpuClock::Process => used_ns(&thread.process),
     }
+}
+
+/// Processor time that the threads of a process have used, nanoseconds.
+pub fn used_ns(process: &Process) -> u64 {
+    ns(process.threads().iter().map(|t| t.cpu_time()).sum())
 }
 
 fn ns(ticks: u64) -> u64 {

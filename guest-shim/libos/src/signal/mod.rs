@@ -4,9 +4,11 @@
 //! |---|---|
 //! | `pending` | queues of signals, per thread and per process |
 //! | `frame` | what a handler finds on the program's stack, and the way back |
+//! | `interval`, `timer_calls` | timers that send signals |
 //! | `deliver` | what happens before a thread goes on |
 //! | `calls` | the system calls |
 
+pub mod interval;
 pub mod pending;
 
 #[cfg(feature = "bare")]
@@ -15,6 +17,8 @@ pub mod calls;
 mod deliver;
 #[cfg(feature = "bare")]
 mod frame;
+#[cfg(feature = "bare")]
+pub mod timer_calls;
 
 #[cfg(feature = "bare")]
 pub use deliver::*;
@@ -38,6 +42,8 @@ pub mod number {
     pub const SIGSEGV: u32 = 11;
     pub const SIGPIPE: u32 = 13;
     pub const SIGALRM: u32 = 14;
+    pub const SIGVTALRM: u32 = 26;
+    pub const SIGPROF: u32 = 27;
     pub const SIGCHLD: u32 = 17;
     pub const SIGCONT: u32 = 18;
     pub const SIGSTOP: u32 = 19;
@@ -102,6 +108,9 @@ pub struct ProcessSignals {
     pub pending: Pending,
     /// Actions, by number - 1.
     pub actions: Mutex<[Action; 64]>,
+    /// Timers that send signals.
+    #[cfg(feature = "bare")]
+    pub timers: timer_calls::Timers,
 }
 
 impl Default for ProcessSignals {
@@ -109,6 +118,8 @@ impl Default for ProcessSignals {
         Self {
             pending: Pending::default(),
             actions: Mutex::new([Action::default(); 64]),
+            #[cfg(feature = "bare")]
+            timers: timer_calls::Timers::default(),
         }
     }
 }
