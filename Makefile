@@ -34,7 +34,7 @@ unit:
 	$(CARGO) test --workspace --exclude cloak-tests --locked --no-fail-fast
 
 integration:
-	$(CARGO) test --package cloak-tests --locked --no-fail-fast
+	scripts/run-integration
 
 lane:
 	tests/lane/run

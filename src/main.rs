@@ -34,11 +34,27 @@ enum Command {
     Policy(cloak_attestation::cli::PolicyArgs),
 }
 
+/// Exit code of Cloak's own failures.
+const FAILED: u8 = 125;
+
 fn main() -> ExitCode {
     if let Some(code) = cloak_host::os::main_if_service() {
         return code;
     }
-    match Cli::parse().command {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(told) => {
+            // Help and version are no failures; a wrong option is Cloak's own, with Cloak's own code.
+            let failed = told.use_stderr();
+            let _ = told.print();
+            return if failed {
+                ExitCode::from(FAILED)
+            } else {
+                ExitCode::SUCCESS
+            };
+        }
+    };
+    match cli.command {
         Command::Run(args) => commands::run::run(args),
         Command::Doctor(args) => commands::doctor::run(&args),
         Command::Measure(args) => commands::measure::run(&args),

@@ -15,6 +15,7 @@ const FORWARDED: &[libc::c_int] = &[
     libc::SIGINT,
     libc::SIGQUIT,
     libc::SIGUSR1,
+    libc::SIGUSR2,
     libc::SIGTERM,
     libc::SIGCONT,
     libc::SIGTSTP,
@@ -30,7 +31,7 @@ const FORWARDED: &[libc::c_int] = &[
 pub fn block() {
     extern "C" fn nothing(_: libc::c_int) {}
     let handler: extern "C" fn(libc::c_int) = nothing;
-    // SAFETY: a zeroed sigaction is valid; the handler does nothing, so it is async-signal-safe. SIGUSR2
+    // SAFETY: a zeroed sigaction is valid; the handler does nothing, so it is async-signal-safe. It
     // interrupts KVM_RUN because SA_RESTART is not set.
     unsafe {
         let mut action: libc::sigaction = std::mem::zeroed();

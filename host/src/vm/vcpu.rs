@@ -15,7 +15,8 @@ use super::ticker::Ticker;
 use super::{Event, clock};
 
 /// The signal that makes a vCPU thread leave the guest. Its handler does nothing.
-pub const KICK_SIGNAL: libc::c_int = libc::SIGUSR2;
+/// A real-time one: programs get all the others.
+pub const KICK_SIGNAL: libc::c_int = 63;
 
 /// What others need to reach a vCPU.
 #[derive(Debug)]
