@@ -10,7 +10,7 @@ use toml::{Table, Value};
 /// package there is one that a manifest names.
 #[test]
 fn every_direct_dependency_has_its_reason() {
-    let direct: BTreeSet<String> = manifests().iter().flat_map(|m| dependencies(m)).collect();
+    let direct: BTreeSet<String> = manifests().iter().flat_map(dependencies).collect();
     let documented = documented();
     let missing: Vec<_> = direct.difference(&documented).collect();
     let gone: Vec<_> = documented.difference(&direct).collect();

@@ -198,12 +198,12 @@ impl Runner {
 
 /// `KVM_INTERRUPT`, which kvm-ioctls does not wrap.
 fn inject(fd: &VcpuFd) -> Result<(), VmError> {
-    const KVM_INTERRUPT: libc::c_ulong = 0x4004_ae86;
+    const KVM_INTERRUPT: u32 = 0x4004_ae86;
     let interrupt = kvm_bindings::kvm_interrupt {
         irq: u32::from(KICK_VECTOR),
     };
     // SAFETY: the vCPU's own descriptor and the structure that the request takes.
-    let result = unsafe { libc::ioctl(fd.as_raw_fd(), KVM_INTERRUPT, &raw const interrupt) };
+    let result = unsafe { libc::ioctl(fd.as_raw_fd(), KVM_INTERRUPT as _, &raw const interrupt) };
     if result < 0 {
         Err(VmError::last_os("injecting an interrupt"))
     } else {
