@@ -60,6 +60,7 @@ impl<T> DerefMut for Guard<'_, T> {
 impl<T> Drop for Guard<'_, T> {
     fn drop(&mut self) {
         self.lock.held.store(false, Ordering::Release);
-        self.lock.queue.wake_all(0);
+        // One is enough: whoever takes the lock before it wakes the next one at its own release.
+        self.lock.queue.wake_one();
     }
 }

@@ -7,8 +7,8 @@
 //!     └───── park ────────┼───────────────────┘      │
 //!                         └──────────────────────────┘
 //! ```
-//! A thread that has left the processor in mind only (its registers are still being saved) has `on_cpu` set;
-//! whoever picks it waits for that. One queue serves all vCPUs. A vCPU without work polls for a while (one of
+//! A thread that has left the processor in mind only (its registers are still being saved) has `on_cpu` set
+//! and is not picked until then. One queue serves all vCPUs. A vCPU without work polls for a while (one of
 //! them at a time: polling vCPUs would take host cores from each other), then halts.
 
 use alloc::boxed::Box;
@@ -378,8 +378,14 @@ fn pick() -> Option<Arc<Thread>> {
     if !others_wait() {
         return None;
     }
+    let me = core::ptr::from_ref(current());
     let mut queue = QUEUE.lock();
-    let thread = queue.pop_front();
+    // One whose last vCPU still saves its registers is left for the next look. Waiting for it here would hang
+    // two vCPUs that leave each other's next thread.
+    let ready = queue
+        .iter()
+        .position(|t| core::ptr::eq(Arc::as_ptr(t), me) || !t.on_cpu.load(Ordering::Acquire));
+    let thread = ready.and_then(|i| queue.remove(i));
     let len = queue.len();
     WAITING.store(len, Ordering::SeqCst);
     drop(queue);
@@ -444,10 +450,6 @@ fn switch_to(next: Arc<Thread>) {
     let me = core::ptr::from_ref(current());
     if core::ptr::eq(me, Arc::as_ptr(&next)) {
         return;
-    }
-    // Its last vCPU may still be saving its registers.
-    while next.on_cpu.load(Ordering::Acquire) {
-        core::hint::spin_loop();
     }
     next.on_cpu.store(true, Ordering::Relaxed);
     SWITCHES.fetch_add(1, Ordering::Relaxed);

@@ -103,14 +103,19 @@ impl WaitQueue {
         all.iter().for_each(|w| w.wake(ready));
     }
 
-    /// Parks until `condition` gives something. Signals do not end it.
+    /// Parks while `condition` is true. Signals do not end it. `condition` may act when it gives false (take a
+    /// lock): it is not asked again then.
     pub fn wait_while(&self, mut condition: impl FnMut() -> bool) {
         while condition() {
             let key = self.add(current_arc());
-            if condition() {
+            let still = condition();
+            if still {
                 park(u64::MAX);
             }
             self.remove(key);
+            if !still {
+                return;
+            }
         }
     }
 
@@ -162,6 +167,18 @@ mod tests {
             queue.wait_while(|| !flag.load(Ordering::SeqCst));
             setter.join().expect("setter");
         }
+    }
+
+    #[test]
+    fn a_condition_that_acts_is_not_asked_again() {
+        let queue = WaitQueue::new();
+        let mut asked = 0;
+        // Free at the second look, and taken by that look.
+        queue.wait_while(|| {
+            asked += 1;
+            asked != 2
+        });
+        assert_eq!(asked, 2);
     }
 
     #[test]
