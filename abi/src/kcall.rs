@@ -11,7 +11,8 @@ use core::sync::atomic::AtomicU64;
 #[repr(u64)]
 pub enum Kcall {
     /// RDI = count: carry out `ops[..count]` in the current address space, in order; stops at the first
-    /// that fails. Result: the number carried out.
+    /// that fails. Result: the number carried out. Refused where the libos
+    /// edits its tables itself ([`crate::boot::BootBlock::own_tables`]).
     PageOps = 0,
     /// Reload this vCPU's translations.
     Flush = 1,
@@ -33,10 +34,12 @@ pub enum Kcall {
     /// RDI = source space, RSI = first address, RDX = end: copy the mappings of the range into the
     /// current space; writable private pages (software bit [`PTE_SHARED`] clear) lose their write bit in both.
     SpaceCopy = 9,
+    /// Reload this vCPU's translations and let the other vCPUs forget theirs before returning.
+    Shoot = 10,
 }
 
 /// Number of kernel calls.
-pub const KCALLS: u64 = 10;
+pub const KCALLS: u64 = 11;
 
 /// Why a kernel call failed; the result register holds its negative.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

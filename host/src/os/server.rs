@@ -215,7 +215,10 @@ impl Server {
             }
             // A vCPU thread may wait for this very core.
             std::thread::yield_now();
-            if !self.spin.goes_on(now.duration_since(idle_since), || self.is_crowded()) {
+            if !self
+                .spin
+                .goes_on(now.duration_since(idle_since), || self.is_crowded())
+            {
                 if self.sleep(now)? == Turn::Gone {
                     return Ok(());
                 }

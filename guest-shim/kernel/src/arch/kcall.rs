@@ -4,11 +4,11 @@ use core::sync::atomic::{AtomicU32, Ordering};
 
 use cloak_abi::kcall::{Kcall, KcallError};
 use cloak_abi::vcpu::{MAX_OPS, MonitorCall, VcpuBlock, VcpuState};
+use cloak_pagetables::tables::{Editor, Op};
 
 use super::cpu::{self, Cpu, cpu, monitor, wrmsr};
 use super::{SHARED, Window, entry};
 use crate::shoot::Generation;
-use crate::tables::{Editor, Op};
 
 static GENERATION: Generation = Generation::new();
 /// Guards [`SHARED`] and all page tables.
@@ -57,6 +57,13 @@ pub extern "C" fn dispatch(number: u64, first: u64, _second: u64, index: u32) ->
             monitor(MonitorCall::Exit, 0);
         },
         n if n == Kcall::SyscallMode as u64 => syscall_mode(first),
+        n if n == Kcall::Shoot as u64 => {
+            cpu::reload();
+            // Constant since the first vCPU's start, so no lock.
+            // SAFETY: a plain word; nobody writes it any more.
+            shoot_others(cpu, unsafe { (*(&raw const SHARED)).vcpus });
+            Ok(0)
+        }
         _ => Err(KcallError::Invalid),
     };
     result.unwrap_or_else(|error| -(error as i64))
@@ -76,6 +83,9 @@ fn page_ops(cpu: &Cpu, count: u64) -> Result<i64, KcallError> {
         return Err(KcallError::Invalid);
     }
     let (done, shoot) = locked(cpu, |shared| {
+        if !shared.checks {
+            return Err(KcallError::Invalid); // the context's own business
+        }
         let mut shoot = None;
         for (i, raw) in block(cpu).ops[..count as usize].iter().enumerate() {
             // Copied once: the libos of another vCPU could change it between check and use.

@@ -13,7 +13,7 @@ use core::ptr;
 use cloak_abi::boot::{BOOT_MAGIC, BootBlock, LIBOS_MAGIC, LibosHeader};
 use cloak_abi::layout::{BOOT_GPA, KERNEL_PHYS_VA, LIBOS_BASE, LIBOS_VCPU_VA, PAGE};
 
-use crate::frames::{Memory, Owned, Pool};
+use cloak_pagetables::frames::{Memory, Owned, Pool};
 
 /// The kernel's window on guest-physical memory.
 #[derive(Debug)]
@@ -78,6 +78,8 @@ struct Shared {
     owned: Owned,
     root: u64,
     vcpus: u32,
+    /// Several contexts share the VM: page tables are changed here only.
+    checks: bool,
 }
 
 static mut SHARED: Shared = Shared {
@@ -85,6 +87,7 @@ static mut SHARED: Shared = Shared {
     owned: Owned::new((0, 0), (0, 0)),
     root: 0,
     vcpus: 0,
+    checks: true,
 };
 
 /// First Rust code on each vCPU: makes its descriptor tables and enters the libos.
@@ -112,6 +115,7 @@ extern "C" fn start(index: u32) -> ! {
             shared.owned = Owned::new(low, high);
             shared.root = cpu::root();
             shared.vcpus = boot.vcpus;
+            shared.checks = boot.own_tables == 0;
         }
     }
     let block = KERNEL_PHYS_VA + boot.vcpu_blocks + u64::from(index) * PAGE;

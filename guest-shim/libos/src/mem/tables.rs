@@ -1,5 +1,5 @@
-//! Reading and changing page tables: reads go straight to the tables (they are mapped read-only in the
-//! window), changes are batched into kernel calls.
+//! Reading and changing page tables: reads go straight to the tables, which the window maps. Changes do too
+//! where the context has its VM to itself; else they are batched into kernel calls.
 
 use alloc::vec::Vec;
 use core::sync::atomic::Ordering;
@@ -7,8 +7,11 @@ use core::sync::atomic::Ordering;
 use cloak_abi::kcall::{
     Kcall, PTE_A, PTE_ADDR, PTE_D, PTE_NX, PTE_P, PTE_PS, PTE_SHARED, PTE_U, PTE_W, PageOpKind,
 };
-use cloak_abi::layout::{LARGE, PAGE, ROOT_GPA};
+use cloak_abi::layout::{HOLE_END, LARGE, PAGE, ROOT_GPA};
 use cloak_abi::vcpu::MAX_OPS;
+use cloak_pagetables::frames::{Memory, Owned, Pool};
+use cloak_pagetables::tables::{Editor, Op};
+use spin::Mutex;
 
 use super::area::Protection;
 use super::frames::window;
@@ -152,7 +155,7 @@ impl Batch {
         Ok(())
     }
 
-    /// Carries out what was collected.
+    /// Carries out what was collected, and lets every vCPU forget the rights that it took away.
     ///
     /// # Errors
     /// ENOMEM when there are no page-table frames left.
@@ -160,31 +163,94 @@ impl Batch {
         if self.ops.is_empty() {
             return Ok(());
         }
-        if self.reduces {
-            self.ops.push([PageOpKind::Shoot as u64, 0, 0, 0]);
+        let reduces = core::mem::take(&mut self.reduces);
+        let ops = core::mem::take(&mut self.ops);
+        if OWN.is_own() {
+            OWN.apply(&ops)?;
+            if reduces {
+                barrier();
+            }
+            return Ok(());
         }
+        let shoot = [PageOpKind::Shoot as u64, 0, 0, 0];
+        let all = ops.iter().chain(reduces.then_some(&shoot));
         let block = arch::vcpu_block(arch::vcpu_index());
-        for (to, op) in block.ops.iter().zip(&self.ops) {
+        let mut count = 0;
+        for (to, op) in block.ops.iter().zip(all) {
             for (word, value) in [&to.va_kind, &to.len, &to.gpa, &to.flags].into_iter().zip(op) {
                 word.store(*value, Ordering::Relaxed);
             }
+            count += 1;
         }
-        let count = self.ops.len() as i64;
-        self.ops.clear();
-        self.reduces = false;
-        let done = arch::kcall(Kcall::PageOps, count as u64);
-        if done == count { Ok(()) } else { Err(Errno::ENOMEM) }
+        let done = arch::kcall(Kcall::PageOps, count);
+        if done == count as i64 {
+            Ok(())
+        } else {
+            Err(Errno::ENOMEM)
+        }
     }
 }
 
-/// Makes every other vCPU pass through the kernel.
+/// Makes every vCPU pass through the kernel and forget its translations.
 pub fn barrier() {
-    let mut batch = Batch {
-        ops: alloc::vec![[PageOpKind::Shoot as u64, 0, 0, 0]],
-        reduces: false,
-    };
-    // A shoot-down alone needs no table frames: it can't fail.
-    let _ = batch.run();
+    arch::kcall(Kcall::Shoot, 0);
+}
+
+/// The context's tables where it edits them itself: it has the VM to itself, so no other context's frames
+/// could be mapped, and code at CPL 3 runs at full speed on hosts that interpret CPL 0.
+struct OwnTables {
+    pool: Mutex<Option<Pool>>,
+}
+
+static OWN: OwnTables = OwnTables {
+    pool: Mutex::new(None),
+};
+
+impl OwnTables {
+    fn is_own(&self) -> bool {
+        arch::boot().own_tables != 0
+    }
+
+    fn apply(&self, ops: &[[u64; 4]]) -> SysResult<()> {
+        let boot = arch::boot();
+        let owned = Owned::new(
+            (boot.table_pool_end, boot.ram_low),
+            (HOLE_END, HOLE_END + boot.ram_high),
+        );
+        let mut pool = self.pool.lock();
+        let mut editor = Editor {
+            root: ROOT_GPA,
+            memory: &mut Window,
+            pool: pool.get_or_insert_with(|| Pool::new(boot.table_pool_next, boot.table_pool_end)),
+        };
+        for [va_kind, len, gpa, flags] in ops {
+            // Checked all the same: a slip of ours must not become a mapping of the shim's own memory.
+            let op = Op::check(*va_kind, *len, *gpa, *flags, &owned).map_err(|_| Errno::EINVAL)?;
+            editor.apply(&op).map_err(|_| Errno::ENOMEM)?;
+        }
+        Ok(())
+    }
+}
+
+/// Guest-physical memory through the libos's window.
+struct Window;
+
+impl Memory for Window {
+    fn read(&self, gpa: u64) -> u64 {
+        // SAFETY: the editor passes addresses inside tables, which the window maps.
+        unsafe { core::ptr::read_volatile(window(gpa) as *const u64) }
+    }
+
+    fn write(&mut self, gpa: u64, value: u64) {
+        // SAFETY: as above; the pool's lock is held.
+        unsafe { core::ptr::write_volatile(window(gpa) as *mut u64, value) }
+    }
+
+    fn fill(&mut self, gpa: u64, first: u64, step: u64, count: u64) {
+        for i in 0..count {
+            self.write(gpa + 8 * i, first.wrapping_add(step.wrapping_mul(i)));
+        }
+    }
 }
 
 /// Flag of pages whose frame is not the address space's own.
