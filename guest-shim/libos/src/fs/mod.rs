@@ -50,6 +50,7 @@ mod pathfile;
 pub mod pipe;
 pub mod poll;
 pub mod providers;
+mod read_cache;
 pub mod readiness;
 pub mod shared_pages;
 pub mod signalfd;
