@@ -42,6 +42,7 @@ mod hoststream;
 mod init;
 pub mod locks;
 pub mod mount;
+mod name_cache;
 pub mod node;
 mod nodedir;
 pub mod open;
