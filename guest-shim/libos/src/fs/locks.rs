@@ -14,7 +14,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use super::OpenFile;
 use super::file::Stat;
-use super::hostfile::seek_from;
+use super::hostfile::{HostFile, seek_from};
 use crate::errno::{Errno, SysResult};
 use crate::host::Request;
 use crate::process::Process;
@@ -151,6 +151,13 @@ fn wanted(
     })
 }
 
+/// The host learns of a lock on it.
+fn note(open: &OpenFile) {
+    if let Some(file) = open.file.as_any().downcast_ref::<HostFile>() {
+        file.locked();
+    }
+}
+
 /// Asks the host about or for a lock.
 fn on_host(open: &OpenFile, lock: &Held, kind: i16, set: bool) -> SysResult<Flock> {
     let Some(fd) = open.file.host_fd() else {
@@ -159,6 +166,7 @@ fn on_host(open: &OpenFile, lock: &Held, kind: i16, set: bool) -> SysResult<Floc
             ..Flock::default()
         });
     };
+    note(open);
     let len = if lock.end == u64::MAX {
         0
     } else {
@@ -320,6 +328,7 @@ pub fn flock(open: &OpenFile, operation: u32) -> SysResult {
             }
         }
         if let Some(fd) = open.file.host_fd() {
+            note(open);
             let args = [u64::from(fd), u64::from(kind), 0, 0, 0, 0];
             if let Err(e) = crate::host::call(HostOp::Flock, args) {
                 forget(&WHOLE, owner);

@@ -93,6 +93,33 @@ fn a_file_of_the_host_costs_the_requests_that_it_must() {
 }
 
 #[test]
+fn a_file_on_a_read_only_mount_is_read_once() {
+    let host = service();
+    fs::write(host.root.join("library/f"), vec![7; 100_000]).expect("written");
+    let before = SERVED.load(Ordering::Relaxed);
+    for _ in 0..3 {
+        let fd = open("/mnt/library/f", 0).expect("opened");
+        for _ in 0..10 {
+            assert_eq!(read(fd, 10_000).expect("read"), [7; 10_000]);
+        }
+        close(fd);
+    }
+    fs::write(host.root.join("library/f"), vec![8; 100_001]).expect("written");
+    let fd = open("/mnt/library/f", 0).expect("opened");
+    assert_eq!(read(fd, 1).expect("read"), [8], "an open sees what changed");
+    // Closing waits for nobody: let the last one be served.
+    while SERVED.load(Ordering::Relaxed) - before < 10 {
+        std::thread::yield_now();
+    }
+    assert_eq!(
+        SERVED.load(Ordering::Relaxed) - before,
+        10,
+        "four opens, three closes, two blocks and one"
+    );
+    close(fd);
+}
+
+#[test]
 fn large_reads_and_writes_go_in_parts() {
     let host = service();
     let dir = host.directory("large");
