@@ -30,7 +30,7 @@ pub use {
 
 use alloc::sync::Arc;
 #[cfg(feature = "bare")]
-use alloc::{collections::BTreeMap, sync::Weak, vec::Vec};
+use alloc::{collections::BTreeMap, vec::Vec};
 
 use spin::Mutex;
 
@@ -66,7 +66,7 @@ pub struct Process {
     #[cfg(feature = "bare")]
     pub image: Mutex<ImageInfo>,
     #[cfg(feature = "bare")]
-    threads: Mutex<BTreeMap<i32, Weak<Thread>>>,
+    threads: Mutex<BTreeMap<i32, Arc<Thread>>>,
     #[cfg(feature = "bare")]
     exiting: core::sync::atomic::AtomicBool,
 }
@@ -112,24 +112,28 @@ impl Process {
 
     /// Its threads.
     pub fn threads(&self) -> Vec<Arc<Thread>> {
-        self.threads.lock().values().filter_map(Weak::upgrade).collect()
+        self.threads.lock().values().cloned().collect()
     }
 
-    /// Adds a thread.
+    /// Adds a thread. The process owns it until [`Self::remove_thread`]: a thread that is parked and that only a
+    /// signal can wake (`pause`) has no other owner.
     pub fn add_thread(&self, thread: &Arc<Thread>) {
-        self.threads.lock().insert(thread.tid, Arc::downgrade(thread));
+        self.threads.lock().insert(thread.tid, thread.clone());
     }
 
     /// Removes a thread; gives how many are left.
     pub fn remove_thread(&self, tid: i32) -> usize {
         let mut threads = self.threads.lock();
-        threads.remove(&tid);
-        threads.len()
+        let gone = threads.remove(&tid);
+        let left = threads.len();
+        drop(threads);
+        drop(gone); // outside the lock: it may be the last owner
+        left
     }
 
     /// The thread with this number.
     pub fn thread(&self, tid: i32) -> Option<Arc<Thread>> {
-        self.threads.lock().get(&tid).and_then(Weak::upgrade)
+        self.threads.lock().get(&tid).cloned()
     }
 
     /// Whether it is ending.
