@@ -241,6 +241,29 @@ fn devices() {
 }
 
 #[test]
+fn a_fifo_joins_those_who_open_it() {
+    let _host = service();
+    on_path(133, "/tmp/fifo", &[u64::from(S_IFIFO | 0o640), 0]).expect("made");
+    let node = stat("/tmp/fifo").expect("there");
+    assert_eq!(node.mode & S_IFMT, S_IFIFO);
+    assert_eq!(open("/tmp/fifo", O_WRONLY | O_NONBLOCK), Err(Errno::ENXIO));
+    let reader = open("/tmp/fifo", O_NONBLOCK).expect("a reader need not wait");
+    let writer = open("/tmp/fifo", O_WRONLY).expect("there is a reader");
+    assert_eq!(write(writer, b"through"), Ok(7));
+    assert_eq!(read(reader, 20).expect("read"), b"through");
+    let mut shown = Stat::default();
+    call(5, &[reader, &raw mut shown as u64]).expect("open");
+    assert_eq!(
+        (shown.ino, shown.dev, shown.mode),
+        (node.ino, node.dev, node.mode)
+    );
+    close(writer);
+    assert_eq!(read(reader, 20).expect("the end"), b"");
+    close(reader);
+    on_path(87, "/tmp/fifo", &[]).expect("removed");
+}
+
+#[test]
 fn hostile_answers_give_eio_and_harm_nothing() {
     let host = service();
     let name = format!("{}/f", host.directory("hostile"));

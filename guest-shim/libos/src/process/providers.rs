@@ -28,6 +28,7 @@ pub fn install() {
     crate::fs::providers::set(&LIBOS);
     crate::fs::signals::install(&LIBOS);
     time_calls::CPU_TIME.call_once(|| cpu_time);
+    crate::net::unix::names::install(&crate::net::unix::paths::NameSpace);
 }
 
 fn process(pid: i32) -> Option<Arc<Process>> {

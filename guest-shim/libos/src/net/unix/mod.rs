@@ -7,6 +7,7 @@
 mod connect;
 mod inbox;
 pub mod names;
+pub mod paths;
 mod transfer;
 
 use alloc::collections::VecDeque;
