@@ -371,7 +371,7 @@ fn prlimit(a: &Args) -> SysResult {
 fn getrusage(a: &Args) -> SysResult {
     let process = Process::current();
     let ticks: u64 = match a.i32(0) {
-        0 => process.threads().iter().map(|t| t.cpu_time()).sum(),
+        0 => process.cpu_time(),
         1 => sched::current().cpu_time(),
         -1 => 0,
         _ => return Err(Errno::EINVAL),

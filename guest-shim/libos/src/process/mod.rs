@@ -67,6 +67,9 @@ pub struct Process {
     pub image: Mutex<ImageInfo>,
     #[cfg(feature = "bare")]
     threads: Mutex<BTreeMap<i32, Arc<Thread>>>,
+    /// Ticks that its ended threads used.
+    #[cfg(feature = "bare")]
+    ended_ticks: core::sync::atomic::AtomicU64,
     #[cfg(feature = "bare")]
     exiting: core::sync::atomic::AtomicBool,
 }
@@ -106,6 +109,7 @@ impl Process {
             limits: Limits::default(),
             image: Mutex::new(ImageInfo::default()),
             threads: Mutex::new(BTreeMap::new()),
+            ended_ticks: core::sync::atomic::AtomicU64::new(0),
             exiting: core::sync::atomic::AtomicBool::new(false),
         })
     }
@@ -126,9 +130,22 @@ impl Process {
         let mut threads = self.threads.lock();
         let gone = threads.remove(&tid);
         let left = threads.len();
+        if let Some(thread) = &gone {
+            // Under the lock, so that nobody sees the time of neither.
+            let used = thread.cpu_time();
+            self.ended_ticks
+                .fetch_add(used, core::sync::atomic::Ordering::Relaxed);
+        }
         drop(threads);
         drop(gone); // outside the lock: it may be the last owner
         left
+    }
+
+    /// CPU time that its threads have used, those that ended included, in ticks.
+    pub fn cpu_time(&self) -> u64 {
+        let threads = self.threads.lock();
+        let running: u64 = threads.values().map(|t| t.cpu_time()).sum();
+        running + self.ended_ticks.load(core::sync::atomic::Ordering::Relaxed)
     }
 
     /// The thread with this number.

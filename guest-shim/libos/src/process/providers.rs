@@ -46,7 +46,7 @@ fn cpu_time(clock: CpuClock) -> u64 {
 
 /// Processor time that the threads of a process have used, nanoseconds.
 pub fn used_ns(process: &Process) -> u64 {
-    ns(process.threads().iter().map(|t| t.cpu_time()).sum())
+    ns(process.cpu_time())
 }
 
 fn ns(ticks: u64) -> u64 {
