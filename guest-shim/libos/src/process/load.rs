@@ -69,6 +69,8 @@ pub struct Executable {
     elf: Elf,
     interpreter: Option<(Arc<OpenFile>, Elf)>,
     program: Program,
+    /// The executable's path without symbolic links: what `/proc/self/exe` shows.
+    resolved: Vec<u8>,
 }
 
 /// A program that can't be started.
@@ -140,8 +142,9 @@ pub fn open(mut program: Program) -> Result<Executable, NotStarted> {
             .interpreter
             .map(|place| open_interpreter(&file, place))
             .transpose()?;
-        program.path = file.path.lock().clone();
+        let resolved = crate::fs::walk::resolved(&file.path.lock());
         return Ok(Executable {
+            resolved,
             file,
             elf,
             interpreter,
@@ -298,7 +301,7 @@ impl Executable {
         let bytes = |words: &[u64]| words.iter().flat_map(|w| w.to_le_bytes()).collect::<Vec<u8>>();
         user::copy_out(rsp, &bytes(&words))?;
         *process.image.lock() = ImageInfo {
-            path: program.path.clone(),
+            path: self.resolved.clone(),
             command_line: arguments,
             environment,
             auxv: bytes(&vector),
