@@ -8,6 +8,7 @@ use crate::arch;
 use crate::errno::{Errno, SysResult};
 use crate::sched::clock::{self, Timespec};
 use crate::sched::{self, Thread, futex};
+use crate::signal::restart::later;
 use crate::syscall::{Args, Entry, full, partial, refused};
 use crate::user;
 
@@ -217,7 +218,7 @@ fn futex_call(a: &Args) -> SysResult {
                 0 => u64::MAX,
                 timeout => clock::deadline_in(user::read::<Timespec>(timeout)?.to_ns()?),
             };
-            restartable(futex::wait(address, key, value, !0, deadline), deadline)
+            wait_on(address, key, value, deadline)
         }
         9 => {
             let deadline = match a.u64(3) {
@@ -232,7 +233,11 @@ fn futex_call(a: &Args) -> SysResult {
                     clock::deadline(clock::to_monotonic(id, ns).ok_or(Errno::EINVAL)?)
                 }
             };
-            restartable(futex::wait(address, key, value, a.u32(5), deadline), u64::MAX)
+            // With an absolute timeout it can be made again as it is.
+            futex::wait(address, key, value, a.u32(5), deadline).map_err(|error| match error {
+                Errno::EINTR => Errno::ERESTARTSYS,
+                other => other,
+            })
         }
         1 => Ok(futex::wake(key, count(value), !0) as u64),
         10 if a.u32(5) == 0 => Err(Errno::EINVAL),
@@ -264,12 +269,13 @@ fn futex_call(a: &Args) -> SysResult {
     }
 }
 
-/// An interrupted wait with a relative timeout must not start again with all of it.
-fn restartable(result: SysResult, deadline: u64) -> SysResult {
-    match result {
-        Err(Errno::EINTR) if deadline == u64::MAX => Err(Errno::ERESTARTSYS),
+/// `FUTEX_WAIT`: interrupted with a relative timeout, it must not start again with all of it.
+fn wait_on(address: u64, key: u64, value: u32, deadline: u64) -> SysResult {
+    futex::wait(address, key, value, !0, deadline).map_err(|error| match error {
+        Errno::EINTR if deadline == u64::MAX => Errno::ERESTARTSYS,
+        Errno::EINTR => later(move || wait_on(address, key, value, deadline)),
         other => other,
-    }
+    })
 }
 
 fn sched_setaffinity(a: &Args) -> SysResult {

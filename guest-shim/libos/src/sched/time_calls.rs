@@ -5,6 +5,7 @@ use spin::Once;
 use super::clock::{self, SECOND, Timespec, id};
 use super::{WaitQueue, current};
 use crate::errno::{Errno, SysResult};
+use crate::signal::restart;
 use crate::syscall::{Args, Entry, eperm, full, partial, refused};
 use crate::user;
 
@@ -157,16 +158,18 @@ fn clock_nanosleep(args: &Args) -> SysResult {
 }
 
 fn sleep_for(ns: u64, remaining: u64) -> SysResult {
-    let until = clock::monotonic().saturating_add(ns);
-    let interrupted = sleep_until(until);
-    if interrupted.is_err() {
+    sleep_on(clock::monotonic().saturating_add(ns), remaining)
+}
+
+/// Sleeps until `until`; interrupted, tells what is left and can go on.
+fn sleep_on(until: u64, remaining: u64) -> SysResult {
+    sleep_until(until).or_else(|_| {
         let left = until.saturating_sub(clock::monotonic());
         if remaining != 0 {
             user::write(remaining, &Timespec::from_ns(left))?;
         }
-        return Err(Errno::ERESTART_RESTARTBLOCK);
-    }
-    Ok(0)
+        Err(restart::later(move || sleep_on(until, remaining)))
+    })
 }
 
 /// Sleeps until the monotonic time `until` (nanoseconds).

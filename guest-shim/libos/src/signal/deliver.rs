@@ -19,6 +19,8 @@ use crate::process::{self, Process};
 use crate::sched::{self, Thread};
 
 const SA_RESTART: u64 = 0x1000_0000;
+/// Number of `restart_syscall`.
+const RESTART_SYSCALL: u64 = 219;
 const SA_NODEFER: u64 = 0x4000_0000;
 const SA_RESETHAND: u64 = 0x8000_0000;
 
@@ -315,7 +317,10 @@ fn restart(frame: &mut Frame, handler: Option<bool>) {
     if again {
         // The instruction before the logical return address is the SYSCALL, or the jump that replaced it.
         frame.regs.rip = crate::patch::logical(frame.regs.rip) - 2;
-        frame.regs.rax = frame.regs.orig_rax;
+        frame.regs.rax = match error {
+            Errno::ERESTART_RESTARTBLOCK => RESTART_SYSCALL,
+            _ => frame.regs.orig_rax,
+        };
         frame.regs.orig_rax = u64::MAX;
         sched::current()
             .signals
