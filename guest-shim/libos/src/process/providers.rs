@@ -36,11 +36,12 @@ fn process(pid: i32) -> Option<Arc<Process>> {
     (process.pid == pid).then_some(process)
 }
 
-fn cpu_time(clock: CpuClock) -> u64 {
+fn cpu_time(clock: CpuClock) -> Option<u64> {
     let thread = sched::current();
     match clock {
-        CpuClock::Thread => ns(thread.cpu_time()),
-        CpuClock::Process => used_ns(&thread.process),
+        CpuClock::Thread(0) => Some(ns(thread.cpu_time())),
+        CpuClock::Thread(tid) => thread.process.thread(tid).map(|t| ns(t.cpu_time())),
+        CpuClock::Process => Some(used_ns(&thread.process)),
     }
 }
 

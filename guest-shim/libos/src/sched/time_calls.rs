@@ -39,15 +39,19 @@ pub const SYSCALLS: &[Entry] = &[
 pub enum CpuClock {
     /// That of the process that asks.
     Process,
-    /// That of the thread that asks.
-    Thread,
+    /// That of a thread of that process, by its number; 0: the one that asks.
+    Thread(i32),
 }
 
-/// Gives processor time in nanoseconds. Set by the scheduler; until then processor time is the time since boot.
-pub static CPU_TIME: Once<fn(CpuClock) -> u64> = Once::new();
+/// Gives processor time in nanoseconds, None for a thread that is not there. Set by the scheduler; until then
+/// processor time is the time since boot.
+pub static CPU_TIME: Once<fn(CpuClock) -> Option<u64>> = Once::new();
 
-fn cpu_time(clock: CpuClock) -> u64 {
-    CPU_TIME.get().map_or_else(clock::monotonic, |f| f(clock))
+fn cpu_time(clock: CpuClock) -> SysResult {
+    CPU_TIME
+        .get()
+        .map_or_else(|| Some(clock::monotonic()), |f| f(clock))
+        .ok_or(Errno::EINVAL)
 }
 
 /// What `clock` shows, in nanoseconds.
@@ -56,22 +60,23 @@ fn cpu_time(clock: CpuClock) -> u64 {
 /// EINVAL for an unknown clock.
 pub fn now(clock: i32) -> SysResult<u64> {
     match clock {
-        id::PROCESS_CPUTIME => Ok(cpu_time(CpuClock::Process)),
-        id::THREAD_CPUTIME => Ok(cpu_time(CpuClock::Thread)),
+        id::PROCESS_CPUTIME => cpu_time(CpuClock::Process),
+        id::THREAD_CPUTIME => cpu_time(CpuClock::Thread(0)),
         id::REALTIME | id::REALTIME_COARSE | id::REALTIME_ALARM | id::TAI => Ok(clock::realtime()),
         id::BOOTTIME | id::BOOTTIME_ALARM => Ok(clock::boottime()),
         id::MONOTONIC | id::MONOTONIC_RAW | id::MONOTONIC_COARSE => Ok(clock::monotonic()),
-        _ => own_cpu_clock(clock).map(cpu_time),
+        _ => own_cpu_clock(clock).and_then(cpu_time),
     }
 }
 
-/// A clock number made from a process or thread number (`MAKE_PROCESS_CPUCLOCK`): 0 means the caller.
+/// A clock number made from a process or thread number (`MAKE_PROCESS_CPUCLOCK`, `MAKE_THREAD_CPUCLOCK`): 0 means the
+/// caller.
 fn own_cpu_clock(clock: i32) -> SysResult<CpuClock> {
     let (pid, kind) = (!(clock >> 3), clock & 7);
     let own = pid == 0 || pid == crate::process::Process::current().pid;
     match kind {
         0..=2 if clock < 0 && own => Ok(CpuClock::Process),
-        4..=6 if clock < 0 && pid == 0 => Ok(CpuClock::Thread),
+        4..=6 if clock < 0 => Ok(CpuClock::Thread(pid)),
         _ => Err(Errno::EINVAL),
     }
 }
@@ -121,7 +126,7 @@ const HZ: u64 = 100;
 
 fn times(args: &Args) -> SysResult {
     if args.u64(0) != 0 {
-        let used = cpu_time(CpuClock::Process) / (SECOND / HZ);
+        let used = cpu_time(CpuClock::Process)? / (SECOND / HZ);
         user::write(args.u64(0), &[used, 0, 0, 0])?;
     }
     Ok(clock::boottime() / (SECOND / HZ))
@@ -246,6 +251,10 @@ mod tests {
             Err(Errno::EINVAL)
         );
         assert_eq!(clock_gettime(&args(&[1, &raw mut out as u64])), Ok(0));
+        // MAKE_PROCESS_CPUCLOCK, MAKE_THREAD_CPUCLOCK and no kind at all, each of number 0.
+        assert_eq!(own_cpu_clock(!0 << 3 | 2), Ok(CpuClock::Process));
+        assert_eq!(own_cpu_clock(!7 << 3 | 6), Ok(CpuClock::Thread(7)));
+        assert_eq!(own_cpu_clock(!0 << 3 | 3), Err(Errno::EINVAL));
         let bad = Timespec { sec: 0, nsec: -1 };
         assert_eq!(nanosleep(&args(&[&raw const bad as u64, 0])), Err(Errno::EINVAL));
     }
