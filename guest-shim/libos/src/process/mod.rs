@@ -12,6 +12,8 @@ mod limits;
 #[cfg(feature = "bare")]
 mod load;
 #[cfg(feature = "bare")]
+mod policy;
+#[cfg(feature = "bare")]
 pub mod providers;
 #[cfg(feature = "bare")]
 mod threads;
@@ -25,6 +27,7 @@ pub use {
     end::*,
     limits::Limits,
     load::*,
+    policy::SYSCALLS as POLICY_SYSCALLS,
     threads::SYSCALLS as THREAD_SYSCALLS,
 };
 

@@ -54,14 +54,6 @@ pub const SYSCALLS: &[Entry] = &[
         sched::yield_now();
         Ok(0)
     }),
-    partial(
-        203,
-        "sched_setaffinity",
-        "isx",
-        "accepted: any vCPU may run any thread",
-        sched_setaffinity,
-    ),
-    full(204, "sched_getaffinity", "isx", sched_getaffinity),
     full(309, "getcpu", "xxx", getcpu),
     full(158, "arch_prctl", "xx", arch_prctl),
 ];
@@ -144,6 +136,7 @@ fn start(what: Clone) -> SysResult {
         .mask
         .store(parent.signals.mask.load(Ordering::Relaxed), Ordering::Relaxed);
     *thread.name.lock() = *parent.name.lock();
+    thread.inherit_policy(parent);
     if what.flags & CLONE_PARENT_SETTID != 0 {
         user::write(what.parent_tid, &tid)?;
     }
@@ -276,25 +269,6 @@ fn wait_on(address: u64, key: u64, value: u32, deadline: u64) -> SysResult {
         Errno::EINTR => later(move || wait_on(address, key, value, deadline)),
         other => other,
     })
-}
-
-fn sched_setaffinity(a: &Args) -> SysResult {
-    let len = a.usize(1).min(128);
-    let mut mask = alloc::vec![0u8; len];
-    user::copy_in(&mut mask, a.u64(2))?;
-    let mine =
-        (0..arch::boot().vcpus as usize).any(|i| mask.get(i / 8).is_some_and(|b| b >> (i % 8) & 1 != 0));
-    if mine { Ok(0) } else { Err(Errno::EINVAL) }
-}
-
-fn sched_getaffinity(a: &Args) -> SysResult {
-    let cpus = arch::boot().vcpus as usize;
-    if a.usize(1) * 8 < cpus || !a.usize(1).is_multiple_of(8) {
-        return Err(Errno::EINVAL);
-    }
-    let mask = if cpus == 64 { u64::MAX } else { (1 << cpus) - 1 };
-    user::write(a.u64(2), &mask)?;
-    Ok(8)
 }
 
 fn getcpu(a: &Args) -> SysResult {
