@@ -264,6 +264,32 @@ fn a_fifo_joins_those_who_open_it() {
 }
 
 #[test]
+fn splice_takes_from_a_pipe_what_it_can_write() {
+    let _host = service();
+    let mut ends = [0i32; 2];
+    call(22, &[ends.as_mut_ptr() as u64]).expect("a pipe");
+    let [reader, writer] = ends.map(|end| end as u64);
+    assert_eq!(write(writer, b"0123456789"), Ok(10));
+    let file = open("/tmp/spliced", O_RDWR | O_CREAT).expect("opened");
+    let mut offset = 3u64;
+    assert_eq!(call(275, &[reader, 0, file, &raw mut offset as u64, 6, 0]), Ok(6));
+    assert_eq!(offset, 9);
+    assert_eq!(read(file, 20).expect("read"), b"\0\0\0012345");
+    let full = open("/dev/full", O_WRONLY).expect("opened");
+    assert_eq!(call(275, &[reader, 0, full, 0, 6, 0]), Err(Errno::ENOSPC));
+    assert_eq!(
+        call(275, &[reader, &raw mut offset as u64, file, 0, 6, 0]),
+        Err(Errno::ESPIPE)
+    );
+    assert_eq!(read(reader, 20).expect("it is still there"), b"6789");
+    assert_eq!(call(275, &[reader, 0, file, 0, 6, 2]), Err(Errno::EAGAIN));
+    for fd in [reader, writer, file, full] {
+        close(fd);
+    }
+    on_path(87, "/tmp/spliced", &[]).expect("removed");
+}
+
+#[test]
 fn hostile_answers_give_eio_and_harm_nothing() {
     let host = service();
     let name = format!("{}/f", host.directory("hostile"));

@@ -195,6 +195,33 @@ impl File for PipeEnd {
 }
 
 impl PipeEnd {
+    /// Hands up to `len` bytes to `sink` and takes out what that says it took; 0 at the end.
+    ///
+    /// # Errors
+    /// EAGAIN, ERESTARTSYS, and those of `sink`, which then took nothing.
+    pub fn hand_over(
+        &self,
+        len: usize,
+        nonblocking: bool,
+        sink: impl FnOnce(&[u8]) -> SysResult<usize>,
+    ) -> SysResult<usize> {
+        let begin = || self.pipe.begin_read(len, nonblocking);
+        let span = match begin() {
+            Some(result) => result?,
+            None => self
+                .pipe
+                .sleeping_readers
+                .wait(u64::MAX, begin)
+                .map_err(restart)?,
+        };
+        let Some(span) = span else { return Ok(0) };
+        let mut part = alloc::vec![0; span.len];
+        let copied = span.copy_to(&mut Buf::own_mut(&mut part));
+        let taken = copied.and_then(|got| sink(&part[..got]));
+        self.pipe.end_read(taken.unwrap_or(0));
+        taken
+    }
+
     /// Writes what fits; also says whether all that was reserved could be copied.
     fn write_part(&self, file: &OpenFile, from: &mut Buf) -> SysResult<(usize, bool)> {
         let (want, nonblocking) = (from.len(), file.nonblocking());
