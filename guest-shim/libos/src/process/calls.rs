@@ -1,6 +1,5 @@
 //! Process system calls: identity, limits, names, system information.
 
-
 use super::{Process, limits};
 use crate::arch;
 use crate::errno::{Errno, SysResult};

@@ -20,7 +20,7 @@ use cloak_abi::hostop::HostOp;
 use super::address::{Address, family};
 use super::control::Control;
 use super::socket::{Kind, Received, Socket, Timeouts, Wanted};
-use crate::errno::{Errno, SysResult};
+use crate::errno::SysResult;
 use crate::fs::anon::{self, FIONREAD, S_IFSOCK};
 use crate::fs::file::{Stat, ready};
 use crate::fs::hostfd::HostFd;
