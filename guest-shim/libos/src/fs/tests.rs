@@ -274,7 +274,7 @@ fn splice_takes_from_a_pipe_what_it_can_write() {
     let mut offset = 3u64;
     assert_eq!(call(275, &[reader, 0, file, &raw mut offset as u64, 6, 0]), Ok(6));
     assert_eq!(offset, 9);
-    assert_eq!(read(file, 20).expect("read"), b"\0\0\0012345");
+    assert_eq!(read(file, 20).expect("read"), *b"\x00\x00\x00012345");
     let full = open("/dev/full", O_WRONLY).expect("opened");
     assert_eq!(call(275, &[reader, 0, full, 0, 6, 0]), Err(Errno::ENOSPC));
     assert_eq!(

@@ -244,6 +244,18 @@ mod tests {
     }
 
     #[test]
+    fn an_interrupted_sleep_tells_what_is_left_and_can_go_on() {
+        use core::sync::atomic::Ordering;
+        let hour = Timespec { sec: 3600, nsec: 0 };
+        let mut left = Timespec::default();
+        current().signal.store(true, Ordering::SeqCst);
+        let result = nanosleep(&args(&[&raw const hour as u64, &raw mut left as u64]));
+        current().signal.store(false, Ordering::SeqCst);
+        assert_eq!(result, Err(Errno::ERESTART_RESTARTBLOCK));
+        assert!((3590..3600).contains(&left.sec));
+    }
+
+    #[test]
     fn unknown_clocks_are_refused() {
         let mut out = Timespec::default();
         assert_eq!(
