@@ -150,6 +150,8 @@ const AREAS: &[&[Entry]] = &[
     #[cfg(feature = "bare")]
     crate::process::THREAD_SYSCALLS,
     #[cfg(feature = "bare")]
+    crate::process::POLICY_SYSCALLS,
+    #[cfg(feature = "bare")]
     crate::signal::calls::SYSCALLS,
     #[cfg(feature = "bare")]
     crate::signal::timer_calls::SYSCALLS,

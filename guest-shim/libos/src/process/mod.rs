@@ -12,6 +12,8 @@ mod limits;
 #[cfg(feature = "bare")]
 mod load;
 #[cfg(feature = "bare")]
+mod policy;
+#[cfg(feature = "bare")]
 pub mod providers;
 #[cfg(feature = "bare")]
 mod threads;
@@ -25,12 +27,13 @@ pub use {
     end::*,
     limits::Limits,
     load::*,
+    policy::SYSCALLS as POLICY_SYSCALLS,
     threads::SYSCALLS as THREAD_SYSCALLS,
 };
 
 use alloc::sync::Arc;
 #[cfg(feature = "bare")]
-use alloc::{collections::BTreeMap, sync::Weak, vec::Vec};
+use alloc::{collections::BTreeMap, vec::Vec};
 
 use spin::Mutex;
 
@@ -66,7 +69,10 @@ pub struct Process {
     #[cfg(feature = "bare")]
     pub image: Mutex<ImageInfo>,
     #[cfg(feature = "bare")]
-    threads: Mutex<BTreeMap<i32, Weak<Thread>>>,
+    threads: Mutex<BTreeMap<i32, Arc<Thread>>>,
+    /// Ticks that its ended threads used.
+    #[cfg(feature = "bare")]
+    ended_ticks: core::sync::atomic::AtomicU64,
     #[cfg(feature = "bare")]
     exiting: core::sync::atomic::AtomicBool,
 }
@@ -106,30 +112,48 @@ impl Process {
             limits: Limits::default(),
             image: Mutex::new(ImageInfo::default()),
             threads: Mutex::new(BTreeMap::new()),
+            ended_ticks: core::sync::atomic::AtomicU64::new(0),
             exiting: core::sync::atomic::AtomicBool::new(false),
         })
     }
 
     /// Its threads.
     pub fn threads(&self) -> Vec<Arc<Thread>> {
-        self.threads.lock().values().filter_map(Weak::upgrade).collect()
+        self.threads.lock().values().cloned().collect()
     }
 
-    /// Adds a thread.
+    /// Adds a thread. The process owns it until [`Self::remove_thread`]: a thread that is parked and that only a
+    /// signal can wake (`pause`) has no other owner.
     pub fn add_thread(&self, thread: &Arc<Thread>) {
-        self.threads.lock().insert(thread.tid, Arc::downgrade(thread));
+        self.threads.lock().insert(thread.tid, thread.clone());
     }
 
     /// Removes a thread; gives how many are left.
     pub fn remove_thread(&self, tid: i32) -> usize {
         let mut threads = self.threads.lock();
-        threads.remove(&tid);
-        threads.len()
+        let gone = threads.remove(&tid);
+        let left = threads.len();
+        if let Some(thread) = &gone {
+            // Under the lock, so that nobody sees the time of neither.
+            let used = thread.cpu_time();
+            self.ended_ticks
+                .fetch_add(used, core::sync::atomic::Ordering::Relaxed);
+        }
+        drop(threads);
+        drop(gone); // outside the lock: it may be the last owner
+        left
+    }
+
+    /// CPU time that its threads have used, those that ended included, in ticks.
+    pub fn cpu_time(&self) -> u64 {
+        let threads = self.threads.lock();
+        let running: u64 = threads.values().map(|t| t.cpu_time()).sum();
+        running + self.ended_ticks.load(core::sync::atomic::Ordering::Relaxed)
     }
 
     /// The thread with this number.
     pub fn thread(&self, tid: i32) -> Option<Arc<Thread>> {
-        self.threads.lock().get(&tid).and_then(Weak::upgrade)
+        self.threads.lock().get(&tid).cloned()
     }
 
     /// Whether it is ending.
