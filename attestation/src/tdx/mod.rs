@@ -17,6 +17,7 @@ mod attributes;
 mod checks;
 mod claims;
 mod collateral;
+mod dates;
 mod failure;
 mod fmspc;
 mod quote;
