@@ -8,7 +8,7 @@ trap 'rm -rf "$here"' EXIT
 
 # show COMMAND...: prints the command, then runs it.
 show() {
-    echo "\$ ${*/#$CLOAK/cloak}"
+    echo "\$ ${*/#$CLOAK/cloak}" >&2
     "$@"
 }
 

@@ -78,7 +78,9 @@ impl Side {
                 report_data,
                 ..QuoteFields::default()
             };
-            let evidence = world.attest(&fields, &world.spec()).expect("the simulated signer signs");
+            let evidence = world
+                .attest(&fields, &world.spec())
+                .expect("the simulated signer signs");
             Attestation::SimulatedTdx(evidence).into()
         };
         let window = Window {
@@ -101,7 +103,11 @@ impl Side {
             self.expects
         ))?;
         let verifier = Arc::new(Verifier::new(policy));
-        Ok(Arc::new(RaTlsVerifier::new(verifier, self.wants, &default_provider())))
+        Ok(Arc::new(RaTlsVerifier::new(
+            verifier,
+            self.wants,
+            &default_provider(),
+        )))
     }
 }
 
@@ -120,7 +126,10 @@ fn serve(address: &str, side: &Side) -> Result<(), Failure> {
     stream.write_all(b"pong")?;
     stream.conn.send_close_notify();
     stream.flush()?;
-    println!("the peer is what it should be, and says {}", String::from_utf8_lossy(&question));
+    println!(
+        "the peer is what it should be, and says {}",
+        String::from_utf8_lossy(&question)
+    );
     Ok(())
 }
 
@@ -137,7 +146,10 @@ fn connect(address: &str, side: &Side) -> Result<(), Failure> {
     stream.write_all(b"ping")?;
     let mut answer = [0; 4];
     stream.read_exact(&mut answer)?;
-    println!("the peer is what it should be, and says {}", String::from_utf8_lossy(&answer));
+    println!(
+        "the peer is what it should be, and says {}",
+        String::from_utf8_lossy(&answer)
+    );
     Ok(())
 }
 

@@ -52,14 +52,24 @@ impl Attester for Simulated {
 }
 
 fn init(folder: &Path, key: &SigningKey) -> String {
-    let arguments = ["kbs", "init", "--listen", "127.0.0.1:0", folder.to_str().expect("a path")];
-    let outcome = Kbs::parse_from(arguments).kbs.run(&mut std::io::sink(), &mut std::io::stderr());
+    let arguments = [
+        "kbs",
+        "init",
+        "--listen",
+        "127.0.0.1:0",
+        folder.to_str().expect("a path"),
+    ];
+    let outcome = Kbs::parse_from(arguments)
+        .kbs
+        .run(&mut std::io::sink(), &mut std::io::stderr());
     assert!(outcome == Outcome::Done);
     let file = folder.join("kbs.toml");
     let text = std::fs::read_to_string(&file).expect("the configuration");
     let text = text.replace("requests_per_second = 50", "requests_per_second = 1000000");
     std::fs::write(file, text.replace("burst = 200", "burst = 1000000")).expect("the configuration");
-    let digest = hex::encode(Sha256::digest(key.verifying_key().to_sec1_point(false).as_bytes()));
+    let digest = hex::encode(Sha256::digest(
+        key.verifying_key().to_sec1_point(false).as_bytes(),
+    ));
     let measurement = hex::encode(MEASUREMENT);
     let policy = format!(
         "platforms = [\"simulated-tdx\", \"software\"]\n[software]\nkey_digests = [\"{digest}\"]\n[[reference]]\n\
@@ -130,8 +140,14 @@ async fn main() {
         manifest_digest: Bytes32::ZERO,
     });
     let simulated: Arc<dyn Attester> = Arc::new(Simulated(TdxWorld::new(Timestamp::now()).expect("a world")));
-    println!("{:26} {:>7} {:>10} {:>10} {:>10}", "attest and get", "guests", "p50", "p99", "per second");
-    for (name, attester) in [("software evidence", &software), ("simulated TDX quote", &simulated)] {
+    println!(
+        "{:26} {:>7} {:>10} {:>10} {:>10}",
+        "attest and get", "guests", "p50", "p99", "per second"
+    );
+    for (name, attester) in [
+        ("software evidence", &software),
+        ("simulated TDX quote", &simulated),
+    ] {
         for guests in [1, 16, 128] {
             measure(name, guests, &url, &roots, attester).await;
         }

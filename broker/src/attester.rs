@@ -91,7 +91,11 @@ impl ConfigfsTsm {
         let tee = match provider.trim_ascii() {
             b"sev_guest" => Tee::Snp,
             b"tdx_guest" => Tee::Tdx,
-            other => return Err(AttesterError::Provider(String::from_utf8_lossy(other).into_owned())),
+            other => {
+                return Err(AttesterError::Provider(
+                    String::from_utf8_lossy(other).into_owned(),
+                ));
+            }
         };
         Ok(Self {
             folder: folder.to_owned(),
@@ -186,7 +190,10 @@ impl Attester for Program {
 
     fn attest(&self, report_data: &Bytes64) -> Result<Evidence, AttesterError> {
         let mut command = Command::new(&self.path);
-        command.arg(report_data.to_string()).stdin(Stdio::null()).stderr(Stdio::inherit());
+        command
+            .arg(report_data.to_string())
+            .stdin(Stdio::null())
+            .stderr(Stdio::inherit());
         let output = file(&self.path, command.output())?;
         if !output.status.success() {
             return Err(AttesterError::Program {

@@ -199,7 +199,8 @@ mod tests {
     }
 
     fn check(log: &[Entry]) -> Result<Head, BrokenChain> {
-        log.iter().try_fold(Head::default(), |head, entry| head.follow(entry))
+        log.iter()
+            .try_fold(Head::default(), |head, entry| head.follow(entry))
     }
 
     #[test]

@@ -32,8 +32,9 @@ use crate::audit::Entry;
 use crate::jwe::{JweError, TeeKey};
 use crate::path::ResourcePath;
 use crate::protocol::{
-    self, Attestation, AttestationToken, Challenge, CompositeEvidence, ErrorInformation, HashAlgorithm, PREFIX,
-    Response, RuntimeData, SELECTED_HASH, SESSION_COOKIE, SUPPORTED_HASHES, primary_evidence, report_data,
+    self, Attestation, AttestationToken, Challenge, CompositeEvidence, ErrorInformation, HashAlgorithm,
+    PREFIX, Response, RuntimeData, SELECTED_HASH, SESSION_COOKIE, SUPPORTED_HASHES, primary_evidence,
+    report_data,
 };
 use crate::store::Listed;
 use crate::tls::{self, TlsError};
@@ -120,7 +121,11 @@ impl Client {
         if uri.scheme_str() != Some("https") || uri.path() != "/" || uri.query().is_some() {
             return Err(wrong());
         }
-        let host = uri.host().ok_or_else(wrong)?.trim_start_matches('[').trim_end_matches(']');
+        let host = uri
+            .host()
+            .ok_or_else(wrong)?
+            .trim_start_matches('[')
+            .trim_end_matches(']');
         Ok(Self {
             host: host.to_owned(),
             port: uri.port_u16().unwrap_or(443),
@@ -153,7 +158,11 @@ impl Client {
     ///
     /// # Errors
     /// [`ClientError`]; [`ClientError::Refused`] has the reasons.
-    pub async fn get(&mut self, session: &Session, path: &ResourcePath) -> Result<Zeroizing<Vec<u8>>, ClientError> {
+    pub async fn get(
+        &mut self,
+        session: &Session,
+        path: &ResourcePath,
+    ) -> Result<Zeroizing<Vec<u8>>, ClientError> {
         let request = self
             .request(Method::GET, &format!("/resource/{path}"))
             .header(header::COOKIE, format!("{SESSION_COOKIE}={}", session.cookie));
@@ -177,11 +186,18 @@ impl Client {
     ///
     /// # Errors
     /// [`ClientError`].
-    pub async fn put_policy(&mut self, admin: &str, path: &ResourcePath, policy: &str) -> Result<(), ClientError> {
+    pub async fn put_policy(
+        &mut self,
+        admin: &str,
+        path: &ResourcePath,
+        policy: &str,
+    ) -> Result<(), ClientError> {
         let request = self
             .admin(admin, Method::PUT, &format!("/resource-policy/{path}"))
-            .header(header::CONTENT_TYPE, "application/toml");
-        self.send(request, Bytes::copy_from_slice(policy.as_bytes())).await.map(drop)
+            .header(header::CONTENT_TYPE, "text/plain; charset=utf-8");
+        self.send(request, Bytes::copy_from_slice(policy.as_bytes()))
+            .await
+            .map(drop)
     }
 
     /// Removes a secret and its policy, as the administrator.
@@ -249,18 +265,24 @@ impl Client {
             .map_err(|error| ClientError::Answer(error.to_string()))?;
         let exchange = async {
             let connection = self.connected().await?;
-            let response = connection.send_request(request).await.map_err(|error| error.to_string())?;
+            let response = connection
+                .send_request(request)
+                .await
+                .map_err(|error| error.to_string())?;
             let (parts, body) = response.into_parts();
-            let body = Limited::new(body, MAX_ANSWER).collect().await.map_err(|error| error.to_string())?;
+            let body = Limited::new(body, MAX_ANSWER)
+                .collect()
+                .await
+                .map_err(|error| error.to_string())?;
             Ok::<_, String>((parts, body.to_bytes()))
         };
         let result = tokio::time::timeout(PATIENCE, exchange).await;
-        let (parts, body) = result.unwrap_or(Err("no answer in time".to_owned())).map_err(|problem| {
-            ClientError::Connection {
+        let (parts, body) = result
+            .unwrap_or(Err("no answer in time".to_owned()))
+            .map_err(|problem| ClientError::Connection {
                 host: format!("{}:{}", self.host, self.port),
                 problem,
-            }
-        })?;
+            })?;
         if parts.status.is_success() {
             return Ok(Answer {
                 status: parts.status,
@@ -295,10 +317,18 @@ impl Client {
     async fn connect(&self) -> Result<SendRequest<Full<Bytes>>, String> {
         let text = |error: &dyn std::error::Error| error.to_string();
         let name = ServerName::try_from(self.host.clone()).map_err(|error| text(&error))?;
-        let stream = TcpStream::connect((self.host.as_str(), self.port)).await.map_err(|error| text(&error))?;
+        let stream = TcpStream::connect((self.host.as_str(), self.port))
+            .await
+            .map_err(|error| text(&error))?;
         stream.set_nodelay(true).map_err(|error| text(&error))?;
-        let stream = self.tls.connect(name, stream).await.map_err(|error| text(&error))?;
-        let (sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(|error| text(&error))?;
+        let stream = self
+            .tls
+            .connect(name, stream)
+            .await
+            .map_err(|error| text(&error))?;
+        let (sender, connection) = http1::handshake(TokioIo::new(stream))
+            .await
+            .map_err(|error| text(&error))?;
         // Ends with the sender; what goes wrong in it, the next request says.
         tokio::spawn(connection);
         Ok(sender)
@@ -309,7 +339,11 @@ impl Client {
 ///
 /// # Errors
 /// [`ClientError`] if the challenge wants what is not known here, or there is no evidence.
-pub fn answer_to(challenge: &Challenge, key: &TeeKey, attester: &dyn Attester) -> Result<Attestation, ClientError> {
+pub fn answer_to(
+    challenge: &Challenge,
+    key: &TeeKey,
+    attester: &dyn Attester,
+) -> Result<Attestation, ClientError> {
     let hash = match challenge.extra_params.get(SELECTED_HASH) {
         None => HashAlgorithm::Sha384,
         Some(name) => name
@@ -337,7 +371,14 @@ fn session_cookie(headers: &HeaderMap<HeaderValue>) -> Result<String, ClientErro
     headers
         .get_all(header::SET_COOKIE)
         .iter()
-        .filter_map(|value| value.to_str().ok()?.split(';').next()?.strip_prefix(prefix.as_str()))
+        .filter_map(|value| {
+            value
+                .to_str()
+                .ok()?
+                .split(';')
+                .next()?
+                .strip_prefix(prefix.as_str())
+        })
         .next()
         .map(ToOwned::to_owned)
         .ok_or_else(|| ClientError::Answer("no session cookie".to_owned()))

@@ -9,7 +9,9 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use p256::NistP256;
 use p256::ecdh::diffie_hellman;
 use p256::elliptic_curve::sec1::{FromSec1Point, ModulusSize, Sec1Point, ToSec1Point};
-use p256::elliptic_curve::{AffinePoint, CurveArithmetic, FieldBytesSize, Generate as _, PublicKey, SecretKey};
+use p256::elliptic_curve::{
+    AffinePoint, CurveArithmetic, FieldBytesSize, Generate as _, PublicKey, SecretKey,
+};
 use p384::NistP384;
 use p521::NistP521;
 use ring::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
@@ -173,7 +175,10 @@ where
     C: CurveArithmetic,
     FieldBytesSize<C>: ModulusSize,
 {
-    Some((URL_SAFE_NO_PAD.encode(point.x()?), URL_SAFE_NO_PAD.encode(point.y()?)))
+    Some((
+        URL_SAFE_NO_PAD.encode(point.x()?),
+        URL_SAFE_NO_PAD.encode(point.y()?),
+    ))
 }
 
 fn rsa_key(key: &RsaKey) -> Result<RsaPublicKey, JweError> {
@@ -205,7 +210,8 @@ where
     KwAes256::new(&(*key).into())
         .wrap_key(content_key, &mut wrapped)
         .map_err(|_| JweError::Key("content key"))?;
-    let (x, y) = coordinates::<C>(&ephemeral.public_key().to_sec1_point(false)).ok_or(JweError::Key("point"))?;
+    let (x, y) =
+        coordinates::<C>(&ephemeral.public_key().to_sec1_point(false)).ok_or(JweError::Key("point"))?;
     let epk = Ephemeral {
         crv: curve.to_owned(),
         kty: EcType::Ec,
@@ -304,7 +310,10 @@ mod tests {
     #[test]
     fn the_holder_of_the_key_reads_what_was_encrypted_and_nobody_else() {
         let key = TeeKey::generate().unwrap();
-        let answer = Recipient::try_from(&key.public()).unwrap().encrypt(b"secret").unwrap();
+        let answer = Recipient::try_from(&key.public())
+            .unwrap()
+            .encrypt(b"secret")
+            .unwrap();
         assert_eq!(&key.decrypt(&answer).unwrap()[..], b"secret");
         assert!(TeeKey::generate().unwrap().decrypt(&answer).is_err());
         for field in 0..5 {
@@ -332,12 +341,18 @@ mod tests {
             kty: crate::protocol::RsaType::Rsa,
             n: URL_SAFE_NO_PAD.encode(private.n().to_bytes_be()),
         };
-        let answer = Recipient::try_from(&TeePublicKey::Rsa(key.clone())).unwrap().encrypt(b"x").unwrap();
+        let answer = Recipient::try_from(&TeePublicKey::Rsa(key.clone()))
+            .unwrap()
+            .encrypt(b"x")
+            .unwrap();
         let wrapped = URL_SAFE_NO_PAD.decode(answer.encrypted_key).unwrap();
         let content_key = private.decrypt(Oaep::new::<Sha256>(), &wrapped).unwrap();
         assert_eq!(content_key.len(), 32);
         key.alg = "RSA1_5".to_owned();
-        assert!(matches!(Recipient::try_from(&TeePublicKey::Rsa(key)), Err(JweError::Algorithm(_))));
+        assert!(matches!(
+            Recipient::try_from(&TeePublicKey::Rsa(key)),
+            Err(JweError::Algorithm(_))
+        ));
     }
 
     #[test]
@@ -347,10 +362,23 @@ mod tests {
         };
         let zero = URL_SAFE_NO_PAD.encode([0; 32]);
         for key in [
-            EcKey { x: zero, ..good.clone() },
-            EcKey { x: String::new(), y: String::new(), ..good.clone() },
-            EcKey { crv: "secp256k1".to_owned(), ..good.clone() },
-            EcKey { crv: "P-384".to_owned(), ..good },
+            EcKey {
+                x: zero,
+                ..good.clone()
+            },
+            EcKey {
+                x: String::new(),
+                y: String::new(),
+                ..good.clone()
+            },
+            EcKey {
+                crv: "secp256k1".to_owned(),
+                ..good.clone()
+            },
+            EcKey {
+                crv: "P-384".to_owned(),
+                ..good
+            },
         ] {
             assert!(Recipient::try_from(&TeePublicKey::Ec(key)).is_err());
         }

@@ -15,7 +15,9 @@ pub struct ResourcePath(String);
 
 /// A text that names no secret.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{0:?} is not REPOSITORY/TYPE/TAG with letters, digits, '.', '_' and '-', {MAX_PART} at most in each part")]
+#[error(
+    "{0:?} is not REPOSITORY/TYPE/TAG with letters, digits, '.', '_' and '-', {MAX_PART} at most in each part"
+)]
 pub struct PathError(String);
 
 impl ResourcePath {
@@ -85,7 +87,17 @@ mod tests {
         let path: ResourcePath = "kbs:///default/key/1".parse().unwrap();
         assert_eq!("default/key/1".parse(), Ok(path));
         let long = "a".repeat(MAX_PART + 1);
-        for text in ["", "a/b", "a/b/c/d", "a//c", "a/../c", "a/b/c d", "a/b/%2e", "ä/b/c", &format!("a/b/{long}")] {
+        for text in [
+            "",
+            "a/b",
+            "a/b/c/d",
+            "a//c",
+            "a/../c",
+            "a/b/c d",
+            "a/b/%2e",
+            "ä/b/c",
+            &format!("a/b/{long}"),
+        ] {
             assert!(text.parse::<ResourcePath>().is_err(), "{text}");
         }
     }

@@ -61,7 +61,10 @@ pub struct Sealer {
 impl Sealer {
     /// From the bytes of a root key.
     pub fn new(root: &[u8; 32]) -> Self {
-        let check = hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, root), b"cloak kbs root key check 1");
+        let check = hmac::sign(
+            &hmac::Key::new(hmac::HMAC_SHA256, root),
+            b"cloak kbs root key check 1",
+        );
         let mut bytes = [0; 32];
         bytes.copy_from_slice(check.as_ref());
         Self {
@@ -84,7 +87,8 @@ impl Sealer {
         }
         let text = Zeroizing::new(fs::read_to_string(path).map_err(file)?);
         let mut root = Zeroizing::new([0; 32]);
-        hex::decode_to_slice(text.trim(), &mut root[..]).map_err(|_| SealError::Malformed(path.to_owned()))?;
+        hex::decode_to_slice(text.trim(), &mut root[..])
+            .map_err(|_| SealError::Malformed(path.to_owned()))?;
         Ok(Self::new(&root))
     }
 
@@ -97,7 +101,13 @@ impl Sealer {
     ///
     /// # Errors
     /// [`SealError`] without random bytes.
-    pub fn seal(&self, path: &ResourcePath, version: u64, policy: Option<&str>, secret: &[u8]) -> Result<Sealed, SealError> {
+    pub fn seal(
+        &self,
+        path: &ResourcePath,
+        version: u64,
+        policy: Option<&str>,
+        secret: &[u8],
+    ) -> Result<Sealed, SealError> {
         let salt = random::<SALT_BYTES>()?;
         let mut sealed = salt.to_vec();
         let mut body = secret.to_vec();
@@ -165,7 +175,11 @@ fn binding(path: &ResourcePath, version: u64, policy: Option<&str>) -> Aad<[u8; 
 /// [`SealError::File`], also if there is such a file.
 pub fn write_private(path: &Path, contents: &[u8]) -> Result<(), SealError> {
     let write = || {
-        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
+        let mut file = OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(path)?;
         file.write_all(contents)?;
         file.sync_all()?;
         match path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
@@ -208,7 +222,10 @@ mod tests {
         for index in 0..sealed.0.len() {
             let mut changed = sealed.clone();
             changed.0[index] ^= 1;
-            assert!(sealer.open(&path, 3, Some("p"), &changed).is_err(), "byte {index}");
+            assert!(
+                sealer.open(&path, 3, Some("p"), &changed).is_err(),
+                "byte {index}"
+            );
         }
         assert!(sealer.open(&path, 3, Some("p"), &Sealed(vec![0; 5])).is_err());
     }

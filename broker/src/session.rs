@@ -234,7 +234,12 @@ impl Sessions {
     ///
     /// # Errors
     /// [`SessionError::Full`].
-    pub fn attest(&self, id: SessionId, attested: Attested, now: Instant) -> Result<Arc<Attested>, SessionError> {
+    pub fn attest(
+        &self,
+        id: SessionId,
+        attested: Attested,
+        now: Instant,
+    ) -> Result<Arc<Attested>, SessionError> {
         let mut inner = self.lock();
         inner.expire(now);
         let bytes = inner.evidence_bytes.saturating_add(attested.size);
@@ -244,7 +249,11 @@ impl Sessions {
         let attested = Arc::new(attested);
         inner.evidence_bytes = bytes;
         inner.tokens.insert(attested.token, id);
-        inner.insert(id, now + self.bounds.attested, State::Attested(Arc::clone(&attested)));
+        inner.insert(
+            id,
+            now + self.bounds.attested,
+            State::Attested(Arc::clone(&attested)),
+        );
         Ok(attested)
     }
 
@@ -370,7 +379,10 @@ mod tests {
         let id = SessionId([1; 32]);
         sessions.attest(id, attested(60), later).unwrap();
         assert!(!sessions.has_room(60, later));
-        assert_eq!(sessions.attest(SessionId([2; 32]), attested(60), later).err(), Some(SessionError::Full));
+        assert_eq!(
+            sessions.attest(SessionId([2; 32]), attested(60), later).err(),
+            Some(SessionError::Full)
+        );
         let end = later + BOUNDS.attested;
         assert!(sessions.attest(SessionId([2; 32]), attested(60), end).is_ok());
     }

@@ -39,10 +39,7 @@ pub(super) fn list_window(der: &[u8]) -> Result<Window> {
 
 /// Opens `SEQUENCE { SEQUENCE { ...`, lets `read` take what it wants of the inner one, and sees that the outer one ends
 /// where the bytes end.
-fn signed_part(
-    der: &[u8],
-    read: impl FnOnce(&mut SliceReader<'_>) -> Result<Window>,
-) -> Result<Window> {
+fn signed_part(der: &[u8], read: impl FnOnce(&mut SliceReader<'_>) -> Result<Window>) -> Result<Window> {
     let outer = AnyRef::from_der(der)?;
     outer.tag().assert_eq(Tag::Sequence)?;
     let mut outer = SliceReader::new(outer.value())?;
@@ -70,7 +67,10 @@ mod tests {
 
     #[test]
     fn the_dates_are_those_of_the_whole_parser() {
-        let validity = Certificate::from_der(intel_root()).unwrap().tbs_certificate.validity;
+        let validity = Certificate::from_der(intel_root())
+            .unwrap()
+            .tbs_certificate
+            .validity;
         let window = certificate_window(intel_root()).unwrap();
         assert_eq!(window.from, validity.not_before.into());
         assert_eq!(window.until, validity.not_after.into());

@@ -7,7 +7,10 @@ use std::process::{Child, Command, Output, Stdio};
 /// Cargo puts examples beside the folder of the tests.
 fn example() -> PathBuf {
     let test = std::env::current_exe().expect("this test has a path");
-    let target = test.parent().and_then(|deps| deps.parent()).expect("target/PROFILE/deps");
+    let target = test
+        .parent()
+        .and_then(|deps| deps.parent())
+        .expect("target/PROFILE/deps");
     target.join("examples/ratls")
 }
 
@@ -42,7 +45,13 @@ fn talk(server: &[&str], client: &[&str]) -> (Output, bool, String) {
         .expect("the example runs");
     let mut said = String::new();
     server.out.read_to_string(&mut said).expect("text");
-    server.child.stderr.take().expect("a pipe").read_to_string(&mut said).expect("text");
+    server
+        .child
+        .stderr
+        .take()
+        .expect("a pipe")
+        .read_to_string(&mut said)
+        .expect("text");
     let well = server.child.wait().expect("it ends").success();
     (client, well, said)
 }

@@ -79,7 +79,11 @@ pub(super) struct AuditArgs {
     #[arg(long, env = "CLOAK_KBS_URL", required_unless_present = "config")]
     url: Option<String>,
     /// Certificates that the broker's has to come from, PEM.
-    #[arg(long, env = "CLOAK_KBS_CA", default_value = "/etc/ssl/certs/ca-certificates.crt")]
+    #[arg(
+        long,
+        env = "CLOAK_KBS_CA",
+        default_value = "/etc/ssl/certs/ca-certificates.crt"
+    )]
     ca: PathBuf,
     /// File with the administrator's token.
     #[arg(long, env = "CLOAK_KBS_ADMIN_TOKEN", required_unless_present = "config")]
@@ -111,7 +115,11 @@ impl ListArgs {
     pub(super) async fn run(&self, out: &mut dyn Write) -> Result<(), CliError> {
         let (mut client, token) = self.admin.open()?;
         for secret in client.list(&token).await? {
-            let policy = if secret.policy { "" } else { "  (no policy: goes to nobody)" };
+            let policy = if secret.policy {
+                ""
+            } else {
+                "  (no policy: goes to nobody)"
+            };
             writeln!(out, "{}  version {}{policy}", secret.path, secret.version)?;
         }
         Ok(())
@@ -156,7 +164,12 @@ impl AuditArgs {
                 break;
             }
         }
-        writeln!(err, "whole: {} entries, the last has {}", head.sequence, hex::encode(head.digest))?;
+        writeln!(
+            err,
+            "whole: {} entries, the last has {}",
+            head.sequence,
+            hex::encode(head.digest)
+        )?;
         Ok(())
     }
 
@@ -168,7 +181,9 @@ impl AuditArgs {
             return Ok(Log::Database(Box::new(store)));
         }
         let (Some(url), Some(token)) = (&self.url, &self.admin_token) else {
-            return Err(CliError::Key("give --config, or --url and --admin-token".to_owned()));
+            return Err(CliError::Key(
+                "give --config, or --url and --admin-token".to_owned(),
+            ));
         };
         let token = Zeroizing::new(read_text(token)?.trim().to_owned());
         Ok(Log::Broker(Box::new(Client::new(url, &self.ca)?), token))

@@ -23,7 +23,12 @@ pub(super) struct Broker {
     #[arg(long, env = "CLOAK_KBS_URL", value_name = "URL")]
     pub(super) url: String,
     /// Certificates that the broker's has to come from, PEM.
-    #[arg(long, env = "CLOAK_KBS_CA", value_name = "FILE", default_value = "/etc/ssl/certs/ca-certificates.crt")]
+    #[arg(
+        long,
+        env = "CLOAK_KBS_CA",
+        value_name = "FILE",
+        default_value = "/etc/ssl/certs/ca-certificates.crt"
+    )]
     pub(super) ca: PathBuf,
 }
 
@@ -52,7 +57,12 @@ pub(super) struct GetArgs {
     #[arg(long, value_parser = tee)]
     tee: Option<Tee>,
     /// Sign software evidence with this key instead: a P-256 key in PKCS#8 PEM.
-    #[arg(long, value_name = "KEY", requires = "measurement", conflicts_with = "evidence_program")]
+    #[arg(
+        long,
+        value_name = "KEY",
+        requires = "measurement",
+        conflicts_with = "evidence_program"
+    )]
     software_key: Option<PathBuf>,
     /// SHA-384 of what runs, for software evidence.
     #[arg(long, value_name = "HEX")]
@@ -63,7 +73,8 @@ pub(super) struct GetArgs {
 }
 
 fn tee(name: &str) -> Result<Tee, String> {
-    Tee::from_name(name).ok_or_else(|| format!("no such kind; there are {}", Tee::ALL.map(Tee::as_str).join(", ")))
+    Tee::from_name(name)
+        .ok_or_else(|| format!("no such kind; there are {}", Tee::ALL.map(Tee::as_str).join(", ")))
 }
 
 impl GetArgs {

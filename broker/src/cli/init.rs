@@ -55,15 +55,27 @@ impl InitArgs {
         let digest = hex::encode(Sha256::digest(&admin));
         write_private(&folder.join("admin.sha256"), digest.as_bytes())?;
         let tls = rcgen::generate_simple_self_signed(self.names.clone())?;
-        write_private(&folder.join("tls.key"), tls.signing_key.serialize_pem().as_bytes())?;
+        write_private(
+            &folder.join("tls.key"),
+            tls.signing_key.serialize_pem().as_bytes(),
+        )?;
         write_private(&folder.join("tls.crt"), tls.cert.pem().as_bytes())?;
         write_private(&folder.join("policy.toml"), POLICY.as_bytes())?;
         let text = toml::to_string(&self.config()).map_err(|error| CliError::Key(error.to_string()))?;
         write_private(&folder.join("kbs.toml"), text.as_bytes())?;
         let folder = folder.display();
-        writeln!(out, "made {folder}; serve with: cloak kbs serve --config {folder}/kbs.toml")?;
-        writeln!(out, "{folder}/root.key opens every secret: keep a copy elsewhere, and no copy near the database's")?;
-        writeln!(out, "{folder}/admin.token is the administrator's: take it away from here, its digest is enough")?;
+        writeln!(
+            out,
+            "made {folder}; serve with: cloak kbs serve --config {folder}/kbs.toml"
+        )?;
+        writeln!(
+            out,
+            "{folder}/root.key opens every secret: keep a copy elsewhere, and no copy near the database's"
+        )?;
+        writeln!(
+            out,
+            "{folder}/admin.token is the administrator's: take it away from here, its digest is enough"
+        )?;
         Ok(())
     }
 
@@ -73,7 +85,10 @@ impl InitArgs {
             database: self.database.clone(),
             root_key: "root.key".into(),
             token_key: "token.key".into(),
-            issuer: format!("https://{}", self.names.first().map_or("localhost", String::as_str)),
+            issuer: format!(
+                "https://{}",
+                self.names.first().map_or("localhost", String::as_str)
+            ),
             tls_certificate: "tls.crt".into(),
             tls_key: "tls.key".into(),
             admin_token_digest: "admin.sha256".into(),

@@ -73,10 +73,7 @@ impl From<Outcome> for std::process::ExitCode {
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum CliError {
     #[error("{path}: {source}")]
-    File {
-        path: PathBuf,
-        source: std::io::Error,
-    },
+    File { path: PathBuf, source: std::io::Error },
     #[error("{path}: {problem}")]
     Content { path: PathBuf, problem: String },
     #[error(transparent)]

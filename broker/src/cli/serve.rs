@@ -30,7 +30,11 @@ impl ServeArgs {
             tokio::select! {
                 _ = reload.recv() => match running.reload().await {
                     Ok(()) => writeln!(out, "reloaded")?,
-                    Err(error) => writeln!(out, "not reloaded, all stays as it was: {error}")?,
+                    Err(error) => {
+                        // One line, also where a policy's error shows the place in its text.
+                        let error = error.to_string().split_whitespace().collect::<Vec<_>>().join(" ");
+                        writeln!(out, "not reloaded, all stays as it was: {error}")?;
+                    }
                 },
                 _ = terminate.recv() => break,
                 _ = interrupt.recv() => break,

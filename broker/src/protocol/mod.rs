@@ -242,9 +242,13 @@ impl Request {
             list.as_array().is_some_and(|list| list.iter().any(matches))
         };
         // SHA-384 first: it is what clients take when they are not told.
-        [HashAlgorithm::Sha384, HashAlgorithm::Sha512, HashAlgorithm::Sha256]
-            .into_iter()
-            .find(|algorithm| named(algorithm.as_str()))
+        [
+            HashAlgorithm::Sha384,
+            HashAlgorithm::Sha512,
+            HashAlgorithm::Sha256,
+        ]
+        .into_iter()
+        .find(|algorithm| named(algorithm.as_str()))
     }
 }
 
@@ -282,7 +286,10 @@ mod tests {
     fn the_hash_is_one_that_both_know() {
         let algorithm = |extra| request("0.4.0", extra).hash_algorithm();
         assert_eq!(algorithm(json!("")), Some(HashAlgorithm::Sha384));
-        assert_eq!(algorithm(json!({SUPPORTED_HASHES: ["sha256", "SHA512"]})), Some(HashAlgorithm::Sha512));
+        assert_eq!(
+            algorithm(json!({SUPPORTED_HASHES: ["sha256", "SHA512"]})),
+            Some(HashAlgorithm::Sha512)
+        );
         assert_eq!(algorithm(json!({SUPPORTED_HASHES: ["sm3"]})), None);
     }
 }

@@ -53,7 +53,11 @@ struct Canonical<'a> {
 }
 
 /// REPORT_DATA for `runtime_data`.
-pub fn report_data(runtime_data: &RuntimeData, additional_evidence: &str, algorithm: HashAlgorithm) -> Bytes64 {
+pub fn report_data(
+    runtime_data: &RuntimeData,
+    additional_evidence: &str,
+    algorithm: HashAlgorithm,
+) -> Bytes64 {
     let canonical = Canonical {
         additional_evidence,
         nonce: &runtime_data.nonce,

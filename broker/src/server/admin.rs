@@ -74,6 +74,9 @@ pub(super) async fn put_secret(
 ) -> Result<Json<Written>, Refusal> {
     let path = resource_path(parts)?;
     let decision = admit(&state, peer, &headers, Action::PutSecret, Some(&path)).await?;
+    if secret.is_empty() {
+        return Err(Refusal::malformed("a secret has at least one byte"));
+    }
     let before = state.store.read(&path).await?;
     let expected = before.as_ref().map(|row| row.version);
     let policy = before.and_then(|row| row.policy);
@@ -96,9 +99,19 @@ pub(super) async fn put_policy(
         return Err(Refusal::malformed(detail));
     }
     let row = state.store.read(&path).await?.ok_or_else(|| missing(&path))?;
-    let secret = state.sealer.open(&path, row.version, row.policy.as_deref(), &row.sealed)?;
+    let secret = state
+        .sealer
+        .open(&path, row.version, row.policy.as_deref(), &row.sealed)?;
     decision.policy = Some(policy.digest().to_string());
-    write(&state, decision, path, Some(row.version), Some(text.to_owned()), &secret).await
+    write(
+        &state,
+        decision,
+        path,
+        Some(row.version),
+        Some(text.to_owned()),
+        &secret,
+    )
+    .await
 }
 
 async fn write(
@@ -163,8 +176,10 @@ pub(super) async fn audit(
 ) -> Result<Json<Vec<Entry>>, Refusal> {
     let decision = admit(&state, peer, &headers, Action::ReadAudit, None).await?;
     let Query(query) = query.map_err(|error| Refusal::malformed(error.body_text()))?;
-    if !(1..=PAGE).contains(&query.limit) {
-        return Err(Refusal::malformed(format!("limit is 1 to {PAGE}")));
+    if !(1..=PAGE).contains(&query.limit) || i64::try_from(query.after).is_err() {
+        return Err(Refusal::malformed(format!(
+            "limit is 1 to {PAGE}, after is below 2^63"
+        )));
     }
     // The reading is written down first, so the last page shows it.
     state.decide(decision).await?;

@@ -30,7 +30,10 @@ pub(super) async fn auth(Extract(state): Extract<State>, body: Bytes) -> Result<
     let refuse = |detail: String| Refusal::unauthorized(Problem::AttestationError, detail);
     if !request.version_fits() {
         let spoken = protocol::VERSION;
-        return Err(refuse(format!("protocol version {:?}: this broker speaks {spoken}", request.version)));
+        return Err(refuse(format!(
+            "protocol version {:?}: this broker speaks {spoken}",
+            request.version
+        )));
     }
     let tee = Tee::from_name(&request.tee)
         .ok_or_else(|| refuse(format!("tee {:?} is not served by this broker", request.tee)))?;
@@ -60,11 +63,11 @@ pub(super) async fn attest(
 ) -> Result<Response, Refusal> {
     let attestation: Attestation = parse(&body)?;
     let unauthorized = |detail: &str| Refusal::unauthorized(Problem::AttestationError, detail);
-    let id = session_id(&headers).ok_or_else(|| unauthorized("no session: ask /auth for a challenge first"))?;
-    let challenge = state
-        .sessions
-        .take_challenge(&id, state.now())
-        .ok_or_else(|| unauthorized("the session has no open challenge: its nonce was used, or has expired"))?;
+    let id =
+        session_id(&headers).ok_or_else(|| unauthorized("no session: ask /auth for a challenge first"))?;
+    let challenge = state.sessions.take_challenge(&id, state.now()).ok_or_else(|| {
+        unauthorized("the session has no open challenge: its nonce was used, or has expired")
+    })?;
     if !state.sessions.has_room(body.len(), state.now()) {
         return Err(crate::session::SessionError::Full.into());
     }
@@ -161,7 +164,10 @@ fn claims(state: &State, subject: String, key: &TeePublicKey) -> Map<String, Val
         ("jwk", jwk),
         ("tee-pubkey", json!(key)),
     ];
-    claims.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
+    claims
+        .into_iter()
+        .map(|(name, value)| (name.to_owned(), value))
+        .collect()
 }
 
 pub(super) fn parse<T: serde::de::DeserializeOwned>(body: &[u8]) -> Result<T, Refusal> {

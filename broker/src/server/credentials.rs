@@ -46,7 +46,10 @@ fn by_token(shared: &Shared, token: &str) -> Result<Arc<Attested>, Refusal> {
     let refuse = |detail: String| Refusal::unauthorized(Problem::TokenVerifierError, detail);
     let (_, claims) = Ear::from_jwt_with(token, shared.token_key.verifying_key(), Timestamp::now())
         .map_err(|error| refuse(error.to_string()))?;
-    let id = claims.get("jti").and_then(Value::as_str).and_then(TokenId::from_text);
+    let id = claims
+        .get("jti")
+        .and_then(Value::as_str)
+        .and_then(TokenId::from_text);
     // The token alone is not enough: a secret's policy judges the evidence, which is kept with the session.
     id.and_then(|id| shared.sessions.by_token(&id, shared.now()))
         .ok_or_else(|| refuse("the token's session is over: attest again".to_owned()))

@@ -48,14 +48,21 @@ impl Refusal {
 
 impl IntoResponse for Refusal {
     fn into_response(self) -> Response {
-        let busy = matches!(self.status, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE);
+        let busy = matches!(
+            self.status,
+            StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE
+        );
         let body = ErrorInformation::new(self.problem, self.detail);
         let mut response = (self.status, Json(body)).into_response();
         if busy {
-            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+            response
+                .headers_mut()
+                .insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
         }
         if self.status == StatusCode::UNAUTHORIZED {
-            response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+            response
+                .headers_mut()
+                .insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         }
         response
     }
@@ -65,7 +72,9 @@ impl From<StoreError> for Refusal {
     fn from(error: StoreError) -> Self {
         match error {
             StoreError::Conflict => Self::new(StatusCode::CONFLICT, Problem::Conflict, error.to_string()),
-            StoreError::Stopping => Self::new(StatusCode::SERVICE_UNAVAILABLE, Problem::Busy, error.to_string()),
+            StoreError::Stopping => {
+                Self::new(StatusCode::SERVICE_UNAVAILABLE, Problem::Busy, error.to_string())
+            }
             error => Self::internal(&error),
         }
     }
@@ -86,7 +95,9 @@ impl From<NoRandomness> for Refusal {
 impl From<SessionError> for Refusal {
     fn from(error: SessionError) -> Self {
         match error {
-            SessionError::Full => Self::new(StatusCode::SERVICE_UNAVAILABLE, Problem::Busy, error.to_string()),
+            SessionError::Full => {
+                Self::new(StatusCode::SERVICE_UNAVAILABLE, Problem::Busy, error.to_string())
+            }
             SessionError::Randomness(error) => Self::internal(&error),
         }
     }

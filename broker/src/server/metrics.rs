@@ -37,11 +37,23 @@ impl Default for Metrics {
         let sessions = Gauge::default();
         let audit_head = Gauge::default();
         registry.register("requests", "Answers, by endpoint and status", requests.clone());
-        registry.register("attestations", "Evidence judged, by kind and outcome", attestations.clone());
+        registry.register(
+            "attestations",
+            "Evidence judged, by kind and outcome",
+            attestations.clone(),
+        );
         registry.register("releases", "Secrets asked for, by outcome", releases.clone());
-        registry.register("request_seconds", "Time to an answer, by endpoint", seconds.clone());
+        registry.register(
+            "request_seconds",
+            "Time to an answer, by endpoint",
+            seconds.clone(),
+        );
         registry.register("sessions", "Sessions in memory", sessions.clone());
-        registry.register("audit_head", "Sequence number of the last audit record", audit_head.clone());
+        registry.register(
+            "audit_head",
+            "Sequence number of the last audit record",
+            audit_head.clone(),
+        );
         Self {
             registry,
             requests,
@@ -68,7 +80,9 @@ impl Metrics {
     }
 
     pub(super) fn released(&self, granted: bool) {
-        self.releases.get_or_create(&vec![("outcome", outcome(granted))]).inc();
+        self.releases
+            .get_or_create(&vec![("outcome", outcome(granted))])
+            .inc();
     }
 
     /// The text form, OpenMetrics 1.0.

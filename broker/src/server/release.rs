@@ -21,7 +21,6 @@ use crate::audit::{Action, Decision, Outcome};
 use crate::path::ResourcePath;
 use crate::protocol::Problem;
 use crate::session::Attested;
-use crate::store::Row;
 
 /// Path segments; an error where they are not UTF-8.
 pub(super) type Parts = Result<Path<(String, String, String)>, PathRejection>;
@@ -45,12 +44,8 @@ pub(super) async fn get(
     let released = release(&state, &path, &headers, &mut decision).await;
     state.metrics.released(released.is_ok());
     match released {
-        Ok((attested, row)) => {
+        Ok(answer) => {
             decision.outcome = Outcome::Granted;
-            let secret = state.sealer.open(&path, row.version, row.policy.as_deref(), &row.sealed)?;
-            let answer = attested.recipient.encrypt(&secret).map_err(|error| {
-                Refusal::unauthorized(Problem::JweError, error.to_string())
-            })?;
             state.decide(decision).await?;
             let no_store = [(header::CACHE_CONTROL, "no-store")];
             Ok((no_store, Json(answer)).into_response())
@@ -70,25 +65,38 @@ async fn release(
     path: &ResourcePath,
     headers: &HeaderMap,
     decision: &mut Decision,
-) -> Result<(Arc<Attested>, Row), Refusal> {
+) -> Result<crate::protocol::Response, Refusal> {
     let session = attested(state, headers)?;
     decision.subject = Some(session.token.to_text());
     decision.kind = Some(session.evidence.kind().to_string());
     let attestation = state.current().attestation.clone();
     passes(state, &session, &attestation, decision).await?;
     let row = state.store.read(path).await?.ok_or_else(|| {
-        Refusal::new(StatusCode::NOT_FOUND, Problem::InvalidRequestPath, format!("there is no secret {path}"))
+        Refusal::new(
+            StatusCode::NOT_FOUND,
+            Problem::InvalidRequestPath,
+            format!("there is no secret {path}"),
+        )
     })?;
     decision.version = Some(row.version);
     let Some(policy) = &row.policy else {
         return Err(denied("the secret has no policy yet, so nobody may have it"));
     };
-    let verifier = state.judge.verifier(policy).map_err(|error| Refusal::internal(&error))?;
+    let verifier = state
+        .judge
+        .verifier(policy)
+        .map_err(|error| Refusal::internal(&error))?;
     if verifier.policy().references.is_empty() {
-        return Err(denied("the secret's policy names no measurement, so nobody may have it"));
+        return Err(denied(
+            "the secret's policy names no measurement, so nobody may have it",
+        ));
     }
     passes(state, &session, &verifier, decision).await?;
-    Ok((session, row))
+    let secret = state
+        .sealer
+        .open(path, row.version, row.policy.as_deref(), &row.sealed)?;
+    let answer = session.recipient.encrypt(&secret);
+    answer.map_err(|error| Refusal::unauthorized(Problem::JweError, error.to_string()))
 }
 
 async fn passes(
@@ -102,7 +110,11 @@ async fn passes(
     if session.has_passed(&digest) {
         return Ok(());
     }
-    match state.judge.judge(verifier, &session.evidence, session.report_data).await {
+    match state
+        .judge
+        .judge(verifier, &session.evidence, session.report_data)
+        .await
+    {
         Ok(verified) => {
             decision.measurement = Some(verified.measurement().to_string());
             session.remember(digest);

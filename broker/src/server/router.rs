@@ -27,7 +27,10 @@ pub(super) fn router(state: State) -> Router {
         .route("/auth", post(attest::auth))
         .route("/attest", post(attest::attest))
         .route("/resource/{repository}/{type}/{tag}", secret)
-        .route("/resource-policy/{repository}/{type}/{tag}", put(admin::put_policy))
+        .route(
+            "/resource-policy/{repository}/{type}/{tag}",
+            put(admin::put_policy),
+        )
         .route("/resources", get(admin::list))
         .route("/audit", get(admin::audit))
         .route_layer(middleware::from_fn_with_state(Arc::clone(&state), admit));
@@ -77,12 +80,18 @@ async fn measure(Extract(state): Extract<State>, request: Request, next: Next) -
         let detail = "the body is larger than the broker takes";
         response = Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, Problem::TooLarge, detail).into_response();
     }
-    state.metrics.answered(&endpoint, response.status().as_u16(), start.elapsed());
+    state
+        .metrics
+        .answered(&endpoint, response.status().as_u16(), start.elapsed());
     response
 }
 
 async fn nothing_here() -> Refusal {
-    Refusal::new(StatusCode::NOT_FOUND, Problem::InvalidRequestPath, "nothing is at this path")
+    Refusal::new(
+        StatusCode::NOT_FOUND,
+        Problem::InvalidRequestPath,
+        "nothing is at this path",
+    )
 }
 
 async fn other_method() -> Refusal {
@@ -101,7 +110,11 @@ async fn ready(Extract(state): Extract<State>) -> Result<StatusCode, Refusal> {
         Err(error) => {
             let detail = "the database does not answer";
             eprintln!("cloak kbs: {error}");
-            Err(Refusal::new(StatusCode::SERVICE_UNAVAILABLE, Problem::Busy, detail))
+            Err(Refusal::new(
+                StatusCode::SERVICE_UNAVAILABLE,
+                Problem::Busy,
+                detail,
+            ))
         }
     }
 }

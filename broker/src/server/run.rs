@@ -89,7 +89,9 @@ pub async fn start(config: Config) -> Result<Running, ServeError> {
         addresses: PerAddress::new(&config.limits),
         current: std::sync::RwLock::new(Arc::new(reload)),
     });
-    state.decide(Decision::new(Action::Start, Outcome::Granted)).await?;
+    state
+        .decide(Decision::new(Action::Start, Outcome::Granted))
+        .await?;
     let blame = |source| ServeError::Listen {
         address: config.listen,
         source,

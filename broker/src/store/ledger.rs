@@ -37,7 +37,10 @@ impl Ledger {
     /// [`StoreError`]; then neither is, save that a database that went away in between may have both.
     pub async fn write(&self, job: Job) -> Result<Head, StoreError> {
         let (reply, answer) = oneshot::channel();
-        self.jobs.send((job, reply)).await.map_err(|_| StoreError::Stopping)?;
+        self.jobs
+            .send((job, reply))
+            .await
+            .map_err(|_| StoreError::Stopping)?;
         answer.await.map_err(|_| StoreError::Stopping)?
     }
 

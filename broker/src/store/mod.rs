@@ -129,7 +129,9 @@ impl Store {
             return Ok(Store::Postgres(Box::new(postgres)));
         }
         // An address may hold a password.
-        Err(StoreError::Url(url.split(':').next().unwrap_or_default().to_owned()))
+        Err(StoreError::Url(
+            url.split(':').next().unwrap_or_default().to_owned(),
+        ))
     }
 
     /// The secret at `path`.
@@ -191,14 +193,20 @@ fn path(text: String) -> Result<ResourcePath, StoreError> {
 }
 
 fn number(number: i64) -> Result<u64, StoreError> {
-    number.try_into().map_err(|_| StoreError::Row("a negative number"))
+    number
+        .try_into()
+        .map_err(|_| StoreError::Row("a negative number"))
 }
 
 /// Databases count with a sign.
 fn signed(number: u64) -> Result<i64, StoreError> {
-    number.try_into().map_err(|_| StoreError::Row("a number beyond 2^63"))
+    number
+        .try_into()
+        .map_err(|_| StoreError::Row("a number beyond 2^63"))
 }
 
 fn digest(bytes: &[u8]) -> Result<[u8; 32], StoreError> {
-    bytes.try_into().map_err(|_| StoreError::Row("a digest of another length"))
+    bytes
+        .try_into()
+        .map_err(|_| StoreError::Row("a digest of another length"))
 }

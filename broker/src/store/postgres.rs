@@ -95,7 +95,9 @@ impl Postgres {
         let mut writer = self.writer.lock().await;
         let transaction = self.alive(&mut writer).await?.transaction().await?;
         // Brokers on one database append one after the other; readers are not held up.
-        transaction.batch_execute("LOCK TABLE audit IN EXCLUSIVE MODE").await?;
+        transaction
+            .batch_execute("LOCK TABLE audit IN EXCLUSIVE MODE")
+            .await?;
         let mut head = head(&transaction).await?;
         let mut results = Vec::with_capacity(jobs.len());
         for job in jobs {
@@ -171,23 +173,38 @@ async fn apply(
 ) -> Result<Result<Head, StoreError>, StoreError> {
     if let Some(change) = &job.change {
         let changed = match change {
-            Change::Write { path, expected: None, row } => {
+            Change::Write {
+                path,
+                expected: None,
+                row,
+            } => {
                 let sql = "INSERT INTO resource VALUES ($1, $2, $3, $4) ON CONFLICT DO NOTHING";
                 transaction
-                    .execute(sql, &[&path.as_str(), &signed(row.version)?, &row.policy, &row.sealed.0])
+                    .execute(
+                        sql,
+                        &[&path.as_str(), &signed(row.version)?, &row.policy, &row.sealed.0],
+                    )
                     .await?
             }
-            Change::Write { path, expected: Some(expected), row } => {
-                let sql =
-                    "UPDATE resource SET version = $2, policy = $3, sealed = $4 WHERE path = $1 AND version = $5";
+            Change::Write {
+                path,
+                expected: Some(expected),
+                row,
+            } => {
+                let sql = "UPDATE resource SET version = $2, policy = $3, sealed = $4 WHERE path = $1 AND version = $5";
                 let (version, expected) = (signed(row.version)?, signed(*expected)?);
                 transaction
-                    .execute(sql, &[&path.as_str(), &version, &row.policy, &row.sealed.0, &expected])
+                    .execute(
+                        sql,
+                        &[&path.as_str(), &version, &row.policy, &row.sealed.0, &expected],
+                    )
                     .await?
             }
             Change::Remove { path, expected } => {
                 let sql = "DELETE FROM resource WHERE path = $1 AND version = $2";
-                transaction.execute(sql, &[&path.as_str(), &signed(*expected)?]).await?
+                transaction
+                    .execute(sql, &[&path.as_str(), &signed(*expected)?])
+                    .await?
             }
         };
         if changed == 0 {

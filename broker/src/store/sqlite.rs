@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use rusqlite::{Connection, OptionalExtension as _, Transaction, TransactionBehavior, params};
 
-use super::{Change, Committed, Job, Listed, Row, SCHEMA, StoreError, blocking, digest, number, path, signed};
+use super::{
+    Change, Committed, Job, Listed, Row, SCHEMA, StoreError, blocking, digest, number, path, signed,
+};
 use crate::audit::{Entry, Head};
 use crate::path::ResourcePath;
 use crate::seal::Sealed;
@@ -191,7 +193,11 @@ fn head(transaction: &Transaction<'_>) -> Result<Head, StoreError> {
 }
 
 /// The outer error ends the transaction, the inner one only this job.
-fn apply(transaction: &Transaction<'_>, job: Job, head: &Head) -> Result<Result<Head, StoreError>, StoreError> {
+fn apply(
+    transaction: &Transaction<'_>,
+    job: Job,
+    head: &Head,
+) -> Result<Result<Head, StoreError>, StoreError> {
     if let Some(change) = &job.change {
         let changed = match change {
             Change::Write { path, expected: None, row } => transaction

@@ -23,7 +23,9 @@ struct Acknowledged {
 }
 
 async fn work(mut client: Client, admin: String, worker: String, acknowledged: Arc<Mutex<Acknowledged>>) {
-    let Ok(session) = client.attest(&software(&HOST_KEY)).await else { return };
+    let Ok(session) = client.attest(&software(&HOST_KEY)).await else {
+        return;
+    };
     let subject = subject(session.token());
     for number in 0.. {
         let name = format!("crash/{worker}/{number}");
@@ -31,14 +33,22 @@ async fn work(mut client: Client, admin: String, worker: String, acknowledged: A
             return;
         }
         acknowledged.lock().unwrap().written.insert(name.clone());
-        if client.put_policy(&admin, &path(&name), &policy_for(GOOD)).await.is_err() {
+        if client
+            .put_policy(&admin, &path(&name), &policy_for(GOOD))
+            .await
+            .is_err()
+        {
             return;
         }
         match client.get(&session, &path(&name)).await {
             Ok(secret) => assert_eq!(&secret[..], name.as_bytes()),
             Err(_) => return,
         }
-        acknowledged.lock().unwrap().released.push((subject.clone(), name));
+        acknowledged
+            .lock()
+            .unwrap()
+            .released
+            .push((subject.clone(), name));
     }
 }
 
@@ -46,7 +56,9 @@ async fn work(mut client: Client, admin: String, worker: String, acknowledged: A
 fn subject(token: &str) -> String {
     use base64::Engine as _;
     let payload = token.split('.').nth(1).expect("a payload");
-    let payload = base64::engine::general_purpose::URL_SAFE_NO_PAD.decode(payload).expect("base64url");
+    let payload = base64::engine::general_purpose::URL_SAFE_NO_PAD
+        .decode(payload)
+        .expect("base64url");
     let claims: serde_json::Value = serde_json::from_slice(&payload).expect("JSON");
     claims["jti"].as_str().expect("jti").to_owned()
 }
@@ -76,7 +88,12 @@ async fn a_kill_loses_nothing_that_was_acknowledged() {
             .map(|worker| {
                 let client = folder.client(process.port);
                 let name = format!("{round}-{worker}");
-                tokio::spawn(work(client, folder.admin.clone(), name, Arc::clone(&acknowledged)))
+                tokio::spawn(work(
+                    client,
+                    folder.admin.clone(),
+                    name,
+                    Arc::clone(&acknowledged),
+                ))
             })
             .collect();
         // From before the first request to well within the work, at a point that differs from run to run.
@@ -90,25 +107,47 @@ async fn a_kill_loses_nothing_that_was_acknowledged() {
     }
     let process = Process::serve(&folder);
     let mut client = folder.client(process.port);
-    let listed: HashSet<String> =
-        client.list(&folder.admin).await.unwrap().into_iter().map(|secret| secret.path.to_string()).collect();
+    let listed: HashSet<String> = client
+        .list(&folder.admin)
+        .await
+        .unwrap()
+        .into_iter()
+        .map(|secret| secret.path.to_string())
+        .collect();
     let log = log(&mut client, &folder.admin).await;
     let granted = |action: Action| {
-        log.iter().filter(move |decision| decision.action == action && decision.outcome == Outcome::Granted)
+        log.iter()
+            .filter(move |decision| decision.action == action && decision.outcome == Outcome::Granted)
     };
     let released: HashSet<(String, String)> = granted(Action::Release)
-        .map(|decision| (decision.subject.clone().unwrap(), decision.resource.as_ref().unwrap().to_string()))
+        .map(|decision| {
+            (
+                decision.subject.clone().unwrap(),
+                decision.resource.as_ref().unwrap().to_string(),
+            )
+        })
         .collect();
-    let written: HashSet<String> =
-        granted(Action::PutSecret).map(|decision| decision.resource.as_ref().unwrap().to_string()).collect();
+    let written: HashSet<String> = granted(Action::PutSecret)
+        .map(|decision| decision.resource.as_ref().unwrap().to_string())
+        .collect();
     let acknowledged = acknowledged.lock().unwrap();
-    assert!(acknowledged.released.len() > 20, "the kills left room for {} releases", acknowledged.released.len());
+    assert!(
+        acknowledged.released.len() > 20,
+        "the kills left room for {} releases",
+        acknowledged.released.len()
+    );
     for name in &acknowledged.written {
         assert!(listed.contains(name), "{name} was acknowledged and is gone");
-        assert!(written.contains(name), "{name} was acknowledged and is not in the log");
+        assert!(
+            written.contains(name),
+            "{name} was acknowledged and is not in the log"
+        );
     }
     for release in &acknowledged.released {
-        assert!(released.contains(release), "{release:?} was acknowledged and is not in the log");
+        assert!(
+            released.contains(release),
+            "{release:?} was acknowledged and is not in the log"
+        );
     }
     // The other way round too: secrets and log were written together.
     assert_eq!(listed, written);
@@ -116,13 +155,25 @@ async fn a_kill_loses_nothing_that_was_acknowledged() {
     // A secret from before the first kill is still what it was.
     let session = client.attest(&software(&HOST_KEY)).await.unwrap();
     let (_, first) = &acknowledged.released[0];
-    assert_eq!(&client.get(&session, &path(first)).await.unwrap()[..], first.as_bytes());
+    assert_eq!(
+        &client.get(&session, &path(first)).await.unwrap()[..],
+        first.as_bytes()
+    );
     let config = Config::load(&folder.file("kbs.toml")).unwrap();
-    assert!(Ear::from_jwt(session.token(), &token_key(&config), cloak_attestation::time::Timestamp::now()).is_ok());
+    assert!(
+        Ear::from_jwt(
+            session.token(),
+            &token_key(&config),
+            cloak_attestation::time::Timestamp::now()
+        )
+        .is_ok()
+    );
 }
 
 fn token_key(config: &Config) -> p256::ecdsa::VerifyingKey {
     use p256::pkcs8::DecodePrivateKey as _;
     let pem = std::fs::read_to_string(&config.token_key).unwrap();
-    *p256::ecdsa::SigningKey::from_pkcs8_pem(&pem).unwrap().verifying_key()
+    *p256::ecdsa::SigningKey::from_pkcs8_pem(&pem)
+        .unwrap()
+        .verifying_key()
 }

@@ -23,7 +23,11 @@ fn golden(name: &str) -> Value {
 fn same<T: serde::Serialize + serde::de::DeserializeOwned>(name: &str) -> T {
     let body = golden(name);
     let read: T = serde_json::from_value(body.clone()).expect("it is read");
-    assert_eq!(serde_json::to_value(&read).expect("it is written"), body, "{name}");
+    assert_eq!(
+        serde_json::to_value(&read).expect("it is written"),
+        body,
+        "{name}"
+    );
     read
 }
 
@@ -49,7 +53,10 @@ fn requests_and_challenges_are_the_published_ones() {
     assert_eq!(choosing.hash_algorithm(), Some(HashAlgorithm::Sha384));
     theirs::<kbs_types::Request>(&golden("request"));
     let listed = theirs::<kbs_types::Request>(&golden("request-hashes"));
-    let all: Vec<String> = kbs_types::HashAlgorithm::list_all().iter().map(ToString::to_string).collect();
+    let all: Vec<String> = kbs_types::HashAlgorithm::list_all()
+        .iter()
+        .map(ToString::to_string)
+        .collect();
     assert_eq!(listed.extra_params["supported-hash-algorithms"], json!(all));
     for name in ["challenge", "challenge-hash"] {
         same::<Challenge>(name);
@@ -68,13 +75,19 @@ fn attestations_are_the_published_ones_for_every_kind_of_key() {
     assert_eq!(evidence.kind(), EvidenceKind::SevSnp);
     let manifest = snp.init_data.as_ref().expect("init data").body.clone();
     assert_eq!(evidence.manifest, Some(manifest.into_bytes()));
-    assert!(read_primary_evidence(&snp, Tee::Tdx).is_err(), "the session was for another kind");
+    assert!(
+        read_primary_evidence(&snp, Tee::Tdx).is_err(),
+        "the session was for another kind"
+    );
     let tdx: Attestation = same("attestation-tdx-rsa");
     let evidence = read_primary_evidence(&tdx, Tee::Tdx).expect("CoCo's form of a quote");
     assert_eq!(evidence.kind(), EvidenceKind::Tdx);
     let mut devices = tdx;
     devices.tee_evidence.additional_evidence = "{\"nvidia\":{}}".to_owned();
-    assert!(read_primary_evidence(&devices, Tee::Tdx).is_err(), "nobody would look at the device");
+    assert!(
+        read_primary_evidence(&devices, Tee::Tdx).is_err(),
+        "nobody would look at the device"
+    );
 }
 
 #[test]
@@ -90,7 +103,11 @@ fn report_data_is_what_their_client_computes() {
         let mut expected = Bytes64::ZERO;
         expected.0[..48].copy_from_slice(&Sha384::digest(canonical(&fields)));
         let ours: Attestation = same(name);
-        let found = report_data(&ours.runtime_data, &ours.tee_evidence.additional_evidence, HashAlgorithm::Sha384);
+        let found = report_data(
+            &ours.runtime_data,
+            &ours.tee_evidence.additional_evidence,
+            HashAlgorithm::Sha384,
+        );
         assert_eq!(found, expected, "{name}");
     }
 }
@@ -101,7 +118,10 @@ fn canonical(value: &Value) -> String {
         Value::Object(map) => {
             let mut fields: Vec<_> = map.iter().collect();
             fields.sort_by_key(|(name, _)| *name);
-            let fields: Vec<_> = fields.iter().map(|(name, value)| format!("{}:{}", json!(name), canonical(value))).collect();
+            let fields: Vec<_> = fields
+                .iter()
+                .map(|(name, value)| format!("{}:{}", json!(name), canonical(value)))
+                .collect();
             format!("{{{}}}", fields.join(","))
         }
         other => other.to_string(),
@@ -111,9 +131,17 @@ fn canonical(value: &Value) -> String {
 #[test]
 fn secrets_are_encrypted_as_their_client_expects() {
     let key = TeeKey::generate().unwrap();
-    let TeePublicKey::Ec(public) = key.public() else { panic!("an EC key") };
-    assert_eq!((public.alg.as_str(), public.crv.as_str()), ("ECDH-ES+A256KW", "P-256"));
-    let answer = Recipient::try_from(&key.public()).unwrap().encrypt(b"secret").unwrap();
+    let TeePublicKey::Ec(public) = key.public() else {
+        panic!("an EC key")
+    };
+    assert_eq!(
+        (public.alg.as_str(), public.crv.as_str()),
+        ("ECDH-ES+A256KW", "P-256")
+    );
+    let answer = Recipient::try_from(&key.public())
+        .unwrap()
+        .encrypt(b"secret")
+        .unwrap();
     let written = serde_json::to_value(&answer).unwrap();
     let mut fields: Vec<_> = written.as_object().unwrap().keys().cloned().collect();
     fields.sort();
@@ -121,10 +149,16 @@ fn secrets_are_encrypted_as_their_client_expects() {
     published.sort();
     assert_eq!(fields, published);
     let theirs: kbs_types::Response = serde_json::from_value(written).unwrap();
-    assert_eq!((theirs.protected.alg.as_str(), theirs.protected.enc.as_str()), ("ECDH-ES+A256KW", "A256GCM"));
+    assert_eq!(
+        (theirs.protected.alg.as_str(), theirs.protected.enc.as_str()),
+        ("ECDH-ES+A256KW", "A256GCM")
+    );
     assert_eq!(theirs.protected.other_fields["epk"]["crv"], "P-256");
     // It writes the header again before it authenticates it, so the order of the fields has to be the one it has.
-    assert_eq!(theirs.protected.generate_aad().unwrap(), answer.protected.as_bytes());
+    assert_eq!(
+        theirs.protected.generate_aad().unwrap(),
+        answer.protected.as_bytes()
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -142,10 +176,15 @@ async fn answers_on_the_wire_are_the_published_ones() {
         assert!(cookie.contains(attribute), "{attribute} in {cookie}");
     }
     let chosen = http.post("/auth", None, &golden("request-hashes")).await;
-    assert_eq!(chosen.json["extra-params"], golden("challenge-hash")["extra-params"]);
+    assert_eq!(
+        chosen.json["extra-params"],
+        golden("challenge-hash")["extra-params"]
+    );
     let mut client = broker.client();
     let session = attest(&mut client, GOOD).await;
-    let secret = http.get("/resource/default/key/disk", Some(session.token())).await;
+    let secret = http
+        .get("/resource/default/key/disk", Some(session.token()))
+        .await;
     let _: kbs_types::Response = serde_json::from_value(secret.json).expect("kbs-types reads it");
     let refused = http.get("/resource/default/key/disk", None).await;
     let theirs: kbs_types::ErrorInformation = serde_json::from_value(refused.json.clone()).unwrap();
@@ -170,5 +209,8 @@ async fn their_evidence_is_judged_over_the_wire_and_an_old_report_is_not_fresh()
     // It is a real report, read from their form down to its REPORT_DATA, which is somebody else's.
     let detail = refused.json["detail"].as_str().unwrap();
     assert!(detail.contains("evidence.report-data"), "{detail}");
-    assert!(!detail.contains("snp.report.size") && !detail.contains("signature"), "{detail}");
+    assert!(
+        !detail.contains("snp.report.size") && !detail.contains("signature"),
+        "{detail}"
+    );
 }

@@ -59,7 +59,9 @@ pub static HOST_KEY: LazyLock<SigningKey> = LazyLock::new(SigningKey::generate);
 
 /// Accepts what the tests' guests show, whatever it measures.
 pub fn attestation_policy() -> String {
-    let key = hex::encode(Sha256::digest(HOST_KEY.verifying_key().to_sec1_point(false).as_bytes()));
+    let key = hex::encode(Sha256::digest(
+        HOST_KEY.verifying_key().to_sec1_point(false).as_bytes(),
+    ));
     format!("platforms = [\"simulated-tdx\", \"software\"]\n[software]\nkey_digests = [\"{key}\"]\n")
 }
 
@@ -86,6 +88,7 @@ impl Folder {
         let status = Command::new(env!("CARGO_BIN_EXE_cloak-kbs"))
             .args(["init", "--listen", "127.0.0.1:0"])
             .arg(&path)
+            .stdout(std::process::Stdio::null())
             .status()
             .expect("cloak-kbs runs");
         assert!(status.success());
@@ -148,9 +151,15 @@ impl Broker<'_> {
     /// Writes a secret with a policy for `measurement`.
     pub async fn put(&self, name: &str, secret: &[u8], measurement: Bytes48) {
         let mut client = self.client();
-        client.put(self.admin(), &path(name), secret).await.expect("written");
+        client
+            .put(self.admin(), &path(name), secret)
+            .await
+            .expect("written");
         let policy = policy_for(measurement);
-        client.put_policy(self.admin(), &path(name), &policy).await.expect("written");
+        client
+            .put_policy(self.admin(), &path(name), &policy)
+            .await
+            .expect("written");
     }
 
     /// Records of the audit log, checked to be whole.
@@ -170,7 +179,10 @@ pub fn path(name: &str) -> ResourcePath {
 }
 
 pub async fn attest(client: &mut Client, measurement: Bytes48) -> Session {
-    client.attest(&Simulated(measurement)).await.expect("good evidence")
+    client
+        .attest(&Simulated(measurement))
+        .await
+        .expect("good evidence")
 }
 
 /// Status and problem of a refusal.
@@ -187,7 +199,11 @@ pub fn skip(test: &str, reason: &str) {
     use std::io::Write as _;
     let _ = writeln!(std::io::stderr(), "SKIPPED {test}: {reason}");
     if let Some(file) = std::env::var_os("CLOAK_TEST_SKIPS") {
-        let mut file = std::fs::OpenOptions::new().append(true).create(true).open(Path::new(&file)).expect("the list");
+        let mut file = std::fs::OpenOptions::new()
+            .append(true)
+            .create(true)
+            .open(Path::new(&file))
+            .expect("the list");
         writeln!(file, "{test}: {reason}").expect("the list");
     }
 }

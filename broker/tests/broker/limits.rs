@@ -20,7 +20,9 @@ async fn an_address_that_asks_too_often_is_told_to_wait() {
     assert_eq!(statuses[..5], [200; 5]);
     assert!(statuses[5..].contains(&429), "{statuses:?}");
     // Who watches the broker is not held up.
-    let health = http.send(hyper::Method::GET, "/health/ready", None, String::new()).await;
+    let health = http
+        .send(hyper::Method::GET, "/health/ready", None, String::new())
+        .await;
     assert_eq!(health.status, 204);
 }
 
@@ -37,15 +39,31 @@ async fn sessions_bodies_and_odd_requests_are_bounded() {
     }
     assert_eq!(http.post("/auth", None, &ask).await.problem(), (503, "Busy"));
     let large = json!({"version": "0.4.0", "tee": "x".repeat(70_000)});
-    assert_eq!(http.post("/auth", None, &large).await.problem(), (413, "TooLarge"));
+    assert_eq!(
+        http.post("/auth", None, &large).await.problem(),
+        (413, "TooLarge")
+    );
     for (body, expected) in [
-        (json!({"version": "0.3.0", "tee": "snp", "extra-params": ""}), (401, "AttestationError")),
-        (json!({"version": "0.4.0", "tee": "sgx", "extra-params": ""}), (401, "AttestationError")),
-        (json!({"version": "0.4.0", "tee": "snp", "extra-params": {"supported-hash-algorithms": ["sm3"]}}), (401, "AttestationError")),
+        (
+            json!({"version": "0.3.0", "tee": "snp", "extra-params": ""}),
+            (401, "AttestationError"),
+        ),
+        (
+            json!({"version": "0.4.0", "tee": "sgx", "extra-params": ""}),
+            (401, "AttestationError"),
+        ),
+        (
+            json!({"version": "0.4.0", "tee": "snp", "extra-params": {"supported-hash-algorithms": ["sm3"]}}),
+            (401, "AttestationError"),
+        ),
         (json!({"version": 4}), (400, "SerdeError")),
         (json!([]), (400, "SerdeError")),
     ] {
-        assert_eq!(http.post("/auth", None, &body).await.problem(), expected, "{body}");
+        assert_eq!(
+            http.post("/auth", None, &body).await.problem(),
+            expected,
+            "{body}"
+        );
     }
 }
 

@@ -37,7 +37,10 @@ async fn ten_thousand_sessions_are_open_at_once_and_each_gets_the_secret() {
     }
     assert_eq!(served.load(Ordering::Relaxed), SESSIONS);
     let mut http = Http::new(&broker);
-    let metrics = http.send(hyper::Method::GET, "/metrics", None, String::new()).await.text;
+    let metrics = http
+        .send(hyper::Method::GET, "/metrics", None, String::new())
+        .await
+        .text;
     for line in [
         "cloak_kbs_sessions 10000",
         "cloak_kbs_attestations_total{kind=\"software\",outcome=\"granted\"} 10000",
@@ -66,7 +69,9 @@ async fn guests(mut http: Http, (challenged, attested): Barriers, served: Arc<At
     for (cookie, challenge) in sessions {
         let key = TeeKey::generate().unwrap();
         let body = answer_to(&challenge, &key, &software(&HOST_KEY)).unwrap();
-        let answer = http.post("/attest", Some(&cookie), &serde_json::to_value(&body).unwrap()).await;
+        let answer = http
+            .post("/attest", Some(&cookie), &serde_json::to_value(&body).unwrap())
+            .await;
         assert_eq!(answer.status, 200, "{}", answer.text);
         keys.push((answer.json["token"].as_str().unwrap().to_owned(), key));
     }

@@ -17,12 +17,19 @@ struct Server {
 fn programs() -> Option<PathBuf> {
     let mut versions: Vec<_> = std::fs::read_dir("/usr/lib/postgresql").ok()?.flatten().collect();
     versions.sort_by_key(|entry| entry.file_name());
-    versions.iter().rev().map(|entry| entry.path().join("bin")).find(|bin| bin.join("initdb").exists())
+    versions
+        .iter()
+        .rev()
+        .map(|entry| entry.path().join("bin"))
+        .find(|bin| bin.join("initdb").exists())
 }
 
 /// PostgreSQL refuses to run as root, so root runs it as the user that Debian's package makes.
 fn command(program: &Path) -> Command {
-    let root = Command::new("id").arg("-u").output().is_ok_and(|output| output.stdout.trim_ascii() == b"0");
+    let root = Command::new("id")
+        .arg("-u")
+        .output()
+        .is_ok_and(|output| output.stdout.trim_ascii() == b"0");
     if !root {
         return Command::new(program);
     }
@@ -35,7 +42,10 @@ impl Server {
     fn start() -> Option<Self> {
         let bin = programs()?;
         // Not under the working folder, which another user may not enter.
-        let folder = tempfile::Builder::new().prefix("cloak-pg").tempdir_in("/tmp").ok()?;
+        let folder = tempfile::Builder::new()
+            .prefix("cloak-pg")
+            .tempdir_in("/tmp")
+            .ok()?;
         use std::os::unix::fs::PermissionsExt as _;
         std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o777)).ok()?;
         let data = folder.path().join("data");
@@ -89,7 +99,10 @@ impl Drop for Server {
 #[tokio::test(flavor = "multi_thread")]
 async fn secrets_policies_and_the_log_are_kept_in_postgresql() {
     let Some(server) = Server::start() else {
-        skip("broker on PostgreSQL", "no PostgreSQL that can be started here (Debian: postgresql)");
+        skip(
+            "broker on PostgreSQL",
+            "no PostgreSQL that can be started here (Debian: postgresql)",
+        );
         return;
     };
     let folder = Folder::new();
@@ -100,7 +113,10 @@ async fn secrets_policies_and_the_log_are_kept_in_postgresql() {
         let config = cloak_broker::Config::load(&folder.file("kbs.toml")).unwrap();
         match cloak_broker::server::start(config).await {
             Ok(running) => {
-                broker = Some(crate::harness::Broker { folder: &folder, running });
+                broker = Some(crate::harness::Broker {
+                    folder: &folder,
+                    running,
+                });
                 break;
             }
             Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
@@ -111,12 +127,27 @@ async fn secrets_policies_and_the_log_are_kept_in_postgresql() {
     broker.put("default/key/other", b"other", OTHER).await;
     let mut client = broker.client();
     let session = attest(&mut client, GOOD).await;
-    assert_eq!(&client.get(&session, &path("default/key/disk")).await.unwrap()[..], b"the secret");
-    assert_eq!(refusal(client.get(&session, &path("default/key/other")).await).0, 403);
-    client.put_policy(broker.admin(), &path("default/key/other"), &policy_for(GOOD)).await.unwrap();
+    assert_eq!(
+        &client.get(&session, &path("default/key/disk")).await.unwrap()[..],
+        b"the secret"
+    );
+    assert_eq!(
+        refusal(client.get(&session, &path("default/key/other")).await).0,
+        403
+    );
+    client
+        .put_policy(broker.admin(), &path("default/key/other"), &policy_for(GOOD))
+        .await
+        .unwrap();
     assert!(client.get(&session, &path("default/key/other")).await.is_ok());
-    client.remove(broker.admin(), &path("default/key/other")).await.unwrap();
-    assert_eq!(refusal(client.get(&session, &path("default/key/other")).await).0, 404);
+    client
+        .remove(broker.admin(), &path("default/key/other"))
+        .await
+        .unwrap();
+    assert_eq!(
+        refusal(client.get(&session, &path("default/key/other")).await).0,
+        404
+    );
     assert_eq!(client.list(broker.admin()).await.unwrap().len(), 1);
     // Many decisions at once, from two brokers on one database, are one chain.
     let second = folder.serve().await;
@@ -127,7 +158,10 @@ async fn secrets_policies_and_the_log_are_kept_in_postgresql() {
             tokio::spawn(async move {
                 let session = attest(&mut client, GOOD).await;
                 for _ in 0..10 {
-                    client.get(&session, &path("default/key/disk")).await.expect("the secret");
+                    client
+                        .get(&session, &path("default/key/disk"))
+                        .await
+                        .expect("the secret");
                 }
             })
         })
@@ -136,12 +170,21 @@ async fn secrets_policies_and_the_log_are_kept_in_postgresql() {
         worker.await.unwrap();
     }
     let log = second.decisions().await;
-    let released = log.iter().filter(|d| d.action == Action::Release && d.outcome == Outcome::Granted).count();
+    let released = log
+        .iter()
+        .filter(|d| d.action == Action::Release && d.outcome == Outcome::Granted)
+        .count();
     assert_eq!(released, 2 + 80);
     // The table defends itself.
-    let (database, connection) = tokio_postgres::connect(&server.url(), tokio_postgres::NoTls).await.unwrap();
+    let (database, connection) = tokio_postgres::connect(&server.url(), tokio_postgres::NoTls)
+        .await
+        .unwrap();
     tokio::spawn(connection);
-    for statement in ["UPDATE audit SET record = '{}'", "DELETE FROM audit", "TRUNCATE audit"] {
+    for statement in [
+        "UPDATE audit SET record = '{}'",
+        "DELETE FROM audit",
+        "TRUNCATE audit",
+    ] {
         assert!(database.batch_execute(statement).await.is_err(), "{statement}");
     }
     drop(database);

@@ -47,7 +47,9 @@ impl Http {
 
     pub fn to(folder: &Folder, port: u16) -> Self {
         let mut roots = rustls::RootCertStore::empty();
-        roots.add(CertificateDer::from_pem_file(folder.file("tls.crt")).unwrap()).unwrap();
+        roots
+            .add(CertificateDer::from_pem_file(folder.file("tls.crt")).unwrap())
+            .unwrap();
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let config = rustls::ClientConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
@@ -63,12 +65,14 @@ impl Http {
 
     pub async fn post(&mut self, path: &str, session: Option<&str>, body: &Value) -> Answer {
         let cookie = session.map(|id| ("cookie", format!("kbs-session-id={id}")));
-        self.send(Method::POST, &format!("/kbs/v0{path}"), cookie, body.to_string()).await
+        self.send(Method::POST, &format!("/kbs/v0{path}"), cookie, body.to_string())
+            .await
     }
 
     pub async fn get(&mut self, path: &str, token: Option<&str>) -> Answer {
         let bearer = token.map(|token| ("authorization", format!("Bearer {token}")));
-        self.send(Method::GET, &format!("/kbs/v0{path}"), bearer, String::new()).await
+        self.send(Method::GET, &format!("/kbs/v0{path}"), bearer, String::new())
+            .await
     }
 
     pub async fn send(
@@ -78,7 +82,10 @@ impl Http {
         header: Option<(&str, String)>,
         body: String,
     ) -> Answer {
-        let mut request = Request::builder().method(method).uri(path).header("host", "localhost");
+        let mut request = Request::builder()
+            .method(method)
+            .uri(path)
+            .header("host", "localhost");
         if let Some((name, value)) = header {
             request = request.header(name, value);
         }
@@ -95,10 +102,19 @@ impl Http {
             tokio::spawn(connection);
             self.connection = Some(sender);
         }
-        let response = self.connection.as_mut().unwrap().send_request(request).await.unwrap();
+        let response = self
+            .connection
+            .as_mut()
+            .unwrap()
+            .send_request(request)
+            .await
+            .unwrap();
         let (parts, body) = response.into_parts();
         let text = String::from_utf8(body.collect().await.unwrap().to_bytes().to_vec()).unwrap();
-        let set_cookie = parts.headers.get("set-cookie").map(|value| value.to_str().unwrap().to_owned());
+        let set_cookie = parts
+            .headers
+            .get("set-cookie")
+            .map(|value| value.to_str().unwrap().to_owned());
         let cookie = set_cookie.as_ref().and_then(|value| {
             let (pair, _) = value.split_once(';')?;
             Some(pair.strip_prefix("kbs-session-id=")?.to_owned())
@@ -130,13 +146,20 @@ impl Process {
             .expect("cloak-kbs runs");
         let mut lines = BufReader::new(child.stdout.take().expect("a pipe")).lines();
         let line = lines.next().expect("a line").expect("text");
-        let port = line.rsplit(':').next().and_then(|port| port.parse().ok()).expect("a port");
+        let port = line
+            .rsplit(':')
+            .next()
+            .and_then(|port| port.parse().ok())
+            .expect("a port");
         Self { child, port, lines }
     }
 
     pub fn signal(&self, signal: &str) {
         let pid = self.child.id().to_string();
-        let status = Command::new("kill").args(["-s", signal, &pid]).status().expect("kill runs");
+        let status = Command::new("kill")
+            .args(["-s", signal, &pid])
+            .status()
+            .expect("kill runs");
         assert!(status.success());
     }
 

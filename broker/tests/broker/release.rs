@@ -21,11 +21,18 @@ async fn good_evidence_gets_the_secret_and_each_decision_is_in_the_log() {
         attest(&mut client, GOOD).await,
         client.attest(&software(&HOST_KEY)).await.expect("good evidence"),
     ] {
-        let secret = client.get(&session, &path("default/key/disk")).await.expect("the secret");
+        let secret = client
+            .get(&session, &path("default/key/disk"))
+            .await
+            .expect("the secret");
         assert_eq!(&secret[..], b"the secret");
     }
     let log = broker.decisions().await;
-    let granted = |action| log.iter().filter(|d| d.action == action && d.outcome == Outcome::Granted).count();
+    let granted = |action| {
+        log.iter()
+            .filter(|d| d.action == action && d.outcome == Outcome::Granted)
+            .count()
+    };
     assert_eq!((granted(Action::Attest), granted(Action::Release)), (2, 2));
     let release = log.iter().find(|d| d.action == Action::Release).unwrap();
     assert_eq!(release.resource, Some(path("default/key/disk")));
@@ -68,11 +75,18 @@ async fn a_secret_is_for_its_own_policy_and_one_without_is_for_nobody() {
     broker.put("default/key/mine", b"mine", GOOD).await;
     broker.put("default/key/other", b"other", OTHER).await;
     let mut client = broker.client();
-    client.put(broker.admin(), &path("default/key/new"), b"new").await.unwrap();
+    client
+        .put(broker.admin(), &path("default/key/new"), b"new")
+        .await
+        .unwrap();
     let session = attest(&mut client, GOOD).await;
     assert!(client.get(&session, &path("default/key/mine")).await.is_ok());
     for name in ["default/key/other", "default/key/new"] {
-        assert_eq!(refusal(client.get(&session, &path(name)).await), (403, "PolicyDeny".to_owned()), "{name}");
+        assert_eq!(
+            refusal(client.get(&session, &path(name)).await),
+            (403, "PolicyDeny".to_owned()),
+            "{name}"
+        );
     }
     let missing = client.get(&session, &path("default/key/none")).await;
     assert_eq!(refusal(missing), (404, "InvalidRequestPath".to_owned()));
@@ -87,17 +101,32 @@ async fn a_policy_that_changed_meanwhile_counts_for_sessions_that_exist() {
     let session = attest(&mut client, GOOD).await;
     assert!(client.get(&session, &path("default/key/disk")).await.is_ok());
     let stricter = policy_for(OTHER);
-    client.put_policy(broker.admin(), &path("default/key/disk"), &stricter).await.unwrap();
-    assert_eq!(refusal(client.get(&session, &path("default/key/disk")).await).0, 403);
-    client.put_policy(broker.admin(), &path("default/key/disk"), &policy_for(GOOD)).await.unwrap();
+    client
+        .put_policy(broker.admin(), &path("default/key/disk"), &stricter)
+        .await
+        .unwrap();
+    assert_eq!(
+        refusal(client.get(&session, &path("default/key/disk")).await).0,
+        403
+    );
+    client
+        .put_policy(broker.admin(), &path("default/key/disk"), &policy_for(GOOD))
+        .await
+        .unwrap();
     assert!(client.get(&session, &path("default/key/disk")).await.is_ok());
     // The attestation policy too.
     folder.write_policy(&policy_for(OTHER));
     broker.running.reload().await.expect("a good policy");
-    assert_eq!(refusal(client.get(&session, &path("default/key/disk")).await).0, 403);
+    assert_eq!(
+        refusal(client.get(&session, &path("default/key/disk")).await).0,
+        403
+    );
     folder.write_policy("platforms = 7");
     broker.running.reload().await.expect_err("a bad policy");
-    assert_eq!(refusal(client.get(&session, &path("default/key/disk")).await).0, 403);
+    assert_eq!(
+        refusal(client.get(&session, &path("default/key/disk")).await).0,
+        403
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -122,7 +151,10 @@ async fn a_nonce_counts_once_and_for_its_session_only() {
     let unknown = "0".repeat(64);
     assert_eq!(http.post("/attest", Some(&unknown), &body).await.status, 401);
     // Its own session, once.
-    assert_eq!(http.post("/attest", first.cookie.as_deref(), &body).await.status, 200);
+    assert_eq!(
+        http.post("/attest", first.cookie.as_deref(), &body).await.status,
+        200
+    );
     let replayed = http.post("/attest", first.cookie.as_deref(), &body).await;
     assert_eq!(replayed.problem(), (401, "AttestationError"));
 }
@@ -140,7 +172,14 @@ async fn evidence_is_for_the_key_that_was_sent_with_it() {
     let body = serde_json::to_value(&answer).unwrap();
     let refused = http.post("/attest", asked.cookie.as_deref(), &body).await;
     assert_eq!(refused.problem(), (401, "AttestationError"));
-    assert!(refused.json["detail"].as_str().unwrap().contains("evidence.report-data"), "{}", refused.json);
+    assert!(
+        refused.json["detail"]
+            .as_str()
+            .unwrap()
+            .contains("evidence.report-data"),
+        "{}",
+        refused.json
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -155,7 +194,8 @@ async fn a_token_works_until_it_expires_and_no_other_does() {
     let target = "/resource/default/key/disk";
     let good = http.get(target, Some(session.token())).await;
     assert_eq!(good.status, 200);
-    let fields: Vec<_> = good.json.as_object().unwrap().keys().cloned().collect();
+    let mut fields: Vec<_> = good.json.as_object().unwrap().keys().cloned().collect();
+    fields.sort();
     assert_eq!(fields, ["ciphertext", "encrypted_key", "iv", "protected", "tag"]);
     // Changed in each of its parts, and not a token at all.
     let parts: Vec<&str> = session.token().split('.').collect();
@@ -176,7 +216,10 @@ async fn a_token_works_until_it_expires_and_no_other_does() {
     tokio::time::sleep(Duration::from_millis(2100)).await;
     let late = http.get(target, Some(session.token())).await;
     assert_eq!(late.problem(), (401, "TokenVerifierError"));
-    assert_eq!(refusal(client.get(&session, &path("default/key/disk")).await).0, 401);
+    assert_eq!(
+        refusal(client.get(&session, &path("default/key/disk")).await).0,
+        401
+    );
     // And no credentials whatever.
     assert_eq!(http.get(target, None).await.problem(), (401, "TokenNotFound"));
 }
@@ -188,9 +231,20 @@ async fn a_token_says_whose_it_is() {
     let session = attest(&mut broker.client(), GOOD).await;
     let payload = session.token().split('.').nth(1).unwrap();
     use base64::Engine as _;
-    let payload = base64::engine::general_purpose::URL_SAFE_NO_PAD.decode(payload).unwrap();
+    let payload = base64::engine::general_purpose::URL_SAFE_NO_PAD
+        .decode(payload)
+        .unwrap();
     let claims: Value = serde_json::from_slice(&payload).unwrap();
-    for claim in ["exp", "iat", "iss", "jti", "jwk", "tee-pubkey", "eat_profile", "submods"] {
+    for claim in [
+        "exp",
+        "iat",
+        "iss",
+        "jti",
+        "jwk",
+        "tee-pubkey",
+        "eat_profile",
+        "submods",
+    ] {
         assert!(claims.get(claim).is_some(), "{claim} in {claims}");
     }
     assert_eq!(claims["tee-pubkey"]["crv"], "P-256");
