@@ -14,4 +14,3 @@ mod verifiers;
 
 pub use router::OPENAPI;
 pub use run::{Running, ServeError, start};
-pub use state::Reload;

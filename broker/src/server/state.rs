@@ -21,7 +21,7 @@ use crate::session::Sessions;
 use crate::store::{Change, Job, Ledger, Store, StoreError};
 
 /// What can change while the broker runs.
-pub struct Reload {
+pub(super) struct Reload {
     pub(super) attestation: Arc<Verifier>,
     admin_token_digest: [u8; 32],
 }
@@ -31,7 +31,7 @@ impl Reload {
     ///
     /// # Errors
     /// [`ConfigError`]; what was in force stays so.
-    pub fn read(config: &Config) -> Result<Self, ConfigError> {
+    pub(super) fn read(config: &Config) -> Result<Self, ConfigError> {
         Ok(Self {
             attestation: Arc::new(Verifier::new(config.read_policy()?)),
             admin_token_digest: config.read_admin_token_digest()?,
