@@ -4,7 +4,7 @@
 //! of a verification.
 
 use x509_cert::der::asn1::AnyRef;
-use x509_cert::der::{Decode, Reader, Result, SliceReader, Tag};
+use x509_cert::der::{Decode, Reader, Result, SliceReader, Tag, Tagged as _};
 use x509_cert::time::{Time, Validity};
 
 use crate::time::Window;

@@ -13,6 +13,8 @@ use crate::harness::{Folder, GOOD, HOST_KEY, path, policy_for, software};
 use crate::process::Process;
 
 const ROUNDS: u64 = 25;
+/// With fewer releases the kills came before there was anything to lose; on a busy machine that takes more rounds.
+const ENOUGH: usize = 20;
 const WORKERS: usize = 6;
 
 /// What the broker said yes to.
@@ -82,7 +84,9 @@ async fn log(client: &mut Client, admin: &str) -> Vec<Decision> {
 async fn a_kill_loses_nothing_that_was_acknowledged() {
     let folder = Folder::new();
     let acknowledged = Arc::new(Mutex::new(Acknowledged::default()));
-    for round in 0..ROUNDS {
+    let mut round = 0;
+    while round < ROUNDS || acknowledged.lock().unwrap().released.len() < ENOUGH {
+        assert!(round < 8 * ROUNDS, "no kill leaves room for work");
         let process = Process::serve(&folder);
         let workers: Vec<_> = (0..WORKERS)
             .map(|worker| {
@@ -104,6 +108,7 @@ async fn a_kill_loses_nothing_that_was_acknowledged() {
         for worker in workers {
             worker.await.expect("a worker gets right answers or none");
         }
+        round += 1;
     }
     let process = Process::serve(&folder);
     let mut client = folder.client(process.port);
@@ -131,11 +136,6 @@ async fn a_kill_loses_nothing_that_was_acknowledged() {
         .map(|decision| decision.resource.as_ref().unwrap().to_string())
         .collect();
     let acknowledged = acknowledged.lock().unwrap();
-    assert!(
-        acknowledged.released.len() > 20,
-        "the kills left room for {} releases",
-        acknowledged.released.len()
-    );
     for name in &acknowledged.written {
         assert!(listed.contains(name), "{name} was acknowledged and is gone");
         assert!(
@@ -151,7 +151,7 @@ async fn a_kill_loses_nothing_that_was_acknowledged() {
     }
     // The other way round too: secrets and log were written together.
     assert_eq!(listed, written);
-    assert_eq!(granted(Action::Start).count() as u64, ROUNDS + 1);
+    assert_eq!(granted(Action::Start).count() as u64, round + 1);
     // A secret from before the first kill is still what it was.
     let session = client.attest(&software(&HOST_KEY)).await.unwrap();
     let (_, first) = &acknowledged.released[0];
