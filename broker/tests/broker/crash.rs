@@ -135,7 +135,7 @@ async fn a_kill_loses_nothing_that_was_acknowledged() {
     let written: HashSet<String> = granted(Action::PutSecret)
         .map(|decision| decision.resource.as_ref().unwrap().to_string())
         .collect();
-    let acknowledged = acknowledged.lock().unwrap();
+    let acknowledged = std::mem::take(&mut *acknowledged.lock().unwrap());
     for name in &acknowledged.written {
         assert!(listed.contains(name), "{name} was acknowledged and is gone");
         assert!(
