@@ -32,6 +32,8 @@ enum Command {
     Verify(cloak_attestation::cli::VerifyArgs),
     /// Write and check policies
     Policy(cloak_attestation::cli::PolicyArgs),
+    /// Write and check manifests: what to run, and what it may see
+    Manifest(cloak_manifest::cli::ManifestArgs),
 }
 
 /// Exit code of Cloak's own failures.
@@ -62,6 +64,9 @@ fn main() -> ExitCode {
             .run(&mut io::stdout().lock(), &mut io::stderr().lock())
             .into(),
         Command::Policy(args) => args
+            .run(&mut io::stdout().lock(), &mut io::stderr().lock())
+            .into(),
+        Command::Manifest(args) => args
             .run(&mut io::stdout().lock(), &mut io::stderr().lock())
             .into(),
     }
