@@ -162,11 +162,12 @@ impl<P: Plaintext, S: Store> Memory<P, S> {
         let mark = Mark(self.marks.fetch_add(1, Ordering::AcqRel) + 1);
         for mut block in self.table.used() {
             block.clear_changed();
-            let plain: Vec<Page> = pages_in(&block)
-                .filter(|&p| block.state(p) == PageState::Plain)
-                .collect();
-            for run in Run::group(&plain) {
-                self.freeze(run)?;
+            // Few blocks hold a page that isn't frozen, when marks follow each other.
+            if block.any(PageState::Plain) {
+                let plain: Vec<Page> = pages_in(&block)
+                    .filter(|&p| block.state(p) == PageState::Plain)
+                    .collect();
+                Run::group(&plain).try_for_each(|run| self.freeze(run))?;
             }
         }
         Ok(mark)

@@ -121,6 +121,14 @@ impl BlockGuard<'_> {
         PageState::ALL[(self.block.words[self.index(page)] >> STATE_SHIFT) as usize]
     }
 
+    /// Whether any page of the block is in this state.
+    #[must_use]
+    pub fn any(&self, state: PageState) -> bool {
+        // No early end: without one the compiler compares several words at once.
+        let in_state = |word: &u64| word >> STATE_SHIFT == state as u64;
+        self.block.words.iter().filter(|w| in_state(w)).count() > 0
+    }
+
     /// The version that the page was last sealed as.
     #[must_use]
     pub fn version(&self, page: Page) -> Version {

@@ -7,6 +7,7 @@
 pub mod clock;
 pub mod error;
 pub mod load;
+pub mod resident;
 pub mod shared;
 pub mod signals;
 mod ticker;
@@ -21,12 +22,14 @@ use std::thread;
 
 use cloak_abi::layout::{DOORBELL_PORT, LARGE, MAX_RAM, MAX_VCPUS, MIN_RAM, SHARED_GPA};
 use cloak_abi::ring::{SHARED_LEN, STATS};
+use cloak_memory::pager::Pager;
 use kvm_bindings::{CpuId, kvm_userspace_memory_region};
 use kvm_ioctls::{Cap, IoEventAddress, Kvm, VcpuFd, VmFd};
 use vm_memory::{Address, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 
 use self::clock::Clock;
 use self::error::{Step, VmError};
+use self::resident::{Paging, Resident};
 use self::shared::SharedRegion;
 use self::vcpu::{Handle, Runner};
 use crate::kvm::{self, Start};
@@ -42,6 +45,8 @@ pub struct Options {
     pub memory: u64,
     /// Configuration for the libos ([`cloak_abi::config`]).
     pub config: Vec<u8>,
+    /// How much of guest RAM may be plaintext; none: all of it.
+    pub resident: Option<Resident>,
 }
 
 /// How the program ended.
@@ -62,6 +67,8 @@ pub struct Statistics {
     pub guest: [u64; STATS],
     /// Exits to the monitor, of all vCPUs.
     pub exits: u64,
+    /// What the pager did, if there was one.
+    pub paging: Option<Paging>,
 }
 
 /// What other threads tell the owner of the VM.
@@ -88,6 +95,7 @@ pub struct Running {
     entry: u64,
     clock: Clock,
     ticker: ticker::Ticker,
+    pager: Option<Pager>,
     sender: Sender<Event>,
     events: Receiver<Event>,
 }
@@ -193,12 +201,23 @@ impl Prepared {
             tsc_khz,
             config: &options.config,
         };
-        let entry = load::load(&memory, &plan)?;
+        let load::Loaded { entry, free_frames } = load::load(&memory, &plan)?;
         let handles: Arc<[_]> = wakes
             .into_iter()
             .map(|wake| Arc::new(Handle::new(wake)))
             .collect();
         let (sender, events) = channel();
+        let pager = match &options.resident {
+            Some(limit) => {
+                let failed = sender.clone();
+                let failed = move |error| {
+                    // The receiver is gone only when the monitor is already ending.
+                    let _ = failed.send(Event::Failed(VmError::Memory(error)));
+                };
+                Some(resident::start(limit, &memory, free_frames, failed)?)
+            }
+            None => None,
+        };
         let ticker = ticker::Ticker::start(shared.clone(), handles.clone(), clock)?;
         let running = Running {
             kvm_vm: vm,
@@ -209,6 +228,7 @@ impl Prepared {
             entry,
             clock,
             ticker,
+            pager,
             sender,
             events,
         };
@@ -287,6 +307,7 @@ impl Running {
         }
         Statistics {
             guest,
+            paging: self.pager.as_ref().map(|p| Paging::of(p.counters())),
             exits: self.handles.iter().map(|h| h.exits.load(Ordering::Relaxed)).sum(),
         }
     }
