@@ -50,6 +50,7 @@ fn a_swap_file_shows_nothing_and_can_not_be_changed() {
     let go = folder.join("on");
     let case = working_set(&scratch, "64", "16M")
         .arg(go.to_str().expect("a plain path"))
+        .memory("256M")
         .volume(&folder);
     let mut running = case.start(&Launcher::under_test());
     assert!(
