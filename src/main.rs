@@ -34,6 +34,8 @@ enum Command {
     Policy(cloak_attestation::cli::PolicyArgs),
     /// Run a key broker, and use one: secrets for guests that prove what they are
     Kbs(cloak_broker::cli::KbsArgs),
+    /// Write and check manifests: what to run, and what it may see
+    Manifest(cloak_manifest::cli::ManifestArgs),
 }
 
 /// Exit code of Cloak's own failures.
@@ -67,5 +69,8 @@ fn main() -> ExitCode {
             .run(&mut io::stdout().lock(), &mut io::stderr().lock())
             .into(),
         Command::Kbs(args) => args.run(&mut io::stdout(), &mut io::stderr()).into(),
+        Command::Manifest(args) => args
+            .run(&mut io::stdout().lock(), &mut io::stderr().lock())
+            .into(),
     }
 }

@@ -20,6 +20,7 @@ use crate::vm::error::{Step, VmError};
 use crate::vm::{self, Options, Statistics};
 
 pub use crate::vm::Outcome;
+pub use crate::vm::resident::Resident;
 
 /// A host directory or file in the guest's name space.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -56,6 +57,8 @@ pub struct RunOptions {
     pub workdir: Option<PathBuf>,
     /// Volumes besides the host's root, which is always there, read-only.
     pub volumes: Vec<Volume>,
+    /// How much of guest memory may be plaintext; none: all of it.
+    pub resident: Option<Resident>,
     /// Name of the VM.
     pub name: Option<String>,
     /// One line per system call.
@@ -88,6 +91,7 @@ pub fn run(options: RunOptions) -> Result<(Outcome, Statistics), VmError> {
         memory: options.memory,
         config: configuration(&options, &program)?,
         own_tables: !options.kernel_tables,
+        resident: options.resident.clone(),
     };
     let mut prepared = vm::prepare(vm_options)?;
     let spawn = SpawnConfig {
@@ -293,6 +297,11 @@ impl fmt::Display for Statistics {
             writeln!(f, "cloak: {name:<22} {:>12}", self.guest[stat as usize])?;
         }
         writeln!(f, "cloak: {:<22} {:>12}", "exits to the monitor", self.exits)?;
+        if let Some(paging) = &self.paging {
+            for (name, count) in paging.rows() {
+                writeln!(f, "cloak: {name:<22} {count:>12}")?;
+            }
+        }
         for (name, time) in self.phases.iter() {
             writeln!(
                 f,

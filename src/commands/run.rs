@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use cloak_host::run::{self, Environment, Outcome, RunOptions, Volume};
+use cloak_host::run::{self, Environment, Outcome, Resident, RunOptions, Volume};
 
 /// Exit code of Cloak's own failures.
 const FAILED: u8 = 125;
@@ -37,6 +37,12 @@ pub struct Args {
     /// Make a host directory or file visible in the guest (repeatable)
     #[arg(long, short = 'v', value_name = "HOST:GUEST[:ro]", value_parser = parse_volume)]
     volume: Vec<Volume>,
+    /// Keep at most this much of guest memory as plaintext, and the rest sealed in the file of --swap
+    #[arg(long, value_name = "SIZE", value_parser = parse_size, requires = "swap")]
+    resident: Option<u64>,
+    /// Where sealed pages go with --resident. What was in the file is gone
+    #[arg(long, value_name = "FILE", requires = "resident")]
+    swap: Option<PathBuf>,
     /// Name of the VM, and the host name inside
     #[arg(long)]
     name: Option<String>,
@@ -90,6 +96,10 @@ pub fn run(args: Args) -> ExitCode {
         },
         workdir: args.workdir,
         volumes: args.volume,
+        resident: args
+            .resident
+            .zip(args.swap)
+            .map(|(bytes, swap)| Resident { bytes, swap }),
         name: args.name,
         trace: args.trace,
         patch: !args.no_patch,

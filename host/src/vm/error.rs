@@ -40,6 +40,9 @@ pub enum VmError {
         /// The kernel's answer.
         source: io::Error,
     },
+    /// Memory can't be sealed, or what the OS side gave back was not what it was given.
+    #[error(transparent)]
+    Memory(#[from] cloak_memory::MemoryError),
     /// A volume's host side can't be opened.
     #[error("--volume: opening {path}: {source}", path = path.display())]
     Volume {

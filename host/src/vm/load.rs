@@ -31,11 +31,20 @@ pub struct Plan<'a> {
     pub own_tables: bool,
 }
 
-/// Loads everything; gives the kernel's entry point.
+/// What the rest of the monitor has to know of what was loaded.
+#[derive(Debug, Clone, Copy)]
+pub struct Loaded {
+    /// The kernel's entry point.
+    pub entry: u64,
+    /// First guest-physical address beyond what was loaded. Below it lies what KVM reads by itself.
+    pub free_frames: u64,
+}
+
+/// Loads everything.
 ///
 /// # Errors
 /// [`VmError::Shim`] for a damaged image, [`VmError::MemoryTooSmall`] when RAM does not hold it all.
-pub fn load(memory: &GuestMemoryMmap, plan: &Plan<'_>) -> Result<u64, VmError> {
+pub fn load(memory: &GuestMemoryMmap, plan: &Plan<'_>) -> Result<Loaded, VmError> {
     let kernel = Image::parse(cloak_shim_image::KERNEL, KERNEL_VA)?;
     let libos = Image::parse(cloak_shim_image::LIBOS, LIBOS_BASE)?;
     let header = libos.header()?;
@@ -122,7 +131,10 @@ pub fn load(memory: &GuestMemoryMmap, plan: &Plan<'_>) -> Result<u64, VmError> {
         libos_gpa + (header.boot_copy - LIBOS_BASE),
         boot.as_bytes(),
     )?;
-    Ok(kernel.entry)
+    Ok(Loaded {
+        entry: kernel.entry,
+        free_frames,
+    })
 }
 
 fn put(memory: &GuestMemoryMmap, gpa: u64, bytes: &[u8]) -> Result<(), VmError> {

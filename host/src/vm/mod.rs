@@ -8,6 +8,7 @@ pub mod clock;
 pub mod error;
 pub mod load;
 pub mod phases;
+pub mod resident;
 pub mod shared;
 pub mod signals;
 mod ticker;
@@ -22,6 +23,7 @@ use std::thread;
 
 use cloak_abi::layout::{DOORBELL_PORT, LARGE, MAX_RAM, MAX_VCPUS, MIN_RAM, SHARED_GPA};
 use cloak_abi::ring::{SHARED_LEN, STATS, Stat};
+use cloak_memory::pager::Pager;
 use kvm_bindings::{CpuId, kvm_userspace_memory_region};
 use kvm_ioctls::{Cap, IoEventAddress, Kvm, VcpuFd, VmFd};
 use vm_memory::{Address, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
@@ -29,6 +31,7 @@ use vm_memory::{Address, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion}
 use self::clock::Clock;
 use self::error::{Step, VmError};
 use self::phases::Phases;
+use self::resident::{Paging, Resident};
 use self::shared::SharedRegion;
 use self::vcpu::{Handle, Runner};
 use crate::kvm::{self, Start};
@@ -46,6 +49,8 @@ pub struct Options {
     pub config: Vec<u8>,
     /// The VM has one context, which edits its page tables itself.
     pub own_tables: bool,
+    /// How much of guest RAM may be plaintext; none: all of it.
+    pub resident: Option<Resident>,
 }
 
 /// How the program ended.
@@ -68,6 +73,8 @@ pub struct Statistics {
     pub exits: u64,
     /// Where the time went.
     pub phases: Phases,
+    /// What the pager did, if there was one.
+    pub paging: Option<Paging>,
 }
 
 /// What other threads tell the owner of the VM.
@@ -94,6 +101,7 @@ pub struct Running {
     entry: u64,
     clock: Clock,
     ticker: ticker::Ticker,
+    pager: Option<Pager>,
     sender: Sender<Event>,
     events: Receiver<Event>,
     phases: Phases,
@@ -211,13 +219,24 @@ impl Prepared {
             config: &options.config,
             own_tables: options.own_tables,
         };
-        let entry = load::load(&memory, &plan)?;
+        let load::Loaded { entry, free_frames } = load::load(&memory, &plan)?;
         phases.done("loading the shim");
         let handles: Arc<[_]> = wakes
             .into_iter()
             .map(|wake| Arc::new(Handle::new(wake)))
             .collect();
         let (sender, events) = channel();
+        let pager = match &options.resident {
+            Some(limit) => {
+                let failed = sender.clone();
+                let failed = move |error| {
+                    // The receiver is gone only when the monitor is already ending.
+                    let _ = failed.send(Event::Failed(VmError::Memory(error)));
+                };
+                Some(resident::start(limit, &memory, free_frames, failed)?)
+            }
+            None => None,
+        };
         let ticker = ticker::Ticker::start(shared.clone(), handles.clone(), clock)?;
         let mut running = Running {
             kvm_vm: vm,
@@ -228,6 +247,7 @@ impl Prepared {
             entry,
             clock,
             ticker,
+            pager,
             sender,
             events,
             phases,
@@ -315,6 +335,7 @@ impl Running {
         Statistics {
             guest,
             phases,
+            paging: self.pager.as_ref().map(|p| Paging::of(p.counters())),
             exits: self.handles.iter().map(|h| h.exits.load(Ordering::Relaxed)).sum(),
         }
     }

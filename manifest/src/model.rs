@@ -1,0 +1,213 @@
+//! The fields of `cloak.toml`. A field that is not here is refused: what a manifest says and nobody obeys would
+//! mislead whoever approves it.
+
+use std::collections::BTreeMap;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::identity::Digest;
+
+/// What to run, in what, and what it may see.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Manifest {
+    /// Format version: 1.
+    #[schemars(range(min = 1, max = 1))]
+    pub version: u32,
+    /// Name of the context: letters, digits, `-`, `_` and `.`, at most 64.
+    #[schemars(regex(pattern = r"^[A-Za-z0-9_.-]{1,64}$"))]
+    pub name: String,
+    /// What to run.
+    pub program: Program,
+    /// How much it gets.
+    #[serde(default)]
+    pub resources: Resources,
+    /// Where it may run.
+    #[serde(default)]
+    pub platform: Platform,
+    /// What of the network it sees.
+    #[serde(default)]
+    pub network: Network,
+    /// What of files it sees. Longer guest paths go before shorter ones.
+    #[serde(default, rename = "volume", skip_serializing_if = "Vec::is_empty")]
+    pub volumes: Vec<Volume>,
+    /// Files whose contents are part of the manifest.
+    #[serde(default, rename = "file", skip_serializing_if = "Vec::is_empty")]
+    pub files: Vec<MeasuredFile>,
+    /// Secrets that are released to it after attestation.
+    #[serde(default, rename = "secret", skip_serializing_if = "Vec::is_empty")]
+    pub secrets: Vec<Secret>,
+    /// Memory shared with other contexts of the VM, which have to name it too.
+    #[serde(default, rename = "segment", skip_serializing_if = "Vec::is_empty")]
+    pub segments: Vec<Segment>,
+}
+
+/// What to run.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Program {
+    /// The program's absolute path in the guest.
+    pub path: String,
+    /// Its arguments, without its own name.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub args: Vec<String>,
+    /// Working directory, absolute. Default: `/`.
+    #[serde(default = "root", skip_serializing_if = "is_root")]
+    pub workdir: String,
+    /// Environment variables with fixed values.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub environment: BTreeMap<String, String>,
+    /// Names of environment variables whose values the untrusted caller may choose.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub untrusted_environment: Vec<String>,
+    /// Whether the untrusted caller may choose the arguments; `args` are then the first of them.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub untrusted_args: bool,
+}
+
+/// How much the context gets.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Resources {
+    /// Guest memory in MiB: 64 to 16777216 (16 TiB).
+    #[schemars(range(min = 64, max = 16_777_216))]
+    pub memory_mib: u64,
+    /// vCPUs: 1 to 64.
+    #[schemars(range(min = 1, max = 64))]
+    pub cpus: u32,
+}
+
+impl Default for Resources {
+    fn default() -> Self {
+        Self {
+            memory_mib: 4096,
+            cpus: 1,
+        }
+    }
+}
+
+/// Where the context may run.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Platform {
+    /// Kinds of machine. Elsewhere the context does not start.
+    pub accept: Vec<PlatformKind>,
+}
+
+impl Default for Platform {
+    fn default() -> Self {
+        use PlatformKind::{Plain, Snp, Tdx};
+        Self {
+            accept: vec![Plain, Snp, Tdx],
+        }
+    }
+}
+
+/// A kind of machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum PlatformKind {
+    /// Plain KVM: software cloaks, and the host kernel is trusted.
+    Plain,
+    /// AMD SEV-SNP.
+    Snp,
+    /// Intel TDX.
+    Tdx,
+}
+
+/// What of the network a context sees.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Network {
+    /// Whose network it is.
+    pub mode: NetworkMode,
+}
+
+/// Whose network a context sees.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum NetworkMode {
+    /// None.
+    #[default]
+    None,
+    /// The host's. Traffic is as open to the host as the program makes it.
+    Host,
+}
+
+/// A part of the guest's name space.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Volume {
+    /// Where, in the guest: absolute.
+    pub guest: String,
+    /// What kind.
+    pub kind: VolumeKind,
+    /// A host path (`shared`, `measured`) or the volume's file (`protected`); `memory` has none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source: Option<String>,
+    /// Whether the program may only read it. A measured volume is read-only anyway.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub read_only: bool,
+}
+
+/// Kinds of volume.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum VolumeKind {
+    /// Read-only, each block checked against digests of the manifest.
+    Measured,
+    /// Encrypted and authenticated with a key that follows from the identity.
+    Protected,
+    /// The host's, as it is, and as trustworthy.
+    Shared,
+    /// In the context's own memory; gone with it.
+    Memory,
+}
+
+/// A file whose contents are part of the manifest.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct MeasuredFile {
+    /// Absolute path in the guest, symbolic links resolved.
+    pub path: String,
+    /// Its fs-verity digest: SHA-256, blocks of 4096 bytes, no salt.
+    pub digest: Digest<32>,
+}
+
+/// A secret that is released to the context after attestation.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Secret {
+    /// What it is called where it is released.
+    pub name: String,
+    /// The file in the guest's memory that it appears in: absolute.
+    pub path: String,
+}
+
+/// Memory shared with other contexts of the VM.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Segment {
+    /// What it is called in all manifests that name it.
+    pub name: String,
+    /// Names of the other contexts.
+    pub with: Vec<String>,
+    /// Size in KiB, a multiple of 4.
+    #[schemars(range(min = 4), extend("multipleOf" = 4))]
+    pub size_kib: u64,
+}
+
+fn root() -> String {
+    "/".to_owned()
+}
+
+fn is_root(path: &str) -> bool {
+    path == "/"
+}
+
+/// The JSON schema (draft 2020-12). TOML and JSON share a data model, so it holds for the TOML file.
+#[must_use]
+pub fn json_schema() -> schemars::Schema {
+    schemars::schema_for!(Manifest)
+}
