@@ -19,7 +19,7 @@ use alloc::vec::Vec;
 use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 
 use hashbrown::HashMap;
-use spin::Mutex;
+use spin::{Mutex, MutexGuard};
 
 use crate::arch::{self, Frame};
 use crate::errno::{Errno, SysResult};
@@ -52,7 +52,7 @@ struct Site {
     moved: bool,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Clone)]
 struct State {
     /// Patched sites, by the address behind the SYSCALL.
     sites: BTreeMap<u64, Site>,
@@ -64,7 +64,55 @@ struct State {
     regions: Vec<(u64, u64)>,
 }
 
-static STATE: Mutex<Option<State>> = Mutex::new(None);
+/// The patched sites of one address space.
+#[derive(Debug, Default)]
+pub struct Sites(Mutex<State>);
+
+impl Sites {
+    /// The same, for a copy of the address space.
+    #[must_use]
+    pub fn duplicate(&self) -> Self {
+        Self(Mutex::new(self.0.lock().clone()))
+    }
+
+    /// Text in `[start, end)` is gone.
+    pub fn forget(&self, start: u64, end: u64) {
+        let mut state = self.0.lock();
+        let gone: Vec<u64> = state.sites.range(start..end).map(|(&rip, _)| rip).collect();
+        for rip in gone {
+            if let Some(site) = state.sites.remove(&rip) {
+                state.resumes.remove(&site.resume);
+            }
+        }
+        state.seen.retain(|rip, _| !(start..end).contains(rip));
+        state.regions.retain(|(at, _)| !(start..end).contains(at));
+    }
+}
+
+fn sites() -> MutexGuard<'static, State> {
+    space::current().sites.0.lock()
+}
+
+/// While this lives, no site is being written.
+#[derive(Debug)]
+pub struct Still(());
+
+/// Waits until no site is being written, and lets none be.
+#[must_use]
+pub fn hold() -> Still {
+    while BUSY.swap(1, Ordering::Acquire) != 0 {
+        crate::sched::yield_now();
+        core::hint::spin_loop();
+    }
+    Still(())
+}
+
+impl Drop for Still {
+    fn drop(&mut self) {
+        BUSY.store(0, Ordering::Release);
+    }
+}
+
 /// A site that is being written, for [`breakpoint`].
 static WRITING: AtomicU64 = AtomicU64::new(0);
 static BUSY: AtomicU8 = AtomicU8::new(0);
@@ -75,8 +123,7 @@ pub fn visit(rip: u64) {
         return;
     }
     let count = {
-        let mut state = STATE.lock();
-        let state = state.get_or_insert_default();
+        let mut state = sites();
         if state.sites.contains_key(&rip) {
             return; // somebody jumps to the SYSCALL itself
         }
@@ -91,11 +138,8 @@ pub fn visit(rip: u64) {
         return;
     }
     let done = patch(rip, count == HOT);
-    if done.is_err()
-        && count == HOT
-        && let Some(state) = STATE.lock().as_mut()
-    {
-        state.seen.insert(rip, u8::MAX);
+    if done.is_err() && count == HOT {
+        sites().seen.insert(rip, u8::MAX);
     }
     BUSY.store(0, Ordering::Release);
 }
@@ -128,8 +172,7 @@ fn patch(rip: u64, hot: bool) -> SysResult<()> {
     let (code, resume) = assemble(trampoline, &plan);
     write_text(trampoline, &code)?;
     {
-        let mut state = STATE.lock();
-        let state = state.get_or_insert_default();
+        let mut state = sites();
         state.sites.insert(
             rip,
             Site {
@@ -144,7 +187,7 @@ fn patch(rip: u64, hot: bool) -> SysResult<()> {
     jump.extend_from_slice(&(trampoline.wrapping_sub(plan.start + 5) as u32).to_le_bytes());
     jump.resize(plan.replaced, 0x90);
     if let Err(error) = replace(plan.start, &jump) {
-        forget(rip, rip + 1);
+        space::current().sites.forget(rip, rip + 1);
         return Err(error);
     }
     PATCHED.fetch_add(1, Ordering::Relaxed);
@@ -290,11 +333,10 @@ fn assemble(at: u64, plan: &Plan) -> (Vec<u8>, u64) {
 /// Room for a trampoline within reach of `site`.
 fn place(site: u64, len: u64) -> SysResult {
     let near = |at: u64| at.abs_diff(site) < REACH;
-    if let Some(state) = STATE.lock().as_mut()
-        && let Some((start, used)) = state
-            .regions
-            .iter_mut()
-            .find(|(s, u)| near(*s) && u + len <= REGION)
+    if let Some((start, used)) = sites()
+        .regions
+        .iter_mut()
+        .find(|(s, u)| near(*s) && u + len <= REGION)
     {
         let at = *start + *used;
         *used += len;
@@ -319,12 +361,13 @@ fn place(site: u64, len: u64) -> SysResult {
     space.areas.insert(start, area);
     space.populate(start, start + 16 * PAGE);
     drop(space);
-    STATE.lock().get_or_insert_default().regions.push((start, len));
+    sites().regions.push((start, len));
     Ok(start)
 }
 
 /// Writes to a page that is mapped executable, through the window.
 fn write_text(at: u64, bytes: &[u8]) -> SysResult<()> {
+    own_text(at, bytes.len())?;
     for (i, &byte) in bytes.iter().enumerate() {
         let target = text_window(at + i as u64)?;
         // SAFETY: an own frame of this address space, reached through the window.
@@ -333,8 +376,19 @@ fn write_text(at: u64, bytes: &[u8]) -> SysResult<()> {
     Ok(())
 }
 
+/// Text that other processes have too gets frames of this one's own.
+fn own_text(at: u64, len: usize) -> SysResult<()> {
+    let last = at + len as u64 - 1;
+    let mut space = space::current().lock();
+    space.own(at)?;
+    if last & !(PAGE - 1) != at & !(PAGE - 1) {
+        space.own(last)?;
+    }
+    Ok(())
+}
+
 fn text_window(at: u64) -> SysResult {
-    match tables::look(at).0 {
+    match space::current().tables.look(at).0 {
         // A page that others share must stay as it is.
         Some(leaf) if !leaf.is_shared() => Ok(frames::window(leaf.gpa) + at % PAGE),
         _ => Err(Errno::EFAULT),
@@ -343,6 +397,7 @@ fn text_window(at: u64) -> SysResult {
 
 /// Replaces text that other vCPUs may execute at this moment.
 fn replace(at: u64, bytes: &[u8]) -> SysResult<()> {
+    own_text(at, bytes.len())?;
     let target = text_window(at)?;
     text_window(at + bytes.len() as u64 - 1)?;
     let offset = (at % 8) as usize;
@@ -360,12 +415,12 @@ fn replace(at: u64, bytes: &[u8]) -> SysResult<()> {
     // First a breakpoint, then the rest, then the first byte: who meets the breakpoint tries again.
     WRITING.store(at, Ordering::SeqCst);
     let result = write_text(at, &[0xcc]).and_then(|()| {
-        tables::barrier();
+        tables::barrier(space::current().tables);
         write_text(at + 1, &bytes[1..])?;
-        tables::barrier();
+        tables::barrier(space::current().tables);
         write_text(at, &bytes[..1])
     });
-    tables::barrier();
+    tables::barrier(space::current().tables);
     WRITING.store(0, Ordering::SeqCst);
     result
 }
@@ -373,11 +428,7 @@ fn replace(at: u64, bytes: &[u8]) -> SysResult<()> {
 /// A breakpoint exception: `true` when it is one of a site that is being written.
 pub fn breakpoint(frame: &mut Frame) -> bool {
     let at = frame.regs.rip - 1;
-    let ours = WRITING.load(Ordering::SeqCst) == at
-        || STATE
-            .lock()
-            .as_ref()
-            .is_some_and(|s| s.sites.values().any(|site| site.start == at));
+    let ours = WRITING.load(Ordering::SeqCst) == at || sites().sites.values().any(|site| site.start == at);
     if ours {
         frame.regs.rip = at;
     }
@@ -387,30 +438,13 @@ pub fn breakpoint(frame: &mut Frame) -> bool {
 /// The address in the original text for an address in a trampoline behind its call.
 #[must_use]
 pub fn logical(rip: u64) -> u64 {
-    STATE
-        .lock()
-        .as_ref()
-        .and_then(|s| s.resumes.get(&rip).copied())
-        .unwrap_or(rip)
+    sites().resumes.get(&rip).copied().unwrap_or(rip)
 }
 
 /// Where to go on for an address in the original text whose instruction was moved.
 #[must_use]
 pub fn physical(rip: u64) -> u64 {
-    let state = STATE.lock();
-    let site = state.as_ref().and_then(|s| s.sites.get(&rip)).filter(|s| s.moved);
+    let state = sites();
+    let site = state.sites.get(&rip).filter(|s| s.moved);
     site.map_or(rip, |s| s.resume)
-}
-
-/// Text in `[start, end)` is gone.
-pub fn forget(start: u64, end: u64) {
-    if let Some(state) = STATE.lock().as_mut() {
-        let gone: Vec<u64> = state.sites.range(start..end).map(|(&rip, _)| rip).collect();
-        for rip in gone {
-            if let Some(site) = state.sites.remove(&rip) {
-                state.resumes.remove(&site.resume);
-            }
-        }
-        state.seen.retain(|rip, _| !(start..end).contains(rip));
-    }
 }

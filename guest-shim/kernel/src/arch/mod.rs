@@ -14,6 +14,7 @@ use cloak_abi::boot::{BOOT_MAGIC, BootBlock, LIBOS_MAGIC, LibosHeader};
 use cloak_abi::layout::{BOOT_GPA, KERNEL_PHYS_VA, LIBOS_BASE, LIBOS_VCPU_VA, PAGE};
 
 use crate::frames::{Memory, Owned, Pool};
+use crate::spaces::Spaces;
 
 /// The kernel's window on guest-physical memory.
 #[derive(Debug)]
@@ -76,14 +77,14 @@ impl Memory for Window {
 struct Shared {
     pool: Pool,
     owned: Owned,
-    root: u64,
+    spaces: Spaces,
     vcpus: u32,
 }
 
 static mut SHARED: Shared = Shared {
     pool: Pool::new(0, 0),
     owned: Owned::new((0, 0), (0, 0)),
-    root: 0,
+    spaces: Spaces::new(),
     vcpus: 0,
 };
 
@@ -110,7 +111,9 @@ extern "C" fn start(index: u32) -> ! {
                 cloak_abi::layout::HOLE_END + boot.ram_high,
             );
             shared.owned = Owned::new(low, high);
-            shared.root = cpu::root();
+            if let Ok(first) = shared.spaces.vacant(0) {
+                *first = cpu::root();
+            }
             shared.vcpus = boot.vcpus;
         }
     }

@@ -15,7 +15,9 @@ use alloc::boxed::Box;
 use alloc::collections::VecDeque;
 use alloc::sync::{Arc, Weak};
 use core::cell::{Cell, UnsafeCell};
-use core::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence};
+use core::sync::atomic::{
+    AtomicBool, AtomicI32, AtomicI64, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence,
+};
 
 use cloak_abi::kcall::Kcall;
 use cloak_abi::layout::MAX_VCPUS;
@@ -26,6 +28,7 @@ use super::timer;
 use crate::arch::{self, Context, Frame, Stack, Tcb, XSAVE_MAX};
 use crate::errno::{Errno, SysResult};
 use crate::host;
+use crate::mem::space::Space;
 use crate::process::Process;
 use crate::signal::ThreadSignals;
 
@@ -66,12 +69,14 @@ pub struct Thread {
     vector: UnsafeCell<Box<VectorArea>>,
     /// Registers with which it starts, or goes on after `execve`.
     pub start_frame: UnsafeCell<Frame>,
-    /// Its number.
-    pub tid: i32,
+    tid: AtomicI32,
     /// The process it belongs to.
     pub process: Arc<Process>,
+    space: UnsafeCell<Arc<Space>>,
     /// Signals of this thread.
     pub signals: ThreadSignals,
+    /// `CLONE_CHILD_SETTID`: where it writes its number before it starts, or 0.
+    pub set_tid: AtomicU64,
     /// `set_tid_address`: cleared and woken at its end.
     pub clear_tid: AtomicU64,
     /// `set_robust_list`.
@@ -92,7 +97,7 @@ pub struct Thread {
     frame: Cell<*mut Frame>,
 }
 
-// SAFETY: `context`, `start_frame`, `started` and the control block's cells are touched only by the vCPU that
+// SAFETY: `context`, `space`, `start_frame`, `started` and the control block's cells are touched only by the vCPU that
 // runs the thread or, before it first runs, by its creator; `on_cpu` orders one owner after the other.
 unsafe impl Send for Thread {}
 // SAFETY: as above.
@@ -103,6 +108,8 @@ struct Vcpu {
     current: UnsafeCell<Option<Arc<Thread>>>,
     previous: UnsafeCell<Option<Arc<Thread>>>,
     idle: UnsafeCell<Option<Arc<Thread>>>,
+    /// Number of the address space that it has loaded.
+    space: Cell<u32>,
 }
 
 // SAFETY: each element is used by its own vCPU only.
@@ -113,6 +120,7 @@ static VCPUS: [Vcpu; MAX_VCPUS] = [const {
         current: UnsafeCell::new(None),
         previous: UnsafeCell::new(None),
         idle: UnsafeCell::new(None),
+        space: Cell::new(0),
     }
 }; MAX_VCPUS];
 
@@ -179,9 +187,11 @@ impl Thread {
             _stack: stack,
             vector: UnsafeCell::new(vector),
             start_frame: UnsafeCell::new(frame),
-            tid,
+            tid: AtomicI32::new(tid),
+            space: UnsafeCell::new(process.space()),
             process,
             signals: ThreadSignals::default(),
+            set_tid: AtomicU64::new(0),
             clear_tid: AtomicU64::new(0),
             robust_list: AtomicU64::new(0),
             rseq: AtomicU64::new(0),
@@ -223,6 +233,22 @@ impl Thread {
         enqueue(self.clone());
     }
 
+    /// Its number.
+    pub fn tid(&self) -> i32 {
+        self.tid.load(Ordering::Relaxed)
+    }
+
+    /// It takes the number of its process, whose first thread has ended (`execve`).
+    pub fn become_leader(&self) {
+        self.tid.store(self.process.pid, Ordering::Relaxed);
+    }
+
+    /// Its address space. To be asked by the thread itself, or before it runs.
+    pub fn space(&self) -> &Space {
+        // SAFETY: changed by the running thread only, in `enter_space`, whose callers keep no reference.
+        unsafe { &*self.space.get() }
+    }
+
     /// A new thread starts with its creator's vector state.
     pub fn inherit_vector(&self) {
         // SAFETY: the thread is not yet queued, so nobody else reaches its area.
@@ -231,7 +257,7 @@ impl Thread {
 
     /// Whether a signal waits to be delivered to it.
     pub fn has_signal(&self) -> bool {
-        self.signals.deliverable(&self.process)
+        self.signals.wants(&self.process.signals) || self.process.ends(self)
     }
 
     /// Whether it runs on a vCPU now.
@@ -260,6 +286,14 @@ extern "C" fn first(thread: u64) -> ! {
     finish_switch();
     // SAFETY: the switch made it current, which keeps it alive.
     let thread = unsafe { &*(thread as *const Thread) };
+    if thread.process.is_exiting() {
+        crate::process::exit_thread(0);
+    }
+    let word = thread.set_tid.load(Ordering::Relaxed);
+    if word != 0 {
+        // As on Linux, an address that can't be written is not reported.
+        let _ = crate::user::write(word, &thread.tid());
+    }
     // SAFETY: written by the creator before the thread was queued.
     arch::resume(unsafe { &*thread.start_frame.get() })
 }
@@ -283,6 +317,41 @@ pub fn enter_program(frame: Frame) -> ! {
     unsafe {
         *slot = frame;
         arch::resume(&*slot)
+    }
+}
+
+/// The running thread goes on in another address space.
+pub fn enter_space(space: Arc<Space>) {
+    load_space(space.tables.number());
+    // SAFETY: the running thread's own; nobody else reads it, and the caller keeps no reference to the old one.
+    let old = unsafe { core::mem::replace(&mut *current().space.get(), space) };
+    drop(old);
+}
+
+/// The running thread gives its address space up for `other`, which is loaded when that must be: it does not
+/// touch the program's memory any more.
+pub fn abandon_space(other: Arc<Space>) {
+    // SAFETY: as in `enter_space`.
+    let old = unsafe { core::mem::replace(&mut *current().space.get(), other) };
+    drop(old);
+}
+
+/// This vCPU loads an address space, if it has not.
+fn load_space(number: u32) {
+    let loaded = &vcpu().space;
+    if loaded.get() != number {
+        if arch::kcall(Kcall::SpaceSwitch, u64::from(number)) != 0 {
+            arch::panic_exit("an address space that the kernel does not know");
+        }
+        loaded.set(number);
+    }
+}
+
+/// The kernel has freed an address space: if this vCPU had it, it has the first one now.
+pub fn space_freed(number: u32) {
+    let loaded = &vcpu().space;
+    if loaded.get() == number {
+        loaded.set(0);
     }
 }
 
@@ -452,6 +521,10 @@ fn switch_to(next: Arc<Thread>) {
         return;
     }
     next.on_cpu.store(true, Ordering::Relaxed);
+    if next.tid() != 0 {
+        // An idle thread runs in whatever address space there is.
+        load_space(next.space().tables.number());
+    }
     SWITCHES.fetch_add(1, Ordering::Relaxed);
     let index = arch::vcpu_index();
     let now = arch::ticks();
