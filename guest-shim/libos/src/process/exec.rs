@@ -176,7 +176,6 @@ fn replace(space: alloc::sync::Arc<Space>, executable: Executable) -> SysResult<
     }
     process.signals.timers.clear_created();
     for action in process.signals.actions.lock().iter_mut() {
-        action.handler = action.handler.min(1);
         if action.handler != 1 {
             action.handler = 0;
         }

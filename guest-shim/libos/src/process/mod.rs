@@ -61,7 +61,7 @@ pub use {
 
 use alloc::sync::Arc;
 #[cfg(feature = "bare")]
-use alloc::{collections::BTreeMap, sync::Weak, vec::Vec};
+use alloc::{collections::BTreeMap, vec::Vec};
 
 use spin::Mutex;
 
@@ -96,7 +96,8 @@ pub struct Process {
     #[cfg(feature = "bare")]
     pub image: Mutex<ImageInfo>,
     #[cfg(feature = "bare")]
-    threads: Mutex<BTreeMap<i32, Weak<Thread>>>,
+    /// Strong: a thread that sleeps until a signal comes has no other owner.
+    threads: Mutex<BTreeMap<i32, Arc<Thread>>>,
     /// Parent, group, session, and what becomes known of its end.
     #[cfg(feature = "bare")]
     pub family: Family,
@@ -171,24 +172,27 @@ impl Process {
 
     /// Its threads.
     pub fn threads(&self) -> Vec<Arc<Thread>> {
-        self.threads.lock().values().filter_map(Weak::upgrade).collect()
+        self.threads.lock().values().cloned().collect()
     }
 
     /// Adds a thread.
     pub fn add_thread(&self, thread: &Arc<Thread>) {
-        self.threads.lock().insert(thread.tid(), Arc::downgrade(thread));
+        self.threads.lock().insert(thread.tid(), thread.clone());
     }
 
     /// Removes a thread; gives how many are left.
     pub fn remove_thread(&self, tid: i32) -> usize {
         let mut threads = self.threads.lock();
-        threads.remove(&tid);
-        threads.len()
+        let removed = threads.remove(&tid);
+        let left = threads.len();
+        drop(threads);
+        drop(removed);
+        left
     }
 
     /// The thread with this number.
     pub fn thread(&self, tid: i32) -> Option<Arc<Thread>> {
-        self.threads.lock().get(&tid).and_then(Weak::upgrade)
+        self.threads.lock().get(&tid).cloned()
     }
 
     /// Whether it is ending.
