@@ -44,8 +44,9 @@ pub struct BootBlock {
     pub tsc_khz: u64,
     /// Platform the monitor says this is (0 plain). The shim checks what it can.
     pub platform: u32,
-    /// Zero.
-    pub reserved: u32,
+    /// 1: the VM has one context, whose libos edits its page tables itself; 0: the kernel edits them, after
+    /// checking each operation.
+    pub own_tables: u32,
 }
 
 /// First bytes of the libos image: where the kernel enters it. All addresses are guest-virtual.

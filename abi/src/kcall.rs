@@ -11,7 +11,8 @@ use core::sync::atomic::AtomicU64;
 #[repr(u64)]
 pub enum Kcall {
     /// RDI = count (low half) and address space (high half): carry out `ops[..count]` there, in order; stops
-    /// at the first that fails. Result: the number carried out.
+    /// at the first that fails. Result: the number carried out. Refused where the libos edits its tables itself
+    /// ([`crate::boot::BootBlock::own_tables`]), as are the calls that make, copy and free address spaces.
     PageOps = 0,
     /// Reload this vCPU's translations.
     Flush = 1,
@@ -27,7 +28,8 @@ pub enum Kcall {
     /// RDI = number, not in use: a new address space without a program's part. Result: the guest-physical
     /// address of its root table.
     SpaceNew = 6,
-    /// RDI = number: this vCPU continues in that address space.
+    /// RDI = number: this vCPU continues in that address space. RSI: guest-physical address of its root table,
+    /// where the libos edits its tables itself.
     SpaceSwitch = 7,
     /// RDI = number: give its page tables back. It must not be current on another vCPU; one that is current
     /// here is left for the first space.
@@ -35,10 +37,12 @@ pub enum Kcall {
     /// RDI = number, not in use, RSI = source: a new address space that maps what the source does. What is
     /// private ([`PTE_SHARED`] clear) loses its write permission in both. Result: as [`Kcall::SpaceNew`].
     SpaceCopy = 9,
+    /// RDI = address space: let every vCPU on which it is current forget its translations before returning.
+    Shoot = 10,
 }
 
 /// Number of kernel calls.
-pub const KCALLS: u64 = 10;
+pub const KCALLS: u64 = 11;
 
 /// Why a kernel call failed; the result register holds its negative.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -104,7 +104,7 @@ fn structures(out: &mut String) {
             shared_len,
             tsc_khz,
             platform,
-            reserved
+            own_tables
         }
     );
     structure!(
@@ -208,7 +208,7 @@ fn structures(out: &mut String) {
 
 fn numbers(out: &mut String) {
     variants!(
-        out, Kcall: PageOps, Flush, Kick, Start, Exit, SyscallMode, SpaceNew, SpaceSwitch, SpaceFree, SpaceCopy
+        out, Kcall: PageOps, Flush, Kick, Start, Exit, SyscallMode, SpaceNew, SpaceSwitch, SpaceFree, SpaceCopy, Shoot
     );
     variants!(out, KcallError: Invalid, Address, Frame, Tables);
     variants!(out, PageOpKind: Map, Unmap, Protect, Shoot, Clean);

@@ -68,7 +68,7 @@ const fn at_most(key: &'static str, title: &'static str, unit: &'static str, lim
 }
 
 /// Every row, in the table's order.
-pub const ROWS: [Row; 23] = [
+pub const ROWS: [Row; 27] = [
     cost("python-loop", "pure-Python loop", "ms", 1.03),
     cost("alu", "ALU loop, an iteration", "ns", 1.03),
     cost(
@@ -92,6 +92,25 @@ pub const ROWS: [Row; 23] = [
     cost("pread-64k", "64 KiB `pread`", "ns", 1.3),
     cost("open-close", "`open` and `close`", "ns", 4.0),
     cost("access", "`access`", "ns", 4.0),
+    cost(
+        "pread-1-shared",
+        "1-byte `pread`, volume shared for writing",
+        "ns",
+        4.0,
+    ),
+    cost(
+        "pread-64k-shared",
+        "64 KiB `pread`, volume shared for writing",
+        "ns",
+        1.3,
+    ),
+    cost(
+        "open-close-shared",
+        "`open` and `close`, volume shared for writing",
+        "ns",
+        4.0,
+    ),
+    cost("access-shared", "`access`, volume shared for writing", "ns", 4.0),
     cost(
         "mmap-touch-munmap",
         "`mmap`, touch and `munmap` of 1 MiB",

@@ -19,6 +19,7 @@ fn main() {
         "abi",
         "guest-shim/kernel",
         "guest-shim/libos",
+        "guest-shim/pagetables",
         "guest-shim/image/build.rs",
         "guest-shim/image/recipe.rs",
         "Cargo.lock",

@@ -62,6 +62,8 @@ pub struct RunOptions {
     pub trace: bool,
     /// Turn system-call sites into jumps.
     pub patch: bool,
+    /// Let the kernel edit and check page tables although there is one context.
+    pub kernel_tables: bool,
     /// Program and arguments, not empty.
     pub command: Vec<OsString>,
 }
@@ -85,6 +87,7 @@ pub fn run(options: RunOptions) -> Result<(Outcome, Statistics), VmError> {
         vcpus,
         memory: options.memory,
         config: configuration(&options, &program)?,
+        own_tables: !options.kernel_tables,
     };
     let prepared = vm::prepare(vm_options)?;
     let spawn = SpawnConfig {

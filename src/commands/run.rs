@@ -51,6 +51,9 @@ pub struct Args {
     /// Leave system-call instructions as they are (slower)
     #[arg(long)]
     no_patch: bool,
+    /// Let the kernel check and edit page tables, as for contexts that share a VM (for tests of Cloak itself)
+    #[arg(long, hide = true)]
+    kernel_tables: bool,
     /// The KVM device
     #[arg(long, value_name = "PATH", default_value = "/dev/kvm", hide = true)]
     device: PathBuf,
@@ -83,6 +86,7 @@ pub fn run(args: Args) -> ExitCode {
         name: args.name,
         trace: args.trace,
         patch: !args.no_patch,
+        kernel_tables: args.kernel_tables,
         command: args.command,
     };
     let (outcome, statistics) = match run::run(options) {

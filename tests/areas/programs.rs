@@ -70,6 +70,21 @@ conformance! {
     threads64: Dynamic Static StaticPie Musl;
 }
 
+/// The kernel's own way of editing page tables, which contexts that share a VM need.
+#[test]
+fn the_kernel_edits_page_tables_as_the_libos_does() {
+    let place = Place::new();
+    for name in ["mmap_semantics", "segv_maps", "threads64"] {
+        if !needs::kvm() {
+            return;
+        }
+        let Some(case) = place.case(name, Linkage::Dynamic) else {
+            continue;
+        };
+        case.option("--kernel-tables").succeeds_as_native();
+    }
+}
+
 #[test]
 fn hello_in_every_linkage() {
     let place = Place::new();

@@ -14,7 +14,7 @@
 //! | [`fs`] | files, directories, mounts, descriptors, pipes, events |
 //! | [`net`] | sockets |
 //! | [`syscall`] | the table of system calls |
-//! | `patch` | turning SYSCALL sites into jumps |
+//! | `patch`, `x86` | turning SYSCALL sites into jumps |
 //!
 //! Locks: a [`spin::Mutex`] is never held across something that parks, nor across a copy to or from
 //! the program's memory (which may fault and park).
@@ -42,3 +42,4 @@ pub mod testing;
 #[cfg(feature = "bare")]
 pub mod trace;
 pub mod user;
+pub mod x86;

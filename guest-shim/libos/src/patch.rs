@@ -1,7 +1,7 @@
 //! Turning SYSCALL sites into jumps.
 //!
 //! A system call by trap costs 1 to 30 us where the host serves the trap itself; a jump into the libos costs
-//! nanoseconds. The first trap at a site (or the eighth, where finding out takes a look at the whole text)
+//! nanoseconds. The first trap at a site (or a later one, where finding out takes a look at the whole text)
 //! replaces five bytes by `jmp trampoline`:
 //!
 //! | shape | replaced | why it stays correct |
@@ -14,7 +14,8 @@
 //! writable and executable at once. Code addresses that the program sees (signal frames) are those of the
 //! original text: [`logical`] and [`physical`] convert.
 
-use alloc::collections::BTreeMap;
+use alloc::collections::{BTreeMap, BTreeSet};
+use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 
@@ -26,14 +27,15 @@ use crate::errno::{Errno, SysResult};
 use crate::mem::area::{Area, Protection};
 use crate::mem::{frames, space, tables};
 use crate::user;
+use crate::x86::jumps;
 
 /// Sites patched, for `--stats`.
 pub static PATCHED: AtomicU64 = AtomicU64::new(0);
 /// Set from the configuration.
 pub static DISABLED: AtomicBool = AtomicBool::new(false);
 
-/// Traps at a site before its text is searched for jumps behind the SYSCALL.
-const HOT: u8 = 8;
+/// Traps at a site before its text is searched for jumps behind the SYSCALL, which costs as much as some traps.
+const HOT: u8 = 32;
 /// Bytes of trampolines mapped at a time.
 const REGION: u64 = 0x1_0000;
 /// A trampoline is at most this far from its site (a 32-bit displacement, with room).
@@ -62,6 +64,16 @@ struct State {
     seen: HashMap<u64, u8>,
     /// Trampoline regions: start and bytes used.
     regions: Vec<(u64, u64)>,
+    /// Texts that were looked at, by their start.
+    texts: BTreeMap<u64, Arc<Text>>,
+}
+
+/// A text whose jumps are known.
+#[derive(Debug)]
+struct Text {
+    end: u64,
+    /// Addresses behind SYSCALLs to which it jumps.
+    targets: BTreeSet<u64>,
 }
 
 /// The patched sites of one address space.
@@ -86,6 +98,7 @@ impl Sites {
         }
         state.seen.retain(|rip, _| !(start..end).contains(rip));
         state.regions.retain(|(at, _)| !(start..end).contains(at));
+        state.texts.retain(|&from, text| end <= from || text.end <= start);
     }
 }
 
@@ -261,9 +274,15 @@ fn movable(bytes: &[u8]) -> Option<usize> {
     (rest.len() >= len).then_some(prefix + len)
 }
 
-/// Whether anything in the text around might jump into `[rip, rip + len)`: every byte that could start a
-/// relative jump or call counts.
+/// Whether anything in the text around jumps into `[rip, rip + len)`. The first question about a text looks at
+/// all of it.
 fn jumped_to(rip: u64, len: usize) -> SysResult<bool> {
+    let is_target = |targets: &BTreeSet<u64>| targets.range(rip..rip + len as u64).next().is_some();
+    if let Some((_, text)) = sites().texts.range(..=rip).next_back()
+        && rip < text.end
+    {
+        return Ok(is_target(&text.targets));
+    }
     let (start, end) = {
         let space = space::current().lock();
         let (start, area) = space.areas.find(rip).ok_or(Errno::EFAULT)?;
@@ -272,45 +291,12 @@ fn jumped_to(rip: u64, len: usize) -> SysResult<bool> {
     if end - start > TEXT_MAX {
         return Err(Errno::EINVAL);
     }
-    let inside = |target: u64| (rip..rip + len as u64).contains(&target);
-    let mut chunk = alloc::vec![0u8; 4096 + 8];
-    let mut at = start;
-    while at < end {
-        // Pages that were never touched are not brought in for this: code that has not run yet but jumps
-        // here would be missed, so look at them too, but only near by.
-        let have = chunk.len().min((end - at) as usize);
-        user::copy_in(&mut chunk[..have], at)?;
-        for i in 0..have.min(4096) {
-            let here = at + i as u64;
-            let short = chunk
-                .get(i..i + 2)
-                .filter(|b| matches!(b[0], 0x70..=0x7f | 0xeb | 0xe0..=0xe3));
-            if short.is_some_and(|b| inside(here.wrapping_add(2).wrapping_add(b[1] as i8 as u64))) {
-                return Ok(true);
-            }
-            let Some(b) = chunk[..have].get(i..i + 6) else {
-                continue;
-            };
-            let near = match b[0] {
-                0xe8 | 0xe9 => Some((1, 5)),
-                0x0f if b[1] & 0xf0 == 0x80 => Some((2, 6)),
-                _ => None,
-            };
-            if let Some((operand, size)) = near {
-                let offset = i32::from_le_bytes([
-                    b[operand],
-                    b[operand + 1],
-                    b[operand + 2],
-                    b.get(operand + 3).copied().unwrap_or(0),
-                ]);
-                if inside(here.wrapping_add(size).wrapping_add(i64::from(offset) as u64)) {
-                    return Ok(true);
-                }
-            }
-        }
-        at += 4096;
-    }
-    Ok(false)
+    let mut bytes = alloc::vec![0u8; (end - start) as usize];
+    user::copy_in(&mut bytes, start)?;
+    let targets = jumps::jump_targets(start, &bytes);
+    let found = is_target(&targets);
+    sites().texts.insert(start, Arc::new(Text { end, targets }));
+    Ok(found)
 }
 
 /// Trampoline code at `at`, and where in it the program goes on after the call.

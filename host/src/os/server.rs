@@ -147,6 +147,7 @@ pub struct Server {
     taken: Vec<u32>,
     events_posted: u32,
     spin: Spin,
+    cores: usize,
     scratch: Scratch,
     // Kept open for the epoll set.
     _bells: (OwnedFd, OwnedFd),
@@ -176,6 +177,7 @@ impl Server {
             taken: vec![0; vcpus],
             events_posted: 0,
             spin: Spin::new(parts.spin),
+            cores: std::thread::available_parallelism().map_or(1, usize::from),
             scratch: Scratch::new(),
             _bells: (parts.doorbell, parts.lifeline),
         })
@@ -211,7 +213,12 @@ impl Server {
                 Turn::Events(0) => {}
                 Turn::Events(_) => idle_since = now,
             }
-            if !self.spin.goes_on(now.duration_since(idle_since)) {
+            // A vCPU thread may wait for this very core.
+            std::thread::yield_now();
+            if !self
+                .spin
+                .goes_on(now.duration_since(idle_since), || self.is_crowded())
+            {
                 if self.sleep(now)? == Turn::Gone {
                     return Ok(());
                 }
@@ -281,6 +288,14 @@ impl Server {
         // No thread to be had: better late than never.
         in_progress.store(false, Ordering::Relaxed);
         shared.execute(request, Place::Worker, &mut self.scratch)
+    }
+
+    /// Whether the guest's vCPUs have work for every core.
+    fn is_crowded(&self) -> bool {
+        let running = |vcpu: &VcpuIndex| {
+            self.shared.region.queue(*vcpu).state.load(Ordering::Relaxed) == VcpuState::Running as u32
+        };
+        self.shared.vcpu_indices().filter(running).count() >= self.cores
     }
 
     fn has_requests(&self) -> bool {

@@ -27,6 +27,8 @@ pub struct Plan<'a> {
     pub tsc_khz: u64,
     /// Configuration for the libos ([`cloak_abi::config`]).
     pub config: &'a [u8],
+    /// The VM has one context, which edits its page tables itself.
+    pub own_tables: bool,
 }
 
 /// Loads everything; gives the kernel's entry point.
@@ -78,9 +80,11 @@ pub fn load(memory: &GuestMemoryMmap, plan: &Plan<'_>) -> Result<u64, VmError> {
     for (start, end) in [(0, ram_low), (HOLE_END, HOLE_END + ram_high)] {
         tables.map(KERNEL_PHYS_VA + start, start, end - start, rw)?;
     }
-    // The libos reads its page tables (it keeps no second copy of what is mapped), and never writes them.
-    tables.map(LIBOS_PHYS_VA + ROOT_GPA, ROOT_GPA, PAGE, PTE_NX | PTE_U)?;
-    tables.map(LIBOS_PHYS_VA + pool, pool, pool_end - pool, PTE_NX | PTE_U)?;
+    // The libos reads its page tables (it keeps no second copy of what is mapped). It writes them only where
+    // there is no other context whose frames it could map.
+    let access = if plan.own_tables { rw } else { PTE_NX };
+    tables.map(LIBOS_PHYS_VA + ROOT_GPA, ROOT_GPA, PAGE, access | PTE_U)?;
+    tables.map(LIBOS_PHYS_VA + pool, pool, pool_end - pool, access | PTE_U)?;
     tables.map(LIBOS_PHYS_VA + pool_end, pool_end, ram_low - pool_end, rw | PTE_U)?;
     tables.map(LIBOS_PHYS_VA + HOLE_END, HOLE_END, ram_high, rw | PTE_U)?;
     tables.map(
@@ -109,7 +113,7 @@ pub fn load(memory: &GuestMemoryMmap, plan: &Plan<'_>) -> Result<u64, VmError> {
         shared_len: SHARED_LEN as u64,
         tsc_khz: plan.tsc_khz,
         platform: 0,
-        reserved: 0,
+        own_tables: u32::from(plan.own_tables),
     };
     put(memory, BOOT_GPA, boot.as_bytes())?;
     // The libos reads its own copy: the kernel's page is not its to see.

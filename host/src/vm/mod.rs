@@ -42,6 +42,8 @@ pub struct Options {
     pub memory: u64,
     /// Configuration for the libos ([`cloak_abi::config`]).
     pub config: Vec<u8>,
+    /// The VM has one context, which edits its page tables itself.
+    pub own_tables: bool,
 }
 
 /// How the program ended.
@@ -192,6 +194,7 @@ impl Prepared {
             vcpus: options.vcpus as u32,
             tsc_khz,
             config: &options.config,
+            own_tables: options.own_tables,
         };
         let entry = load::load(&memory, &plan)?;
         let handles: Arc<[_]> = wakes

@@ -4,11 +4,11 @@ use core::sync::atomic::{AtomicU32, Ordering};
 
 use cloak_abi::kcall::{Kcall, KcallError};
 use cloak_abi::vcpu::{MAX_OPS, MonitorCall, VcpuBlock, VcpuState};
+use cloak_pagetables::tables::{Editor, Op};
 
 use super::cpu::{self, Cpu, cpu, monitor, wrmsr};
 use super::{SHARED, Window, entry};
 use crate::shoot::Generation;
-use crate::tables::{Editor, Op};
 
 static GENERATION: Generation = Generation::new();
 /// Guards [`SHARED`] and all page tables.
@@ -59,28 +59,53 @@ pub extern "C" fn dispatch(number: u64, first: u64, second: u64, index: u32) -> 
         n if n == Kcall::SyscallMode as u64 => syscall_mode(first),
         n if n == Kcall::SpaceNew as u64 => space_new(cpu, first, None),
         n if n == Kcall::SpaceCopy as u64 => space_new(cpu, first, Some(second)),
-        n if n == Kcall::SpaceSwitch as u64 => locked(cpu, |shared| {
-            cpu::switch(cpu, first, shared.spaces.root(first)?);
-            Ok(0)
-        }),
+        n if n == Kcall::SpaceSwitch as u64 => space_switch(cpu, first, second),
         n if n == Kcall::SpaceFree as u64 => space_free(cpu, first),
+        n if n == Kcall::Shoot as u64 => {
+            shoot(cpu, first, constants().vcpus);
+            Ok(0)
+        }
         _ => Err(KcallError::Invalid),
     };
     result.unwrap_or_else(|error| -(error as i64))
 }
 
 fn on_other(cpu: &Cpu, target: u64, call: MonitorCall) -> Result<i64, KcallError> {
-    let vcpus = locked(cpu, |shared| shared.vcpus);
-    if target >= u64::from(vcpus) || target == cpu.index {
+    if target >= u64::from(constants().vcpus) || target == cpu.index {
         return Err(KcallError::Invalid);
     }
     monitor(call, target as u32);
     Ok(0)
 }
 
+/// What does not change after the first vCPU's start.
+fn constants() -> &'static super::Constants {
+    // SAFETY: written once, before any kernel call.
+    unsafe { &*(&raw const super::CONSTANTS) }
+}
+
+fn space_switch(cpu: &Cpu, number: u64, root: u64) -> Result<i64, KcallError> {
+    let all = constants();
+    if all.checks {
+        return locked(cpu, |shared| {
+            cpu::switch(cpu, number, shared.spaces.root(number)?);
+            Ok(0)
+        });
+    }
+    // The context's own table: it answers for what is in it.
+    if root != all.first_root && !all.tables.contains(&root) || root % cloak_abi::layout::PAGE != 0 {
+        return Err(KcallError::Invalid);
+    }
+    cpu::switch(cpu, number, root);
+    Ok(0)
+}
+
 /// Makes an address space: empty, or a copy of `source`.
 fn space_new(cpu: &Cpu, number: u64, source: Option<u64>) -> Result<i64, KcallError> {
     let (root, vcpus) = locked(cpu, |shared| {
+        if !constants().checks {
+            return Err(KcallError::Invalid);
+        }
         let first = shared.spaces.root(0)?;
         let source = source.map(|s| shared.spaces.root(s)).transpose()?;
         let slot = shared.spaces.vacant(number)?;
@@ -96,7 +121,7 @@ fn space_new(cpu: &Cpu, number: u64, source: Option<u64>) -> Result<i64, KcallEr
             return Err(error);
         }
         *slot = root;
-        Ok((root, shared.vcpus))
+        Ok((root, constants().vcpus))
     })?;
     if let Some(source) = source {
         shoot(cpu, source, vcpus);
@@ -106,7 +131,10 @@ fn space_new(cpu: &Cpu, number: u64, source: Option<u64>) -> Result<i64, KcallEr
 
 fn space_free(cpu: &Cpu, number: u64) -> Result<i64, KcallError> {
     locked(cpu, |shared| {
-        let others = (0..u64::from(shared.vcpus)).filter(|&i| i != cpu.index);
+        if !constants().checks {
+            return Err(KcallError::Invalid);
+        }
+        let others = (0..u64::from(constants().vcpus)).filter(|&i| i != cpu.index);
         if others
             .into_iter()
             .any(|i| super::cpu(i as usize).space.load(Ordering::SeqCst) == number)
@@ -133,6 +161,9 @@ fn page_ops(cpu: &Cpu, argument: u64) -> Result<i64, KcallError> {
         return Err(KcallError::Invalid);
     }
     let (done, vcpus) = locked(cpu, |shared| {
+        if !constants().checks {
+            return Err(KcallError::Invalid); // the context's own business
+        }
         let root = shared.spaces.root(space)?;
         let mut shoot = None;
         for (i, raw) in block(cpu).ops[..count as usize].iter().enumerate() {
@@ -146,7 +177,7 @@ fn page_ops(cpu: &Cpu, argument: u64) -> Result<i64, KcallError> {
                 &shared.owned,
             )?;
             if op.is_shoot() {
-                shoot = Some(shared.vcpus);
+                shoot = Some(constants().vcpus);
                 continue;
             }
             let mut editor = Editor {

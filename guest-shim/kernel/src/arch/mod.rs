@@ -13,7 +13,8 @@ use core::ptr;
 use cloak_abi::boot::{BOOT_MAGIC, BootBlock, LIBOS_MAGIC, LibosHeader};
 use cloak_abi::layout::{BOOT_GPA, KERNEL_PHYS_VA, LIBOS_BASE, LIBOS_VCPU_VA, PAGE};
 
-use crate::frames::{Memory, Owned, Pool};
+use cloak_pagetables::frames::{Memory, Owned, Pool};
+
 use crate::spaces::Spaces;
 
 /// The kernel's window on guest-physical memory.
@@ -78,14 +79,30 @@ struct Shared {
     pool: Pool,
     owned: Owned,
     spaces: Spaces,
-    vcpus: u32,
 }
+
+/// What the first vCPU finds at its start. Not changed afterwards.
+#[derive(Debug)]
+struct Constants {
+    vcpus: u32,
+    /// Several contexts share the VM: page tables are changed here only.
+    checks: bool,
+    first_root: u64,
+    /// The pool of page-table frames.
+    tables: core::ops::Range<u64>,
+}
+
+static mut CONSTANTS: Constants = Constants {
+    vcpus: 0,
+    checks: true,
+    first_root: 0,
+    tables: 0..0,
+};
 
 static mut SHARED: Shared = Shared {
     pool: Pool::new(0, 0),
     owned: Owned::new((0, 0), (0, 0)),
     spaces: Spaces::new(),
-    vcpus: 0,
 };
 
 /// First Rust code on each vCPU: makes its descriptor tables and enters the libos.
@@ -114,7 +131,12 @@ extern "C" fn start(index: u32) -> ! {
             if let Ok(first) = shared.spaces.vacant(0) {
                 *first = cpu::root();
             }
-            shared.vcpus = boot.vcpus;
+            *(&raw mut CONSTANTS) = Constants {
+                vcpus: boot.vcpus,
+                checks: boot.own_tables == 0,
+                first_root: cpu::root(),
+                tables: boot.table_pool_next..boot.table_pool_end,
+            };
         }
     }
     let block = KERNEL_PHYS_VA + boot.vcpu_blocks + u64::from(index) * PAGE;

@@ -8,6 +8,7 @@ use super::calls_open::path_argument;
 use super::file::Stat;
 use super::flags::*;
 use super::hostops::{self, At};
+use super::name_cache::{self, Question};
 use super::node::{self, Link};
 use super::walk::{self, Last, Place};
 use super::{OpenFile, fd};
@@ -50,7 +51,8 @@ fn statx_at(dirfd: i32, path: &[u8], flags: u32, mask: u32) -> SysResult<Statx> 
     let host_flags = flags & (AT_SYMLINK_NOFOLLOW | AT_STATX_SYNC) | AT_NO_AUTOMOUNT;
     walk::with(dirfd, path, last(flags), |place| match place {
         Place::Host(place) => {
-            let statx = hostops::statx(place.at(), host_flags, mask)?;
+            let question = Question::Attributes(host_flags, mask);
+            let statx = name_cache::answer(place, question, || hostops::statx(place.at(), host_flags, mask))?;
             if place.must_be_directory && !is_dir(u32::from(statx.mode)) {
                 return Err(Errno::ENOTDIR);
             }
@@ -149,7 +151,10 @@ fn access_at(dirfd: i32, path: &[u8], mode: u32, flags: u32) -> SysResult {
     }
     walk::with(dirfd, path, last(flags), |place| match place {
         Place::Host(place) => {
-            hostops::access(place.at(), mode, flags & (AT_EACCESS | AT_SYMLINK_NOFOLLOW))?;
+            let flags = flags & (AT_EACCESS | AT_SYMLINK_NOFOLLOW);
+            name_cache::answer(place, Question::Access(mode, flags), || {
+                hostops::access(place.at(), mode, flags).map(|()| Statx::default())
+            })?;
             Ok(0)
         }
         Place::Node(place) => {

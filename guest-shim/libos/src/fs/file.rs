@@ -79,6 +79,10 @@ pub trait File: Send + Sync {
         let _ = (offset, to);
         Err(Errno::ESPIPE)
     }
+    /// [`File::read_at`] for pages of a private mapping, which are not kept a second time.
+    fn read_direct(&self, offset: u64, to: &mut Buf) -> SysResult<usize> {
+        self.read_at(offset, to)
+    }
     /// Writes at an offset.
     fn write_at(&self, offset: u64, from: &mut Buf) -> SysResult<usize> {
         let _ = (offset, from);

@@ -17,6 +17,7 @@ use super::file::{File, Mapping, Stat};
 use super::flags::{O_APPEND, SEEK_CUR, SEEK_DATA, SEEK_END, SEEK_HOLE, SEEK_SET};
 use super::hostfd::HostFd;
 use super::hostops;
+use super::read_cache::{self, Content, Source};
 use super::shared_pages::{self, SharedPages};
 use crate::errno::{Errno, SysResult};
 use crate::host::{CAPACITY, Request};
@@ -43,6 +44,8 @@ pub struct HostFile {
     key: shared_pages::Key,
     /// Set from the first shared mapping on: keeps its pages.
     shared: Mutex<Option<Arc<SharedPages>>>,
+    /// What was read, if it is on a read-only mount.
+    content: Option<Arc<Content>>,
 }
 
 impl HostFile {
@@ -56,7 +59,15 @@ impl HostFile {
             writable: flags & 3 != 0,
             key: (stat.dev, stat.ino),
             shared: Mutex::new(None),
+            content: None,
         }
+    }
+
+    /// The same, of a mount that nobody inside can write: its content is cached.
+    #[must_use]
+    pub fn cached(mut self, stat: &Stat) -> Self {
+        self.content = Some(read_cache::content(self.key, stat));
+        self
     }
 
     fn transfer_in(&self, op: HostOp, mut offset: u64, to: &mut Buf) -> SysResult<usize> {
@@ -86,6 +97,7 @@ impl HostFile {
     fn transfer_out(&self, op: HostOp, mut offset: u64, from: &mut Buf) -> SysResult<usize> {
         let mut request = Request::new();
         let pages = shared_pages::find(self.key);
+        read_cache::changed(self.key);
         let mut done = 0;
         while !from.is_empty() {
             let want = request.put_from(0, from, from.len().min(CAPACITY));
@@ -172,6 +184,16 @@ pub fn seek_from(base: u64, offset: i64) -> SysResult<u64> {
     u64::try_from(to).map_err(|_| Errno::EINVAL)
 }
 
+impl Source for HostFile {
+    fn fetch(&self, offset: u64, to: &mut Buf) -> SysResult<usize> {
+        self.transfer_in(HostOp::PRead, offset, to)
+    }
+
+    fn attributes(&self) -> SysResult<Stat> {
+        hostops::fstat(&self.fd)
+    }
+}
+
 impl File for HostFile {
     fn read(&self, file: &OpenFile, to: &mut Buf) -> SysResult<usize> {
         if self.position == Position::Host {
@@ -200,6 +222,13 @@ impl File for HostFile {
     }
 
     fn read_at(&self, offset: u64, to: &mut Buf) -> SysResult<usize> {
+        if let Some(content) = &self.content {
+            return content.read_at(self, offset, to);
+        }
+        self.read_direct(offset, to)
+    }
+
+    fn read_direct(&self, offset: u64, to: &mut Buf) -> SysResult<usize> {
         if let Some(pages) = shared_pages::find(self.key) {
             pages.write_back(offset, offset.saturating_add(to.len() as u64))?;
         }
@@ -238,6 +267,7 @@ impl File for HostFile {
 
     fn truncate(&self, size: u64) -> SysResult<()> {
         hostops::plain(HostOp::Truncate, &self.fd, size, 0, 0)?;
+        read_cache::changed(self.key);
         match shared_pages::find(self.key) {
             Some(pages) => pages.resize(size),
             None => Ok(()),
@@ -252,6 +282,7 @@ impl File for HostFile {
     fn allocate(&self, mode: u32, offset: u64, len: u64) -> SysResult<()> {
         self.settle()?;
         hostops::plain(HostOp::Allocate, &self.fd, u64::from(mode), offset, len)?;
+        read_cache::changed(self.key);
         if let Some(pages) = shared_pages::find(self.key) {
             pages.resize(hostops::fstat(&self.fd)?.size as u64)?;
             pages.reload(

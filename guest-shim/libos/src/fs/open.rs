@@ -88,7 +88,7 @@ fn open_host(place: &HostPlace, flags: u32, mode: u32) -> SysResult<Arc<OpenFile
         truncated(&stat)?;
     }
     Ok(OpenFile::new(
-        host_file(fd, &stat, flags),
+        host_file(fd, &stat, flags, place.read_only),
         flags & !CREATION_FLAGS,
         place.path.clone(),
     ))
@@ -102,12 +102,16 @@ fn truncated(stat: &Stat) -> SysResult<()> {
     }
 }
 
-fn host_file(fd: HostFd, stat: &Stat, flags: u32) -> Arc<dyn File> {
+fn host_file(fd: HostFd, stat: &Stat, flags: u32, read_only: bool) -> Arc<dyn File> {
     if flags & O_PATH != 0 {
         return Arc::new(PathFile::Host(fd));
     }
     match stat.mode & S_IFMT {
         S_IFDIR => Arc::new(HostDir::new(fd)),
+        // Files that are made up when they are read say that they are empty.
+        S_IFREG if read_only && stat.size > 0 => {
+            Arc::new(HostFile::new(fd, stat, flags, Position::Guest).cached(stat))
+        }
         S_IFREG | S_IFBLK => Arc::new(HostFile::new(fd, stat, flags, Position::Guest)),
         _ => Arc::new(HostStream::new(fd)),
     }

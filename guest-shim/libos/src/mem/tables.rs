@@ -1,5 +1,5 @@
-//! Reading and changing the page tables of an address space: reads go straight to the tables (they are mapped
-//! read-only in the window), changes are batched into kernel calls.
+//! Reading and changing the page tables of an address space: reads go straight to the tables, which the window
+//! maps. Changes do too where the context has its VM to itself; else they are batched into kernel calls.
 
 use alloc::vec::Vec;
 use core::sync::atomic::Ordering;
@@ -7,8 +7,10 @@ use core::sync::atomic::Ordering;
 use cloak_abi::kcall::{
     Kcall, MAX_SPACES, PTE_A, PTE_ADDR, PTE_D, PTE_NX, PTE_P, PTE_PS, PTE_SHARED, PTE_U, PTE_W, PageOpKind,
 };
-use cloak_abi::layout::{LARGE, PAGE, ROOT_GPA};
+use cloak_abi::layout::{HOLE_END, LARGE, PAGE, ROOT_GPA};
 use cloak_abi::vcpu::MAX_OPS;
+use cloak_pagetables::frames::{Memory, Owned, Pool};
+use cloak_pagetables::tables::{Editor, Op};
 use spin::Mutex;
 
 use super::area::Protection;
@@ -70,6 +72,13 @@ impl Tables {
     #[must_use]
     pub const fn number(self) -> u32 {
         self.number
+    }
+
+    /// This vCPU continues in the address space.
+    pub fn load(self) {
+        if arch::kcall2(Kcall::SpaceSwitch, u64::from(self.number), self.root) != 0 {
+            arch::panic_exit("an address space that the kernel does not know");
+        }
     }
 
     /// What is mapped at `va`, and where the range of which that is true ends.
@@ -152,7 +161,7 @@ struct Numbers {
     next: u32,
     free: Vec<u32>,
     /// Ended, but still current on a vCPU that has had nothing else to do since.
-    lingering: Vec<u32>,
+    lingering: Vec<Tables>,
 }
 
 static NUMBERS: Mutex<Numbers> = Mutex::new(Numbers {
@@ -161,11 +170,11 @@ static NUMBERS: Mutex<Numbers> = Mutex::new(Numbers {
     lingering: Vec::new(),
 });
 
-/// Makes an address space: `call` asks the kernel for it by number and gives the root table.
+/// Makes an address space: empty, or a copy of `source`.
 ///
 /// # Errors
 /// ENOMEM when there are no tables or numbers left.
-pub fn make(call: impl FnOnce(u64) -> i64) -> SysResult<Tables> {
+pub fn make(source: Option<Tables>) -> SysResult<Tables> {
     retry();
     let number = {
         let mut numbers = NUMBERS.lock();
@@ -178,41 +187,64 @@ pub fn make(call: impl FnOnce(u64) -> i64) -> SysResult<Tables> {
             None => return Err(Errno::ENOMEM),
         }
     };
-    match u64::try_from(call(u64::from(number))) {
-        Ok(root) => Ok(Tables { number, root }),
-        Err(_) => {
+    let root = match source {
+        _ if OWN.is_own() => OWN.make(source.map(|s| s.root)),
+        None => by_kernel(arch::kcall(Kcall::SpaceNew, u64::from(number))),
+        Some(source) => by_kernel(arch::kcall2(
+            Kcall::SpaceCopy,
+            u64::from(number),
+            u64::from(source.number),
+        )),
+    };
+    match root {
+        Ok(root) => {
+            if let Some(source) = source.filter(|_| OWN.is_own()) {
+                barrier(source); // its pages can't be written any more
+            }
+            Ok(Tables { number, root })
+        }
+        Err(error) => {
             NUMBERS.lock().free.push(number);
-            Err(Errno::ENOMEM)
+            Err(error)
         }
     }
 }
 
+fn by_kernel(result: i64) -> SysResult {
+    u64::try_from(result).map_err(|_| Errno::ENOMEM)
+}
+
 /// The address space is not used any more.
 pub fn release(tables: Tables) {
-    if !free(tables.number) {
-        NUMBERS.lock().lingering.push(tables.number);
+    if !free(tables) {
+        NUMBERS.lock().lingering.push(tables);
     }
 }
 
-fn free(number: u32) -> bool {
-    let freed = arch::kcall(Kcall::SpaceFree, u64::from(number)) == 0;
-    if freed {
-        crate::sched::space_freed(number);
-        NUMBERS.lock().free.push(number);
+fn free(tables: Tables) -> bool {
+    if OWN.is_own() {
+        // A vCPU must not find its root table changed.
+        if crate::sched::is_loaded(tables.number) {
+            return false;
+        }
+        OWN.edit(tables.root, |editor| editor.end());
+    } else if arch::kcall(Kcall::SpaceFree, u64::from(tables.number)) != 0 {
+        return false;
+    } else {
+        crate::sched::space_freed(tables.number);
     }
-    freed
+    NUMBERS.lock().free.push(tables.number);
+    true
 }
 
-/// Tries again to free what was still current on some vCPU.
+/// Tries again to free what was still loaded on some vCPU.
 fn retry() {
     if NUMBERS.lock().lingering.is_empty() {
         return;
     }
     let lingering = core::mem::take(&mut NUMBERS.lock().lingering);
-    for number in lingering {
-        if !free(number) {
-            NUMBERS.lock().lingering.push(number);
-        }
+    for tables in lingering {
+        release(tables);
     }
 }
 
@@ -296,7 +328,7 @@ impl Batch {
         Ok(())
     }
 
-    /// Carries out what was collected.
+    /// Carries out what was collected, and lets every vCPU forget the rights that it took away.
     ///
     /// # Errors
     /// ENOMEM when there are no page-table frames left.
@@ -304,32 +336,114 @@ impl Batch {
         if self.ops.is_empty() {
             return Ok(());
         }
-        if self.reduces {
-            self.ops.push([PageOpKind::Shoot as u64, 0, 0, 0]);
+        let reduces = core::mem::take(&mut self.reduces);
+        let ops = core::mem::take(&mut self.ops);
+        if OWN.is_own() {
+            OWN.apply(self.tables.root, &ops)?;
+            if reduces {
+                barrier(self.tables);
+            }
+            return Ok(());
         }
+        let shoot = [PageOpKind::Shoot as u64, 0, 0, 0];
+        let all = ops.iter().chain(reduces.then_some(&shoot));
         let block = arch::vcpu_block(arch::vcpu_index());
-        for (to, op) in block.ops.iter().zip(&self.ops) {
+        let mut count = 0;
+        for (to, op) in block.ops.iter().zip(all) {
             for (word, value) in [&to.va_kind, &to.len, &to.gpa, &to.flags].into_iter().zip(op) {
                 word.store(*value, Ordering::Relaxed);
             }
+            count += 1;
         }
-        let count = self.ops.len() as i64;
-        self.ops.clear();
-        self.reduces = false;
-        let done = arch::kcall(Kcall::PageOps, count as u64 | u64::from(self.tables.number) << 32);
-        if done == count { Ok(()) } else { Err(Errno::ENOMEM) }
+        let done = arch::kcall(Kcall::PageOps, count | u64::from(self.tables.number) << 32);
+        if done == count as i64 {
+            Ok(())
+        } else {
+            Err(Errno::ENOMEM)
+        }
     }
 }
 
-/// Makes every other vCPU that runs in the address space pass through the kernel.
+/// Makes every vCPU that has the address space loaded pass through the kernel and forget its translations.
 pub fn barrier(tables: Tables) {
-    let mut batch = Batch {
-        tables,
-        ops: alloc::vec![[PageOpKind::Shoot as u64, 0, 0, 0]],
-        reduces: false,
-    };
-    // A shoot-down alone needs no table frames: it can't fail.
-    let _ = batch.run();
+    arch::kcall(Kcall::Shoot, u64::from(tables.number));
+}
+
+/// The context's tables where it edits them itself: it has the VM to itself, so no other context's frames
+/// could be mapped, and code at CPL 3 runs at full speed on hosts that interpret CPL 0.
+struct OwnTables {
+    pool: Mutex<Option<Pool>>,
+}
+
+static OWN: OwnTables = OwnTables {
+    pool: Mutex::new(None),
+};
+
+impl OwnTables {
+    fn is_own(&self) -> bool {
+        arch::boot().own_tables != 0
+    }
+
+    fn apply(&self, root: u64, ops: &[[u64; 4]]) -> SysResult<()> {
+        let boot = arch::boot();
+        let owned = Owned::new(
+            (boot.table_pool_end, boot.ram_low),
+            (HOLE_END, HOLE_END + boot.ram_high),
+        );
+        self.edit(root, |editor| {
+            for [va_kind, len, gpa, flags] in ops {
+                // Checked all the same: a slip of ours must not become a mapping of the shim's own memory.
+                let op = Op::check(*va_kind, *len, *gpa, *flags, &owned).map_err(|_| Errno::EINVAL)?;
+                editor.apply(&op).map_err(|_| Errno::ENOMEM)?;
+            }
+            Ok(())
+        })
+    }
+
+    fn edit<R>(&self, root: u64, work: impl FnOnce(&mut Editor<'_, Window>) -> R) -> R {
+        let boot = arch::boot();
+        let mut pool = self.pool.lock();
+        work(&mut Editor {
+            root,
+            memory: &mut Window,
+            pool: pool.get_or_insert_with(|| Pool::new(boot.table_pool_next, boot.table_pool_end)),
+        })
+    }
+
+    /// A new address space: empty, or a copy of the one whose root is at `source`. Gives its root.
+    fn make(&self, source: Option<u64>) -> SysResult<u64> {
+        // The root's place is not known before the pool has given it.
+        self.edit(0, |editor| {
+            editor.root = editor.pool.take(editor.memory).map_err(|_| Errno::ENOMEM)?;
+            editor.begin(ROOT_GPA);
+            if source.is_some_and(|s| editor.copy(s).is_err()) {
+                editor.end();
+                return Err(Errno::ENOMEM);
+            }
+            Ok(editor.root)
+        })
+    }
+}
+
+/// Guest-physical memory through the libos's window.
+struct Window;
+
+impl Memory for Window {
+    fn read(&self, gpa: u64) -> u64 {
+        // SAFETY: the editor passes addresses inside tables, which the window maps.
+        unsafe { core::ptr::read_volatile(window(gpa) as *const u64) }
+    }
+
+    fn write(&mut self, gpa: u64, value: u64) {
+        // SAFETY: as above; the pool's lock is held.
+        unsafe { core::ptr::write_volatile(window(gpa) as *mut u64, value) }
+    }
+
+    fn fill(&mut self, gpa: u64, first: u64, step: u64, count: u64) {
+        for i in 0..count {
+            self.write(gpa + 8 * i, first.wrapping_add(step.wrapping_mul(i)));
+        }
+    }
 }
 
 /// Flag of pages whose frame is not the address space's own.

@@ -29,6 +29,7 @@ use crate::arch::{self, Context, Frame, Stack, Tcb, XSAVE_MAX};
 use crate::errno::{Errno, SysResult};
 use crate::host;
 use crate::mem::space::Space;
+use crate::mem::tables::Tables;
 use crate::process::Process;
 use crate::signal::ThreadSignals;
 
@@ -108,8 +109,8 @@ struct Vcpu {
     current: UnsafeCell<Option<Arc<Thread>>>,
     previous: UnsafeCell<Option<Arc<Thread>>>,
     idle: UnsafeCell<Option<Arc<Thread>>>,
-    /// Number of the address space that it has loaded.
-    space: Cell<u32>,
+    /// Number of the address space that it has loaded. Others read it.
+    space: AtomicU32,
 }
 
 // SAFETY: each element is used by its own vCPU only.
@@ -120,7 +121,7 @@ static VCPUS: [Vcpu; MAX_VCPUS] = [const {
         current: UnsafeCell::new(None),
         previous: UnsafeCell::new(None),
         idle: UnsafeCell::new(None),
-        space: Cell::new(0),
+        space: AtomicU32::new(0),
     }
 }; MAX_VCPUS];
 
@@ -322,7 +323,7 @@ pub fn enter_program(frame: Frame) -> ! {
 
 /// The running thread goes on in another address space.
 pub fn enter_space(space: Arc<Space>) {
-    load_space(space.tables.number());
+    load_space(space.tables);
     // SAFETY: the running thread's own; nobody else reads it, and the caller keeps no reference to the old one.
     let old = unsafe { core::mem::replace(&mut *current().space.get(), space) };
     drop(old);
@@ -337,22 +338,26 @@ pub fn abandon_space(other: Arc<Space>) {
 }
 
 /// This vCPU loads an address space, if it has not.
-fn load_space(number: u32) {
+fn load_space(tables: Tables) {
     let loaded = &vcpu().space;
-    if loaded.get() != number {
-        if arch::kcall(Kcall::SpaceSwitch, u64::from(number)) != 0 {
-            arch::panic_exit("an address space that the kernel does not know");
-        }
-        loaded.set(number);
+    if loaded.load(Ordering::Relaxed) != tables.number() {
+        // First the number: who sees the old one may take the old tables away, and they must not be loaded then.
+        loaded.store(tables.number(), Ordering::SeqCst);
+        tables.load();
     }
 }
 
 /// The kernel has freed an address space: if this vCPU had it, it has the first one now.
 pub fn space_freed(number: u32) {
     let loaded = &vcpu().space;
-    if loaded.get() == number {
-        loaded.set(0);
+    if loaded.load(Ordering::Relaxed) == number {
+        loaded.store(0, Ordering::SeqCst);
     }
+}
+
+/// Whether a vCPU has an address space loaded.
+pub fn is_loaded(number: u32) -> bool {
+    (0..arch::boot().vcpus as usize).any(|i| VCPUS[i].space.load(Ordering::SeqCst) == number)
 }
 
 /// Remembers the frame of the system call that the running thread is in.
@@ -523,7 +528,7 @@ fn switch_to(next: Arc<Thread>) {
     next.on_cpu.store(true, Ordering::Relaxed);
     if next.tid() != 0 {
         // An idle thread runs in whatever address space there is.
-        load_space(next.space().tables.number());
+        load_space(next.space().tables);
     }
     SWITCHES.fetch_add(1, Ordering::Relaxed);
     let index = arch::vcpu_index();

@@ -47,7 +47,7 @@ static BOOT: BootCell = BootCell(UnsafeCell::new(BootBlock {
     shared_len: 0,
     tsc_khz: 0,
     platform: 0,
-    reserved: 0,
+    own_tables: 0,
 }));
 
 /// The boot block.

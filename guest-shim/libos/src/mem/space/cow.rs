@@ -8,7 +8,6 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicUsize, Ordering};
 
-use cloak_abi::kcall::Kcall;
 use cloak_abi::layout::{LARGE, PAGE};
 
 use super::{Inner, Space, push_run};
@@ -54,7 +53,7 @@ impl Space {
     /// # Errors
     /// ENOMEM.
     pub fn empty() -> SysResult<Arc<Self>> {
-        let tables = tables::make(|number| arch::kcall2(Kcall::SpaceNew, number, 0))?;
+        let tables = tables::make(None)?;
         Ok(Self::with(
             tables,
             Areas::default(),
@@ -99,7 +98,7 @@ impl Space {
 impl Inner {
     fn copy(&mut self) -> SysResult<(Tables, Areas)> {
         let source = self.tables;
-        let copy = tables::make(|number| arch::kcall2(Kcall::SpaceCopy, number, u64::from(source.number())))?;
+        let copy = tables::make(Some(source))?;
         self.copied = true;
         let mut areas = Areas::default();
         let mut batch = Batch::new(copy);

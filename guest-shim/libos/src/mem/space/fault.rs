@@ -232,7 +232,7 @@ impl Inner {
 fn read_fully(file: &OpenFile, offset: u64, buf: &mut Buf) -> usize {
     let mut got = 0;
     while !buf.is_empty() {
-        match file.file.read_at(offset + got as u64, buf) {
+        match file.file.read_direct(offset + got as u64, buf) {
             Ok(0) | Err(_) => break,
             Ok(n) => got += n,
         }
