@@ -36,6 +36,8 @@ pub static DISABLED: AtomicBool = AtomicBool::new(false);
 
 /// Traps at a site before its text is searched for jumps behind the SYSCALL, which costs as much as some traps.
 const HOT: u8 = 32;
+/// Traps at a site in text that a relative has, too.
+const SHARED_HOT: u8 = 6;
 /// Bytes of trampolines mapped at a time.
 const REGION: u64 = 0x1_0000;
 /// A trampoline is at most this far from its site (a 32-bit displacement, with room).
@@ -147,7 +149,13 @@ pub fn visit(rip: u64) {
         *count += 1;
         *count
     };
-    if count != 1 && count != HOT || BUSY.swap(1, Ordering::Acquire) != 0 {
+    let due = match count {
+        1 => !is_copied(rip),
+        SHARED_HOT => is_copied(rip),
+        HOT => true,
+        _ => false,
+    };
+    if !due || BUSY.swap(1, Ordering::Acquire) != 0 {
         return;
     }
     let done = patch(rip, count == HOT);
@@ -155,6 +163,13 @@ pub fn visit(rip: u64) {
         sites().seen.insert(rip, u8::MAX);
     }
     BUSY.store(0, Ordering::Release);
+}
+
+/// Whether other processes have the text at `rip`, too: to patch it takes a copy of the page, which a process that
+/// soon ends or runs another program does not earn back.
+fn is_copied(rip: u64) -> bool {
+    let (leaf, _) = space::current().tables.look(rip);
+    leaf.is_some_and(|leaf| frames::is_shared(leaf.gpa))
 }
 
 /// What will be replaced, and what the trampoline does instead.

@@ -7,12 +7,13 @@
 //! | `cow` | copies of an address space, copy-on-write, its end |
 //! | `place` | where mappings go |
 
-use alloc::collections::BTreeMap;
+use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::sync::atomic::AtomicUsize;
 
 use cloak_abi::layout::{LARGE, PAGE, is_user_range};
+use spin::Mutex;
 
 use super::area::{Area, Areas, Backing, Protection};
 use super::frames;
@@ -72,6 +73,11 @@ pub struct Inner {
     pub areas: Areas,
     /// Whether frames may be mapped by other address spaces too.
     copied: bool,
+    /// Pages that were copied when written after a `fork`, here and in relatives since the last `execve`: a few, which
+    /// the next `fork` copies at once.
+    hot: Arc<Mutex<BTreeSet<u64>>>,
+    /// The vCPU on which the fault that is being served happened.
+    faulted_on: usize,
     brk_start: u64,
     brk: u64,
     /// Page faults served.
@@ -129,7 +135,10 @@ impl Space {
     /// # Errors
     /// Why it can't be: the thread gets a signal.
     pub fn fault(&self, address: u64, access: Access) -> Result<(), Fault> {
-        self.inner.lock().fault(address, access)
+        let vcpu = crate::arch::vcpu_index();
+        let mut inner = self.inner.lock();
+        inner.faulted_on = vcpu;
+        inner.fault(address, access)
     }
 
     /// What identifies the word at `address` if it is in shared memory: its guest-physical address.

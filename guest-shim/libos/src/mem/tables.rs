@@ -320,6 +320,14 @@ impl Batch {
         self.push(PageOpKind::Protect, va, len, 0, flags)
     }
 
+    /// Gives more rights to what is mapped: nobody has to forget anything.
+    ///
+    /// # Errors
+    /// As [`Batch::map`].
+    pub fn raise(&mut self, va: u64, len: u64, flags: u64) -> SysResult<()> {
+        self.push(PageOpKind::Protect, va, len, 0, flags)
+    }
+
     fn push(&mut self, kind: PageOpKind, va: u64, len: u64, gpa: u64, flags: u64) -> SysResult<()> {
         if self.ops.len() == MAX_OPS - 1 {
             self.run()?;

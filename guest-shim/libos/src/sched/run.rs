@@ -360,6 +360,12 @@ pub fn is_loaded(number: u32) -> bool {
     (0..arch::boot().vcpus as usize).any(|i| VCPUS[i].space.load(Ordering::SeqCst) == number)
 }
 
+/// Whether another vCPU than this one has an address space loaded.
+pub fn is_loaded_elsewhere(number: u32) -> bool {
+    let me = arch::vcpu_index();
+    (0..arch::boot().vcpus as usize).any(|i| i != me && VCPUS[i].space.load(Ordering::SeqCst) == number)
+}
+
 /// Remembers the frame of the system call that the running thread is in.
 pub fn set_frame(frame: &mut Frame) {
     current().frame.set(frame);

@@ -13,18 +13,19 @@ use cloak_abi::layout::{LARGE, PAGE};
 use super::{Inner, Space, push_run};
 use crate::arch;
 use crate::errno::SysResult;
-use crate::mem::area::Areas;
+use crate::mem::area::{Areas, Protection};
 use crate::mem::frames;
 use crate::mem::tables::{self, Batch, Tables};
 use crate::patch::Sites;
 use crate::sched::Lock;
 
-/// Pages that are looked at around one that is written: on hosts that interpret the kernel a fault costs as much
-/// as copying hundreds of them.
+/// Bytes around a page that is written in which pages get their permission back, too.
 const AROUND: u64 = 8 * PAGE;
+/// Most pages that are copied in advance.
+const HOT_MAX: usize = 64;
 
 impl Space {
-    fn with(tables: Tables, areas: Areas, sites: Sites, copied: bool, brk: (u64, u64)) -> Arc<Self> {
+    fn with(tables: Tables, areas: Areas, sites: Sites, brk: (u64, u64)) -> Arc<Self> {
         let sites = Arc::new(sites);
         Arc::new(Self {
             tables,
@@ -33,7 +34,9 @@ impl Space {
                 tables,
                 sites,
                 areas,
-                copied,
+                copied: false,
+                hot: Arc::default(),
+                faulted_on: 0,
                 brk_start: brk.0,
                 brk: brk.1,
                 faults: 0,
@@ -45,7 +48,7 @@ impl Space {
     /// The one that the first vCPU starts in.
     #[must_use]
     pub fn first() -> Arc<Self> {
-        Self::with(Tables::first(), Areas::default(), Sites::default(), false, (0, 0))
+        Self::with(Tables::first(), Areas::default(), Sites::default(), (0, 0))
     }
 
     /// An empty one.
@@ -58,7 +61,6 @@ impl Space {
             tables,
             Areas::default(),
             Sites::default(),
-            false,
             (0, 0),
         ))
     }
@@ -72,7 +74,13 @@ impl Space {
         let mut inner = self.inner.lock();
         let (tables, areas) = inner.copy()?;
         let brk = inner.brk_range();
-        Ok(Self::with(tables, areas, self.sites.duplicate(), true, brk))
+        let copy = Self::with(tables, areas, self.sites.duplicate(), brk);
+        {
+            let mut other = copy.inner.lock();
+            other.copied = true;
+            other.hot = inner.hot.clone();
+        }
+        Ok(copy)
     }
 
     /// Another process uses it.
@@ -100,6 +108,7 @@ impl Inner {
         let source = self.tables;
         let copy = tables::make(Some(source))?;
         self.copied = true;
+        let hot = self.own_hot_pages();
         let mut areas = Areas::default();
         let mut batch = Batch::new(copy);
         let mut failed = None;
@@ -121,6 +130,9 @@ impl Inner {
                 areas.insert(start, area);
             }
         }
+        if failed.is_none() {
+            failed = self.copy_hot_pages(&mut batch, &hot).err();
+        }
         match failed.or(batch.run().err()) {
             None => Ok((copy, areas)),
             Some(error) => {
@@ -133,6 +145,43 @@ impl Inner {
                 Err(error)
             }
         }
+    }
+
+    /// Those of the pages often written after a `fork` that are this address space's alone.
+    fn own_hot_pages(&self) -> Vec<(u64, u64)> {
+        let pages: Vec<u64> = self.hot.lock().iter().copied().collect();
+        let own = |page: u64| {
+            let (_, area) = self.areas.find(page)?;
+            let leaf = self.tables.look(page).0?;
+            let usable = !area.dont_fork
+                && !area.wipe_on_fork
+                && area.protection.contains(Protection::WRITE)
+                && !leaf.large
+                && !leaf.is_shared()
+                && !frames::is_shared(leaf.gpa);
+            usable.then_some((page, leaf.gpa))
+        };
+        pages.into_iter().filter_map(own).collect()
+    }
+
+    /// The copy gets frames of its own for these pages, and this side its write permission back: both will write
+    /// them soon.
+    fn copy_hot_pages(&self, copy: &mut Batch, hot: &[(u64, u64)]) -> SysResult<()> {
+        let mut back = Batch::new(self.tables);
+        for &(page, gpa) in hot {
+            let Some((_, area)) = self.areas.find(page) else {
+                continue;
+            };
+            let Ok(fresh) = frames::take_run_dirty(1) else {
+                break; // without it the first write copies
+            };
+            copy_page(fresh, gpa);
+            let flags = tables::flags(area.protection);
+            copy.map(page, fresh, PAGE, flags)?;
+            back.raise(page, PAGE, flags)?;
+            frames::release_run(gpa, 1);
+        }
+        back.run()
     }
 
     /// Frees everything.
@@ -182,17 +231,26 @@ impl Inner {
             && chunk + LARGE <= end
             && !frames::is_any_shared(leaf.gpa, LARGE / PAGE)
         {
-            batch.protect(chunk, LARGE, flags)?;
+            batch.raise(chunk, LARGE, flags)?;
             return batch.run();
+        }
+        {
+            let mut hot = self.hot.lock();
+            if hot.len() < HOT_MAX {
+                hot.insert(page);
+            }
         }
         let low = (page & !(AROUND - 1)).max(start);
         let high = ((page & !(AROUND - 1)) + AROUND).min(end);
         let mut old = Vec::new();
         for (first, last, own) in self.owned_runs(low, high) {
             if own {
-                batch.protect(first, last - first, flags)?;
-            } else {
-                self.replace(&mut batch, first, last, flags, &mut old)?;
+                batch.raise(first, last - first, flags)?;
+            } else if (first..last).contains(&page) {
+                // The fault itself made its vCPU forget this page.
+                let forgotten = self.faulted_on == arch::vcpu_index()
+                    && !crate::sched::is_loaded_elsewhere(self.tables.number());
+                self.replace(&mut batch, page, page + PAGE, flags, &mut old, forgotten)?;
             }
         }
         batch.run()?;
@@ -210,6 +268,7 @@ impl Inner {
         last: u64,
         flags: u64,
         old: &mut Vec<(u64, u64)>,
+        forgotten: bool,
     ) -> SysResult<()> {
         let mut va = first;
         while va < last {
@@ -222,18 +281,14 @@ impl Inner {
                 let Some(leaf) = self.tables.look(va + i * PAGE).0 else {
                     continue;
                 };
-                // SAFETY: the new frame is ours alone; the old one is mapped without write permission everywhere,
-                // so nobody changes it meanwhile.
-                unsafe {
-                    arch::copy_own(
-                        frames::window(gpa + i * PAGE) as *mut u8,
-                        frames::window(leaf.gpa) as *const u8,
-                        PAGE as usize,
-                    );
-                }
+                copy_page(gpa + i * PAGE, leaf.gpa);
                 push_run(old, leaf.gpa, 1);
             }
-            batch.replace(va, gpa, pages * PAGE, flags)?;
+            if forgotten {
+                batch.map(va, gpa, pages * PAGE, flags)?;
+            } else {
+                batch.replace(va, gpa, pages * PAGE, flags)?;
+            }
             va += pages * PAGE;
         }
         Ok(())
@@ -284,7 +339,7 @@ impl Inner {
         let flags = leaf.flags & cloak_abi::kcall::PTE_ALLOWED;
         let mut batch = Batch::new(self.tables);
         let mut old = Vec::new();
-        self.replace(&mut batch, page, page + PAGE, flags, &mut old)?;
+        self.replace(&mut batch, page, page + PAGE, flags, &mut old, false)?;
         batch.run()?;
         for (gpa, pages) in old {
             frames::release_run(gpa, pages);
@@ -340,6 +395,18 @@ impl Inner {
             va = next;
         }
         Ok(())
+    }
+}
+
+/// Copies a frame that nobody writes meanwhile to one that is the caller's alone.
+fn copy_page(to: u64, from: u64) {
+    // SAFETY: the window maps both; see above.
+    unsafe {
+        arch::copy_own(
+            frames::window(to) as *mut u8,
+            frames::window(from) as *const u8,
+            PAGE as usize,
+        );
     }
 }
 
