@@ -13,13 +13,20 @@ const FAILED: u8 = 125;
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Number of vCPUs (default: the host's processors, at most 64)
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
     cpus: Option<usize>,
     /// Guest memory: a number with K, M, G or T. The host gives pages only as they are touched
-    #[arg(long, value_name = "SIZE", default_value = "4G", value_parser = parse_size)]
+    // A negative number is a wrong size and not an unknown option.
+    #[arg(
+        long,
+        value_name = "SIZE",
+        default_value = "4G",
+        value_parser = parse_size,
+        allow_negative_numbers = true
+    )]
     memory: u64,
     /// Set or pass on an environment variable (repeatable). Without it the caller's environment is passed on
-    #[arg(long = "env", short = 'e', value_name = "NAME[=VALUE]")]
+    #[arg(long = "env", short = 'e', value_name = "NAME[=VALUE]", value_parser = parse_variable)]
     environment: Vec<String>,
     /// Start with an empty environment, but for --env
     #[arg(long)]
@@ -131,6 +138,14 @@ fn parse_size(text: &str) -> Result<u64, String> {
         .ok_or_else(|| format!("{text} is too large"))
 }
 
+fn parse_variable(text: &str) -> Result<String, String> {
+    if text.is_empty() || text.starts_with('=') {
+        Err("expected NAME=VALUE, or NAME to pass on the caller's".to_owned())
+    } else {
+        Ok(text.to_owned())
+    }
+}
+
 fn parse_volume(text: &str) -> Result<Volume, String> {
     let mut parts = text.split(':');
     let (Some(host), Some(guest)) = (parts.next(), parts.next()) else {
@@ -163,6 +178,14 @@ mod tests {
         assert!(parse_size("four").is_err());
         assert!(parse_size("4X").is_err());
         assert!(parse_size("99999999999T").is_err());
+    }
+
+    #[test]
+    fn variables_have_names() {
+        assert_eq!(parse_variable("A=b=c"), Ok("A=b=c".to_owned()));
+        assert_eq!(parse_variable("A"), Ok("A".to_owned()));
+        assert!(parse_variable("=b").is_err());
+        assert!(parse_variable("").is_err());
     }
 
     #[test]

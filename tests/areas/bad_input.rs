@@ -203,7 +203,7 @@ fn options_that_are_none() {
     for option in [
         "--no-such-option",
         "--volume=/only-one-side",
-        "--env=NOEQUALS",
+        "--env==no-name",
         "--platform=abacus",
     ] {
         refused(

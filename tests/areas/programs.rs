@@ -136,6 +136,18 @@ fn rust_tokio_echo() {
 }
 
 #[test]
+fn without_patching_a_program_reads_its_own_code_as_it_was() {
+    if !needs::kvm() {
+        return;
+    }
+    let program = built("syscall_sites", Linkage::Static).expect("gcc builds static programs");
+    Case::new(program)
+        .arg("as-it-was")
+        .option("--no-patch")
+        .succeeds_as_native();
+}
+
+#[test]
 fn threads64_on_one_two_and_four_processors() {
     if !needs::kvm() {
         return;

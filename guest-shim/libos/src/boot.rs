@@ -18,7 +18,7 @@ use crate::fs::{FdTable, FsContext, MountRecord};
 use crate::host::{self, Request};
 use crate::mem::frames;
 use crate::mem::space::Space;
-use crate::process::{self, Credentials, FIRST_PID, Process, Program};
+use crate::process::{self, Credentials, FIRST_PID, NotStarted, Process, Program};
 use crate::sched::{self, Thread, clock};
 use crate::{patch, random, trace};
 
@@ -98,13 +98,13 @@ extern "C" fn run_program(_: u64) -> ! {
         environment: config.environment.clone(),
     };
     let name = String::from_utf8_lossy(&config.program).into_owned();
-    let started = process::open(program).and_then(process::Executable::load);
+    let started = process::open(program).and_then(|found| Ok(found.load()?));
     match started {
         Ok(start) => {
             set_name(&config.program);
             sched::enter_program(Frame::start(start.rip, start.rsp))
         }
-        Err(errno) => refuse(&name, errno),
+        Err(why) => refuse(&name, &why),
     }
 }
 
@@ -117,7 +117,8 @@ fn set_name(path: &[u8]) {
 }
 
 /// The program can't be started: codes as shells give them.
-fn refuse(name: &str, errno: Errno) -> ! {
+fn refuse(name: &str, refused: &NotStarted) -> ! {
+    let errno = refused.errno;
     let (code, why) = match errno {
         Errno::ENOENT | Errno::ENOTDIR => (127, "no such file; is it on a mounted volume?"),
         Errno::EACCES => (126, "permission denied: not a regular file, or not executable"),
@@ -128,9 +129,13 @@ fn refuse(name: &str, errno: Errno) -> ! {
         Errno::E2BIG => (126, "arguments and environment are too long"),
         _ => (126, "can't be loaded"),
     };
+    let blamed = refused.interpreter.as_deref().map(|path| {
+        let path = String::from_utf8_lossy(path);
+        format!(" its interpreter {path}:")
+    });
     arch::exit(
         exit_status::refused(code),
-        &format!("{name}: {why} ({})", errno.name()),
+        &format!("{name}:{} {why} ({})", blamed.unwrap_or_default(), errno.name()),
     )
 }
 

@@ -30,6 +30,8 @@ static SEQUENCE: AtomicU64 = AtomicU64::new(1);
 static FREE: Lazy<Mutex<Vec<u8>>> = Lazy::new(|| Mutex::new((0..=255).rev().collect()));
 static FREED: WaitQueue = WaitQueue::new();
 static WAITERS: [Mutex<Option<Arc<Thread>>>; SLOTS] = [const { Mutex::new(None) }; SLOTS];
+/// Sequence number of the request in each slot whose answer nobody waits for; 0 is none.
+static UNAWAITED: [AtomicU64; SLOTS] = [const { AtomicU64::new(0) }; SLOTS];
 /// Held by whoever drains the completion queues or the events.
 static DRAIN: Mutex<()> = Mutex::new(());
 /// Requests made, for `--stats`.
@@ -176,8 +178,22 @@ impl Request {
         }
     }
 
+    /// Submits without waiting: the answer does not matter. The slot is free again when it has come.
+    pub fn send(self, op: HostOp, args: [u64; 6]) {
+        let request = core::mem::ManuallyDrop::new(self);
+        let seq = SEQUENCE.fetch_add(1, Ordering::Relaxed);
+        // Before the answer can come.
+        UNAWAITED[usize::from(request.index)].store(seq, Ordering::SeqCst);
+        request.submit_as(seq, op, args);
+    }
+
     fn submit(&self, op: HostOp, args: [u64; 6]) -> u64 {
         let seq = SEQUENCE.fetch_add(1, Ordering::Relaxed);
+        self.submit_as(seq, op, args);
+        seq
+    }
+
+    fn submit_as(&self, seq: u64, op: HostOp, args: [u64; 6]) {
         REQUESTS.fetch_add(1, Ordering::Relaxed);
         let vcpu = arch::vcpu_index();
         let shared = slot(self.index);
@@ -198,7 +214,6 @@ impl Request {
             DOORBELLS.fetch_add(1, Ordering::Relaxed);
             arch::doorbell(0);
         }
-        seq
     }
 
     fn park(&self, shared: &Slot, seq: u64) {
@@ -276,13 +291,13 @@ fn complete(page: &QueuePage, vcpu: usize, tail: u32) {
     let mut head = HEADS[vcpu].load(Ordering::Relaxed);
     if tail.wrapping_sub(head) > QUEUE as u32 {
         // Answers that were found by looking at the slot leave their entries behind, so this is no lie.
-        WAITERS.iter().for_each(wake);
+        (0..=u8::MAX).for_each(answered);
         head = tail;
     }
     while head != tail {
         let index = page.cq[head as usize % QUEUE].load(Ordering::Relaxed);
-        if let Some(waiter) = WAITERS.get(index as usize) {
-            wake(waiter);
+        if let Ok(index) = u8::try_from(index) {
+            answered(index);
         }
         head = head.wrapping_add(1);
     }
@@ -290,10 +305,22 @@ fn complete(page: &QueuePage, vcpu: usize, tail: u32) {
     page.cq_head.store(head, Ordering::Release);
 }
 
-fn wake(waiter: &Mutex<Option<Arc<Thread>>>) {
-    let thread = waiter.lock().clone();
+/// There may be an answer in slot `index`: lets its thread look, or frees a slot for which none waits.
+fn answered(index: u8) {
+    let at = usize::from(index);
+    let thread = WAITERS[at].lock().clone();
     if let Some(thread) = thread {
         thread.unpark();
+    }
+    let seq = UNAWAITED[at].load(Ordering::SeqCst);
+    // An entry may be of an earlier request in this slot.
+    if seq != 0
+        && slot(index).done.load(Ordering::Acquire) == seq
+        && UNAWAITED[at]
+            .compare_exchange(seq, 0, Ordering::SeqCst, Ordering::Relaxed)
+            .is_ok()
+    {
+        drop(Request { index });
     }
 }
 

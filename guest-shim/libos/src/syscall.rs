@@ -160,6 +160,8 @@ const AREAS: &[&[Entry]] = &[
     #[cfg(feature = "bare")]
     crate::process::PIDFD_SYSCALLS,
     #[cfg(feature = "bare")]
+    crate::process::POLICY_SYSCALLS,
+    #[cfg(feature = "bare")]
     crate::signal::calls::SYSCALLS,
     #[cfg(feature = "bare")]
     crate::signal::timer_calls::SYSCALLS,

@@ -4,6 +4,7 @@ use alloc::sync::Arc;
 use alloc::vec;
 
 use super::flags::{O_APPEND, S_IFMT, S_IFREG, is_dir};
+use super::pipe::PipeEnd;
 use super::{OpenFile, fd};
 use crate::errno::{Errno, SysResult};
 use crate::syscall::{Args, Entry, full, partial, refused};
@@ -16,7 +17,7 @@ pub const SYSCALLS: &[Entry] = &[
         275,
         "splice",
         "fxfxsx",
-        "copies; needs a file or an offset on one side",
+        "copies; not from a stream of the host",
         splice,
     ),
     refused(276, "tee", "programs fall back to read and write", einval),
@@ -26,6 +27,7 @@ pub const SYSCALLS: &[Entry] = &[
 
 /// Bytes copied at a time.
 const PART: usize = 64 << 10;
+const SPLICE_F_NONBLOCK: u32 = 2;
 
 /// Where one side of a copy is.
 struct Side {
@@ -159,15 +161,41 @@ fn copy_file_range(args: &Args) -> SysResult {
 fn splice(args: &Args) -> SysResult {
     let from = Side::of(args.i32(0), args.u64(1))?;
     let to = Side::of(args.i32(2), args.u64(3))?;
-    let seekable = |side: &Side| side.open.file.seek(&side.open, 0, super::flags::SEEK_CUR).is_ok();
-    // Between two streams, what was read and can't be written would be lost.
-    if !seekable(&from) {
-        return Err(Errno::EINVAL);
+    if !from.open.readable() || !to.open.writable() {
+        return Err(Errno::EBADF);
     }
-    let done = copy(&from, &to, args.usize(4))?;
+    let seekable = |side: &Side| side.open.file.seek(&side.open, 0, super::flags::SEEK_CUR).is_ok();
+    let done = if let Some(pipe) = from.open.file.as_any().downcast_ref::<PipeEnd>() {
+        if from.offset.is_some() {
+            return Err(Errno::ESPIPE);
+        }
+        splice_out(pipe, &from, &to, args.usize(4), args.u32(5))?
+    } else if seekable(&from) {
+        copy(&from, &to, args.usize(4))?
+    } else {
+        // What was read of a stream of the host and can't be written would be lost.
+        return Err(Errno::EINVAL);
+    };
     from.give_offset(args.u64(1), done)?;
     to.give_offset(args.u64(3), done)?;
     Ok(done)
+}
+
+/// From a pipe: what can't be written stays in it.
+fn splice_out(pipe: &PipeEnd, from: &Side, to: &Side, len: usize, flags: u32) -> SysResult {
+    let mut done = 0;
+    while done < len {
+        // Only the first part is waited for.
+        let nonblocking = done > 0 || flags & SPLICE_F_NONBLOCK != 0 || from.open.nonblocking();
+        let room = PART.min(len - done);
+        match pipe.hand_over(room, nonblocking, |part| to.write(part, done as u64)) {
+            Ok(0) => break,
+            Ok(wrote) => done += wrote,
+            Err(e) if done == 0 => return Err(e),
+            Err(_) => break,
+        }
+    }
+    Ok(done as u64)
 }
 
 fn einval(_: &Args) -> SysResult {

@@ -30,8 +30,11 @@ pub const SYSCALLS: &[Entry] = &[
     full(316, "renameat2", "fpfpx", renameat2),
 ];
 
-/// Runs `work` on the directory of a name that is to be made.
-fn make_in_node(place: &NodePlace, new: New<'_>, mode: u32) -> SysResult {
+/// Makes an entry in the directory of a name that is not taken.
+///
+/// # Errors
+/// EEXIST, EACCES, EROFS, and those of the file system.
+pub fn make_in_node(place: &NodePlace, new: New<'_>, mode: u32) -> SysResult {
     if place.node.is_some() {
         return Err(Errno::EEXIST);
     }

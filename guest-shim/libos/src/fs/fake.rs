@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
 
+use cloak_abi::config::mount_flags;
 use cloak_abi::hostop::{HostOp, ROOT_FD, resolve};
 use zerocopy::IntoBytes;
 
@@ -82,9 +83,12 @@ pub fn service() -> Service {
 fn start() -> PathBuf {
     let root = std::env::temp_dir().join(format!("cloak-libos-test-{}", std::process::id()));
     let volume = root.join("volume");
-    fs::create_dir_all(&volume).expect("a temporary directory");
+    let library = root.join("library");
+    for folder in [&volume, &library] {
+        fs::create_dir_all(folder).expect("a temporary directory");
+    }
     let mut table = HashMap::new();
-    for (fd, path) in [(ROOT_FD, &root), (ROOT_FD + 1, &volume)] {
+    for (fd, path) in [(ROOT_FD, &root), (ROOT_FD + 1, &volume), (ROOT_FD + 2, &library)] {
         let file = File::open(path).expect("a directory");
         table.insert(
             u64::from(fd),
@@ -108,6 +112,11 @@ fn start() -> PathBuf {
             index: 1,
             flags: 0,
             path: b"/mnt/volume".to_vec(),
+        },
+        init::MountRecord {
+            index: 2,
+            flags: mount_flags::READ_ONLY,
+            path: b"/mnt/library".to_vec(),
         },
     ];
     let files = super::FdTable::new(16, 16);

@@ -3,20 +3,38 @@
 //! The service chooses the numbers, so it may lie: give out one that is in use already, which would make
 //! two files of the guest one. [`HostFd::adopt`] is the only way to a [`HostFd`], and it refuses those.
 
+use core::sync::atomic::{AtomicBool, Ordering};
+
 use cloak_abi::hostop::{HostOp, ROOT_FD};
 use hashbrown::HashSet;
 use spin::{Lazy, Mutex};
 
 use crate::errno::{Errno, SysResult};
-use crate::host;
+use crate::host::{self, Request};
 
 static HELD: Lazy<Mutex<HashSet<u32>>> = Lazy::new(|| Mutex::new((0..3).collect()));
 
 /// A host descriptor, closed at its drop.
-#[derive(Debug, PartialEq, Eq)]
-pub struct HostFd(u32);
+#[derive(Debug)]
+pub struct HostFd {
+    number: u32,
+    /// Nobody can tell when it is closed, so its drop does not wait for that.
+    unnoticed: AtomicBool,
+}
 
 impl HostFd {
+    const fn with(number: u32) -> Self {
+        Self {
+            number,
+            unnoticed: AtomicBool::new(false),
+        }
+    }
+
+    /// Whether anybody can tell when it is closed: not for a file that is only read and has no lock.
+    pub fn set_unnoticed(&self, unnoticed: bool) {
+        self.unnoticed.store(unnoticed, Ordering::Relaxed);
+    }
+
     /// Takes over a descriptor that the service has given out.
     ///
     /// # Errors
@@ -27,7 +45,7 @@ impl HostFd {
             .filter(|&n| n < ROOT_FD)
             .ok_or(Errno::EIO)?;
         if HELD.lock().insert(number) {
-            Ok(Self(number))
+            Ok(Self::with(number))
         } else {
             Err(Errno::EIO)
         }
@@ -38,24 +56,29 @@ impl HostFd {
     #[must_use]
     pub const fn standard(number: u32) -> Self {
         assert!(number < 3, "a standard stream");
-        Self(number)
+        Self::with(number)
     }
 
     /// The number, as an argument of a request.
     #[must_use]
     pub const fn number(&self) -> u64 {
-        self.0 as u64
+        self.number as u64
     }
 }
 
 impl Drop for HostFd {
     fn drop(&mut self) {
-        if self.0 < 3 {
+        if self.number < 3 {
             return;
         }
         // First forget it: from the close on, the service may rightly give the number out again.
-        HELD.lock().remove(&self.0);
+        HELD.lock().remove(&self.number);
         // Nobody is left who could be told of an error.
-        let _ = host::call(HostOp::Close, [u64::from(self.0), 0, 0, 0, 0, 0]);
+        let args = [u64::from(self.number), 0, 0, 0, 0, 0];
+        if self.unnoticed.load(Ordering::Relaxed) {
+            Request::new().send(HostOp::Close, args);
+        } else {
+            let _ = host::call(HostOp::Close, args);
+        }
     }
 }

@@ -67,7 +67,13 @@ impl HostFile {
     #[must_use]
     pub fn cached(mut self, stat: &Stat) -> Self {
         self.content = Some(read_cache::content(self.key, stat));
+        self.fd.set_unnoticed(true);
         self
+    }
+
+    /// It is locked on the host: its close ends that, which others wait for.
+    pub fn locked(&self) {
+        self.fd.set_unnoticed(false);
     }
 
     fn transfer_in(&self, op: HostOp, mut offset: u64, to: &mut Buf) -> SysResult<usize> {

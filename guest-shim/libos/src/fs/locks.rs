@@ -12,9 +12,9 @@ use hashbrown::HashMap;
 use spin::{Lazy, Mutex};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
-use super::OpenFile;
 use super::file::Stat;
-use super::hostfile::seek_from;
+use super::hostfile::{HostFile, seek_from};
+use super::{File, OpenFile};
 use crate::errno::{Errno, SysResult};
 use crate::host::Request;
 use crate::process::Process;
@@ -61,6 +61,28 @@ type Key = (u64, u64);
 static RECORDS: Lazy<Mutex<HashMap<Key, Vec<Held>>>> = Lazy::new(|| Mutex::new(HashMap::new()));
 static WHOLE: Lazy<Mutex<HashMap<Key, Vec<Held>>>> = Lazy::new(|| Mutex::new(HashMap::new()));
 static CHANGED: WaitQueue = WaitQueue::new();
+
+/// The open file through which the record locks of processes on one host file are held there.
+///
+/// To the host each open file is an owner of its own, but all that a process opens is one owner: taken through two
+/// descriptors, a process's own locks would be in each other's way. So one of them holds all, for as long as there are any.
+struct Agent {
+    file: Arc<dyn File>,
+    readable: bool,
+    writable: bool,
+}
+
+impl Agent {
+    fn can_hold(&self, kind: i16) -> bool {
+        match kind {
+            F_RDLCK => self.readable,
+            F_WRLCK => self.writable,
+            _ => true,
+        }
+    }
+}
+
+static AGENTS: Lazy<Mutex<HashMap<Key, Agent>>> = Lazy::new(|| Mutex::new(HashMap::new()));
 
 /// How long a waiter sleeps before it asks the host again, as the host does not report unlocking: ticks.
 fn host_interval() -> u64 {
@@ -151,14 +173,83 @@ fn wanted(
     })
 }
 
+/// The host learns of a lock on it.
+fn note(file: &dyn File) {
+    if let Some(file) = file.as_any().downcast_ref::<HostFile>() {
+        file.locked();
+    }
+}
+
+/// The file through which `lock` is taken on the host.
+fn holder(open: &OpenFile, key: Key, lock: &Held, kind: i16) -> Arc<dyn File> {
+    if matches!(lock.owner, Owner::Open(_)) || open.file.host_fd().is_none() {
+        return open.file.clone();
+    }
+    let replaced = {
+        let mut agents = AGENTS.lock();
+        if let Some(agent) = agents.get(&key).filter(|agent| agent.can_hold(kind)) {
+            return agent.file.clone();
+        }
+        let agent = Agent {
+            file: open.file.clone(),
+            readable: open.readable(),
+            writable: open.writable(),
+        };
+        agents.insert(key, agent)
+    };
+    // One that can't hold this lock hands over what it holds.
+    if let Some(old) = replaced {
+        let _ = on_host(&*old.file, &WHOLE_FILE, F_UNLCK, true);
+        take_again(&*open.file, key, &WHOLE_FILE);
+    }
+    open.file.clone()
+}
+
+/// Every byte; the owner does not matter to the host.
+const WHOLE_FILE: Held = Held {
+    owner: Owner::Process(0),
+    write: false,
+    start: 0,
+    end: u64::MAX,
+};
+
+/// Takes on the host what processes still hold in the range of `freed`: unlocking for one of them unlocked for all.
+fn take_again(file: &dyn File, key: Key, freed: &Held) {
+    let left: Vec<Held> = RECORDS
+        .lock()
+        .get(&key)
+        .into_iter()
+        .flatten()
+        .filter(|h| matches!(h.owner, Owner::Process(_)) && h.start < freed.end && freed.start < h.end)
+        .copied()
+        .collect();
+    for lock in left {
+        // One that another program of the host was quick to take is lost to it, as after any unlocking.
+        let _ = on_host(file, &lock, if lock.write { F_WRLCK } else { F_RDLCK }, true);
+    }
+}
+
+/// Lets the agent of a file go on which no process holds a lock any more.
+fn dismiss_agent(key: Key) {
+    let used = RECORDS
+        .lock()
+        .get(&key)
+        .is_some_and(|held| held.iter().any(|h| matches!(h.owner, Owner::Process(_))));
+    if !used {
+        let gone = AGENTS.lock().remove(&key);
+        drop(gone); // outside the lock: it may close a descriptor
+    }
+}
+
 /// Asks the host about or for a lock.
-fn on_host(open: &OpenFile, lock: &Held, kind: i16, set: bool) -> SysResult<Flock> {
-    let Some(fd) = open.file.host_fd() else {
+fn on_host(file: &dyn File, lock: &Held, kind: i16, set: bool) -> SysResult<Flock> {
+    let Some(fd) = file.host_fd() else {
         return Ok(Flock {
             kind: F_UNLCK,
             ..Flock::default()
         });
     };
+    note(file);
     let len = if lock.end == u64::MAX {
         0
     } else {
@@ -210,7 +301,10 @@ pub fn query(process: &Process, open: &Arc<OpenFile>, address: u64, by_open: boo
             ..Flock::default()
         };
     } else {
-        let theirs = on_host(open, &wanted, lock.kind, false)?;
+        // The agent's locks are the process's own.
+        let agent = AGENTS.lock().get(&key(&stat)).map(|agent| agent.file.clone());
+        let asks = agent.filter(|_| !by_open).unwrap_or_else(|| open.file.clone());
+        let theirs = on_host(&*asks, &wanted, lock.kind, false)?;
         if matches!(theirs.kind, F_RDLCK | F_WRLCK) {
             lock = Flock {
                 pid: -1,
@@ -276,10 +370,24 @@ fn try_set(open: &OpenFile, key: Key, wanted: &Held, kind: i16) -> SysResult {
         }
         before
     };
-    if let Err(e) = on_host(open, wanted, kind, true) {
-        RECORDS.lock().insert(key, before);
+    let file = holder(open, key, wanted, kind);
+    let result = on_host(&*file, wanted, kind, true);
+    if let Err(e) = result {
+        {
+            let mut records = RECORDS.lock();
+            if before.is_empty() {
+                records.remove(&key);
+            } else {
+                records.insert(key, before);
+            }
+        }
+        dismiss_agent(key);
         // Linux knows two words for this; POSIX programs expect either.
         return Err(if e == Errno::EACCES { Errno::EAGAIN } else { e });
+    }
+    if kind == F_UNLCK && matches!(wanted.owner, Owner::Process(_)) {
+        take_again(&*file, key, wanted);
+        dismiss_agent(key);
     }
     CHANGED.wake_all(0);
     Ok(0)
@@ -320,6 +428,7 @@ pub fn flock(open: &OpenFile, operation: u32) -> SysResult {
             }
         }
         if let Some(fd) = open.file.host_fd() {
+            note(&*open.file);
             let args = [u64::from(fd), u64::from(kind), 0, 0, 0, 0];
             if let Err(e) = crate::host::call(HostOp::Flock, args) {
                 forget(&WHOLE, owner);
@@ -379,9 +488,25 @@ pub fn dropped(open: &OpenFile) {
 
 /// A process ended: its record locks go.
 pub fn process_ended(pid: i32) {
-    if forget(&RECORDS, Owner::Process(pid)) {
-        CHANGED.wake_all(0);
+    let owner = Owner::Process(pid);
+    let keys: Vec<Key> = RECORDS
+        .lock()
+        .iter()
+        .filter(|(_, held)| held.iter().any(|h| h.owner == owner))
+        .map(|(key, _)| *key)
+        .collect();
+    if !forget(&RECORDS, owner) {
+        return;
     }
+    for key in keys {
+        let agent = AGENTS.lock().get(&key).map(|agent| agent.file.clone());
+        if let Some(file) = agent {
+            let _ = on_host(&*file, &WHOLE_FILE, F_UNLCK, true);
+            take_again(&*file, key, &WHOLE_FILE);
+        }
+        dismiss_agent(key);
+    }
+    CHANGED.wake_all(0);
 }
 
 #[cfg(test)]

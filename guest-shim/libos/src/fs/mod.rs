@@ -21,7 +21,7 @@ mod calls_copy;
 mod calls_fd;
 mod calls_io;
 mod calls_misc;
-mod calls_names;
+pub(crate) mod calls_names;
 mod calls_open;
 mod calls_stat;
 mod calls_xattr;

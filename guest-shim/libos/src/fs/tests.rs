@@ -93,6 +93,33 @@ fn a_file_of_the_host_costs_the_requests_that_it_must() {
 }
 
 #[test]
+fn a_file_on_a_read_only_mount_is_read_once() {
+    let host = service();
+    fs::write(host.root.join("library/f"), vec![7; 100_000]).expect("written");
+    let before = SERVED.load(Ordering::Relaxed);
+    for _ in 0..3 {
+        let fd = open("/mnt/library/f", 0).expect("opened");
+        for _ in 0..10 {
+            assert_eq!(read(fd, 10_000).expect("read"), [7; 10_000]);
+        }
+        close(fd);
+    }
+    fs::write(host.root.join("library/f"), vec![8; 100_001]).expect("written");
+    let fd = open("/mnt/library/f", 0).expect("opened");
+    assert_eq!(read(fd, 1).expect("read"), [8], "an open sees what changed");
+    // Closing waits for nobody: let the last one be served.
+    while SERVED.load(Ordering::Relaxed) - before < 10 {
+        std::thread::yield_now();
+    }
+    assert_eq!(
+        SERVED.load(Ordering::Relaxed) - before,
+        10,
+        "four opens, three closes, two blocks and one"
+    );
+    close(fd);
+}
+
+#[test]
 fn large_reads_and_writes_go_in_parts() {
     let host = service();
     let dir = host.directory("large");
@@ -238,6 +265,55 @@ fn devices() {
     assert_eq!(write(fd, b"xy"), Err(Errno::ENOSPC));
     close(fd);
     assert_eq!(stat("/dev/null").expect("there").rdev, 0x103);
+}
+
+#[test]
+fn a_fifo_joins_those_who_open_it() {
+    let _host = service();
+    on_path(133, "/tmp/fifo", &[u64::from(S_IFIFO | 0o640), 0]).expect("made");
+    let node = stat("/tmp/fifo").expect("there");
+    assert_eq!(node.mode & S_IFMT, S_IFIFO);
+    assert_eq!(open("/tmp/fifo", O_WRONLY | O_NONBLOCK), Err(Errno::ENXIO));
+    let reader = open("/tmp/fifo", O_NONBLOCK).expect("a reader need not wait");
+    let writer = open("/tmp/fifo", O_WRONLY).expect("there is a reader");
+    assert_eq!(write(writer, b"through"), Ok(7));
+    assert_eq!(read(reader, 20).expect("read"), b"through");
+    let mut shown = Stat::default();
+    call(5, &[reader, &raw mut shown as u64]).expect("open");
+    assert_eq!(
+        (shown.ino, shown.dev, shown.mode),
+        (node.ino, node.dev, node.mode)
+    );
+    close(writer);
+    assert_eq!(read(reader, 20).expect("the end"), b"");
+    close(reader);
+    on_path(87, "/tmp/fifo", &[]).expect("removed");
+}
+
+#[test]
+fn splice_takes_from_a_pipe_what_it_can_write() {
+    let _host = service();
+    let mut ends = [0i32; 2];
+    call(22, &[ends.as_mut_ptr() as u64]).expect("a pipe");
+    let [reader, writer] = ends.map(|end| end as u64);
+    assert_eq!(write(writer, b"0123456789"), Ok(10));
+    let file = open("/tmp/spliced", O_RDWR | O_CREAT).expect("opened");
+    let mut offset = 3u64;
+    assert_eq!(call(275, &[reader, 0, file, &raw mut offset as u64, 6, 0]), Ok(6));
+    assert_eq!(offset, 9);
+    assert_eq!(read(file, 20).expect("read"), *b"\x00\x00\x00012345");
+    let full = open("/dev/full", O_WRONLY).expect("opened");
+    assert_eq!(call(275, &[reader, 0, full, 0, 6, 0]), Err(Errno::ENOSPC));
+    assert_eq!(
+        call(275, &[reader, &raw mut offset as u64, file, 0, 6, 0]),
+        Err(Errno::ESPIPE)
+    );
+    assert_eq!(read(reader, 20).expect("it is still there"), b"6789");
+    assert_eq!(call(275, &[reader, 0, file, 0, 6, 2]), Err(Errno::EAGAIN));
+    for fd in [reader, writer, file, full] {
+        close(fd);
+    }
+    on_path(87, "/tmp/spliced", &[]).expect("removed");
 }
 
 #[test]

@@ -644,7 +644,17 @@ pub fn directory(dirfd: i32, path: &[u8]) -> SysResult<Vec<u8>> {
 /// The canonical form of an absolute path in the guest; as it is when it can't be resolved.
 #[must_use]
 pub fn canonical(path: &[u8]) -> Vec<u8> {
-    match walk(&Start::root(), path, Last::Itself) {
+    without_links(path, Last::Itself)
+}
+
+/// [`canonical`], and a symbolic link at its end followed too.
+#[must_use]
+pub fn resolved(path: &[u8]) -> Vec<u8> {
+    without_links(path, Last::Follow)
+}
+
+fn without_links(path: &[u8], last: Last) -> Vec<u8> {
+    match walk(&Start::root(), path, last) {
         Ok(Place::Host(place)) => place.path,
         Ok(Place::Node(place)) => place.path,
         Err(_) => path.to_vec(),

@@ -62,31 +62,6 @@ pub const SYSCALLS: &[Entry] = &[
         prctl,
     ),
     full(318, "getrandom", "xsu", getrandom),
-    partial(140, "getpriority", "ii", "one process", |_| {
-        Ok((20 - sched::current().nice.load(Ordering::Relaxed)) as u64)
-    }),
-    partial(141, "setpriority", "iii", "kept, not yet obeyed", setpriority),
-    partial(
-        144,
-        "sched_setscheduler",
-        "iix",
-        "SCHED_OTHER, SCHED_BATCH and SCHED_IDLE",
-        sched_setscheduler,
-    ),
-    partial(145, "sched_getscheduler", "i", "always SCHED_OTHER", |_| Ok(0)),
-    partial(142, "sched_setparam", "ix", "accepted for priority 0", |_| Ok(0)),
-    full(143, "sched_getparam", "ix", |a| {
-        user::write(a.u64(1), &0u32).map(|()| 0)
-    }),
-    full(146, "sched_get_priority_max", "i", |a| {
-        Ok(if matches!(a.i32(0), 1 | 2) { 99 } else { 0 })
-    }),
-    full(147, "sched_get_priority_min", "i", |a| {
-        Ok(u64::from(matches!(a.i32(0), 1 | 2)))
-    }),
-    partial(148, "sched_rr_get_interval", "ix", "the time slice", |a| {
-        user::write(a.u64(1), &[0u64, 4_000_000]).map(|()| 0)
-    }),
     refused(314, "sched_setattr", "as by an older kernel", enosys),
     refused(315, "sched_getattr", "as by an older kernel", enosys),
     partial(251, "ioprio_set", "iii", "accepted", |_| Ok(0)),
@@ -334,8 +309,7 @@ fn prlimit(a: &Args) -> SysResult {
 fn getrusage(a: &Args) -> SysResult {
     let process = Process::current();
     let own = Usage {
-        ticks: process.family.ended_ticks.load(Ordering::Relaxed)
-            + process.threads().iter().map(|t| t.cpu_time()).sum::<u64>(),
+        ticks: process.cpu_time(),
         faults: process.space().lock().faults,
         peak: crate::mem::frames::usage().0 * 4,
     };
@@ -425,24 +399,6 @@ fn getrandom(a: &Args) -> SysResult {
         }
     }
     Ok(done as u64)
-}
-
-fn setpriority(a: &Args) -> SysResult {
-    let thread = sched::current();
-    let new = i64::from(a.i32(2).clamp(-20, 19));
-    if new < thread.nice.load(Ordering::Relaxed) {
-        privileged().map_err(|_| Errno::EACCES)?;
-    }
-    thread.nice.store(new, Ordering::Relaxed);
-    Ok(0)
-}
-
-fn sched_setscheduler(a: &Args) -> SysResult {
-    match a.u32(1) & !0x4000_0000 {
-        0 | 3 | 5 => Ok(0),
-        1 | 2 | 6 => Err(Errno::EPERM),
-        _ => Err(Errno::EINVAL),
-    }
 }
 
 fn capget(a: &Args) -> SysResult {

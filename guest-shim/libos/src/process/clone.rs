@@ -252,8 +252,7 @@ fn prepare(what: &Clone, process: Arc<Process>, id: i32) -> SysResult<Arc<Thread
     let mask = parent.signals.mask.load(Ordering::Relaxed);
     thread.signals.mask.store(mask, Ordering::Relaxed);
     *thread.name.lock() = *parent.name.lock();
-    let nice = parent.nice.load(Ordering::Relaxed);
-    thread.nice.store(nice, Ordering::Relaxed);
+    thread.inherit_policy(parent);
     let own_stack = !what.has(CLONE_VM) || what.has(CLONE_VFORK);
     *thread.signals.alt_stack.lock() = if own_stack {
         *parent.signals.alt_stack.lock()

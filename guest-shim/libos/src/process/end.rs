@@ -68,10 +68,6 @@ pub fn exit_thread(code: u8) -> ! {
         // What counts when the others end without a word of their own.
         process.family.status.lock().get_or_insert(Status::Exited(code));
     }
-    process
-        .family
-        .ended_ticks
-        .fetch_add(thread.cpu_time(), Ordering::Relaxed);
     if process.remove_thread(thread.tid()) == 0 {
         let name = *thread.name.lock();
         finish(process, Status::Exited(code), name);
@@ -102,7 +98,7 @@ fn finish(process: &Arc<Process>, otherwise: Status, name: [u8; 16]) {
     }
     process.signals.timers.clear();
     let usage = Usage {
-        ticks: process.family.ended_ticks.load(Ordering::Relaxed),
+        ticks: process.cpu_time(),
         faults: process.space().lock().faults,
         peak: 0,
     }

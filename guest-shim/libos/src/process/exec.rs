@@ -92,7 +92,8 @@ fn exec(path: Vec<u8>, arguments: u64, environment: u64) -> SysResult {
         path,
         arguments,
         environment,
-    })?;
+    })
+    .map_err(Errno::from)?;
     become_sole()?;
     let space = match Space::empty() {
         Ok(space) => space,

@@ -6,7 +6,7 @@
 use alloc::collections::BTreeMap;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
-use core::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, Ordering};
 
 use spin::Mutex;
 
@@ -102,8 +102,6 @@ pub struct Family {
     pub(super) report: Mutex<Option<Report>>,
     /// What the program that ends now says.
     pub(super) status: Mutex<Option<Status>>,
-    /// Time that its ended threads used, ticks.
-    pub(super) ended_ticks: AtomicU64,
     /// What its children used that it waited for.
     pub(super) children: Mutex<Usage>,
     remains: Mutex<Option<Remains>>,

@@ -69,13 +69,47 @@ pub struct Executable {
     elf: Elf,
     interpreter: Option<(Arc<OpenFile>, Elf)>,
     program: Program,
+    /// The executable's path without symbolic links: what `/proc/self/exe` shows.
+    resolved: Vec<u8>,
+}
+
+/// A program that can't be started.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NotStarted {
+    /// Why, as `execve(2)` has it.
+    pub errno: Errno,
+    /// The interpreter that is to blame, when it is not the program itself: that of a `#!` line or of an ELF file.
+    pub interpreter: Option<Vec<u8>>,
+}
+
+impl From<Errno> for NotStarted {
+    fn from(errno: Errno) -> Self {
+        Self {
+            errno,
+            interpreter: None,
+        }
+    }
+}
+
+impl From<NotStarted> for Errno {
+    fn from(why: NotStarted) -> Self {
+        why.errno
+    }
+}
+
+/// Blames the interpreter at `path`.
+fn blaming(path: &[u8]) -> impl FnOnce(Errno) -> NotStarted {
+    |errno| NotStarted {
+        errno,
+        interpreter: Some(path.to_vec()),
+    }
 }
 
 /// Opens and checks a program, through `#!` lines.
 ///
 /// # Errors
-/// As `execve(2)`.
-pub fn open(mut program: Program) -> SysResult<Executable> {
+/// As `execve(2)`, and what is to blame.
+pub fn open(mut program: Program) -> Result<Executable, NotStarted> {
     if program
         .arguments
         .iter()
@@ -84,11 +118,14 @@ pub fn open(mut program: Program) -> SysResult<Executable> {
         .sum::<usize>()
         > ARGUMENTS_MAX
     {
-        return Err(Errno::E2BIG);
+        return Err(Errno::E2BIG.into());
     }
     let mut path = program.path.clone();
-    for _ in 0..SCRIPT_DEPTH {
-        let file = crate::fs::open_executable(&path)?;
+    for depth in 0..SCRIPT_DEPTH {
+        let file = crate::fs::open_executable(&path).map_err(|errno| match depth {
+            0 => errno.into(),
+            _ => blaming(&path)(errno),
+        })?;
         let mut head = [0u8; 256];
         let got = file.file.read_at(0, &mut Buf::own_mut(&mut head))?;
         if let Some((interpreter, argument)) = script(&head[..got]) {
@@ -105,15 +142,16 @@ pub fn open(mut program: Program) -> SysResult<Executable> {
             .interpreter
             .map(|place| open_interpreter(&file, place))
             .transpose()?;
-        program.path = file.path.lock().clone();
+        let resolved = crate::fs::walk::resolved(&file.path.lock());
         return Ok(Executable {
+            resolved,
             file,
             elf,
             interpreter,
             program,
         });
     }
-    Err(Errno::ELOOP)
+    Err(Errno::ELOOP.into())
 }
 
 /// The interpreter and its one argument in a `#!` line.
@@ -146,15 +184,18 @@ fn describe(file: &OpenFile) -> SysResult<Elf> {
     })
 }
 
-fn open_interpreter(file: &OpenFile, (offset, len): (u64, usize)) -> SysResult<(Arc<OpenFile>, Elf)> {
+fn open_interpreter(
+    file: &OpenFile,
+    (offset, len): (u64, usize),
+) -> Result<(Arc<OpenFile>, Elf), NotStarted> {
     let mut path = alloc::vec![0; len];
     let got = file.file.read_at(offset, &mut Buf::own_mut(&mut path))?;
     path.truncate(got);
     if path.pop() != Some(0) || path.contains(&0) {
-        return Err(Errno::ENOEXEC);
+        return Err(Errno::ENOEXEC.into());
     }
-    let interpreter = crate::fs::open_executable(&path)?;
-    let elf = describe(&interpreter)?;
+    let interpreter = crate::fs::open_executable(&path).map_err(blaming(&path))?;
+    let elf = describe(&interpreter).map_err(blaming(&path))?;
     Ok((interpreter, elf))
 }
 
@@ -261,7 +302,7 @@ impl Executable {
         let bytes = |words: &[u64]| words.iter().flat_map(|w| w.to_le_bytes()).collect::<Vec<u8>>();
         user::copy_out(rsp, &bytes(&words))?;
         *process.image.lock() = ImageInfo {
-            path: program.path.clone(),
+            path: self.resolved.clone(),
             command_line: arguments,
             environment,
             auxv: bytes(&vector),

@@ -32,6 +32,8 @@ mod load;
 #[cfg(feature = "bare")]
 mod pidfd;
 #[cfg(feature = "bare")]
+mod policy;
+#[cfg(feature = "bare")]
 pub mod providers;
 #[cfg(feature = "bare")]
 mod stop;
@@ -54,6 +56,7 @@ pub use {
     limits::Limits,
     load::*,
     pidfd::SYSCALLS as PIDFD_SYSCALLS,
+    policy::SYSCALLS as POLICY_SYSCALLS,
     stop::wait as stop_wait,
     threads::SYSCALLS as THREAD_SYSCALLS,
     wait::SYSCALLS as WAIT_SYSCALLS,
@@ -96,11 +99,13 @@ pub struct Process {
     #[cfg(feature = "bare")]
     pub image: Mutex<ImageInfo>,
     #[cfg(feature = "bare")]
-    /// Strong: a thread that sleeps until a signal comes has no other owner.
     threads: Mutex<BTreeMap<i32, Arc<Thread>>>,
     /// Parent, group, session, and what becomes known of its end.
     #[cfg(feature = "bare")]
     pub family: Family,
+    /// Ticks that its ended threads used.
+    #[cfg(feature = "bare")]
+    ended_ticks: core::sync::atomic::AtomicU64,
     #[cfg(feature = "bare")]
     exiting: core::sync::atomic::AtomicBool,
     /// The thread that runs `execve` and lets no other live, or 0.
@@ -154,6 +159,7 @@ impl Process {
             image: Mutex::new(ImageInfo::default()),
             threads: Mutex::new(BTreeMap::new()),
             family,
+            ended_ticks: core::sync::atomic::AtomicU64::new(0),
             exiting: core::sync::atomic::AtomicBool::new(false),
             sole: core::sync::atomic::AtomicI32::new(0),
             thread_ended: crate::sched::WaitQueue::new(),
@@ -175,7 +181,8 @@ impl Process {
         self.threads.lock().values().cloned().collect()
     }
 
-    /// Adds a thread.
+    /// Adds a thread. The process owns it until [`Self::remove_thread`]: a thread that is parked and that only a
+    /// signal can wake (`pause`) has no other owner.
     pub fn add_thread(&self, thread: &Arc<Thread>) {
         self.threads.lock().insert(thread.tid(), thread.clone());
     }
@@ -183,11 +190,24 @@ impl Process {
     /// Removes a thread; gives how many are left.
     pub fn remove_thread(&self, tid: i32) -> usize {
         let mut threads = self.threads.lock();
-        let removed = threads.remove(&tid);
+        let gone = threads.remove(&tid);
         let left = threads.len();
+        if let Some(thread) = &gone {
+            // Under the lock, so that nobody sees the time of neither.
+            let used = thread.cpu_time();
+            self.ended_ticks
+                .fetch_add(used, core::sync::atomic::Ordering::Relaxed);
+        }
         drop(threads);
-        drop(removed);
+        drop(gone); // outside the lock: it may be the last owner
         left
+    }
+
+    /// CPU time that its threads have used, those that ended included, in ticks.
+    pub fn cpu_time(&self) -> u64 {
+        let threads = self.threads.lock();
+        let running: u64 = threads.values().map(|t| t.cpu_time()).sum();
+        running + self.ended_ticks.load(core::sync::atomic::Ordering::Relaxed)
     }
 
     /// The thread with this number.

@@ -28,24 +28,25 @@ pub fn install() {
     crate::fs::providers::set(&LIBOS);
     crate::fs::signals::install(&LIBOS);
     time_calls::CPU_TIME.call_once(|| cpu_time);
+    crate::net::unix::names::install(&crate::net::unix::paths::NameSpace);
 }
 
 fn process(pid: i32) -> Option<Arc<Process>> {
     super::find(pid)
 }
 
-fn cpu_time(clock: CpuClock) -> u64 {
+fn cpu_time(clock: CpuClock) -> Option<u64> {
     let thread = sched::current();
     match clock {
-        CpuClock::Thread => ns(thread.cpu_time()),
-        CpuClock::Process => used_ns(&thread.process),
+        CpuClock::Thread(0) => Some(ns(thread.cpu_time())),
+        CpuClock::Thread(tid) => thread.process.thread(tid).map(|t| ns(t.cpu_time())),
+        CpuClock::Process => Some(used_ns(&thread.process)),
     }
 }
 
 /// Processor time that the threads of a process have used, nanoseconds.
 pub fn used_ns(process: &Process) -> u64 {
-    let ended = process.family.ended_ticks.load(Ordering::Relaxed);
-    ns(ended + process.threads().iter().map(|t| t.cpu_time()).sum::<u64>())
+    ns(process.cpu_time())
 }
 
 fn ns(ticks: u64) -> u64 {

@@ -7,6 +7,7 @@ use crate::arch;
 use crate::errno::{Errno, SysResult};
 use crate::sched::clock::{self, Timespec};
 use crate::sched::{self, futex};
+use crate::signal::restart::later;
 use crate::syscall::{Args, Entry, full, partial, refused};
 use crate::user;
 
@@ -36,14 +37,6 @@ pub const SYSCALLS: &[Entry] = &[
         sched::yield_now();
         Ok(0)
     }),
-    partial(
-        203,
-        "sched_setaffinity",
-        "isx",
-        "accepted: any vCPU may run any thread",
-        sched_setaffinity,
-    ),
-    full(204, "sched_getaffinity", "isx", sched_getaffinity),
     full(309, "getcpu", "xxx", getcpu),
     full(158, "arch_prctl", "xx", arch_prctl),
 ];
@@ -96,7 +89,7 @@ fn futex_call(a: &Args) -> SysResult {
                 0 => u64::MAX,
                 timeout => clock::deadline_in(user::read::<Timespec>(timeout)?.to_ns()?),
             };
-            restartable(futex::wait(address, key, value, !0, deadline), deadline)
+            wait_on(address, key, value, deadline)
         }
         9 => {
             let deadline = match a.u64(3) {
@@ -111,7 +104,11 @@ fn futex_call(a: &Args) -> SysResult {
                     clock::deadline(clock::to_monotonic(id, ns).ok_or(Errno::EINVAL)?)
                 }
             };
-            restartable(futex::wait(address, key, value, a.u32(5), deadline), u64::MAX)
+            // With an absolute timeout it can be made again as it is.
+            futex::wait(address, key, value, a.u32(5), deadline).map_err(|error| match error {
+                Errno::EINTR => Errno::ERESTARTSYS,
+                other => other,
+            })
         }
         1 => Ok(futex::wake(key, count(value), !0) as u64),
         10 if a.u32(5) == 0 => Err(Errno::EINVAL),
@@ -143,31 +140,13 @@ fn futex_call(a: &Args) -> SysResult {
     }
 }
 
-/// An interrupted wait with a relative timeout must not start again with all of it.
-fn restartable(result: SysResult, deadline: u64) -> SysResult {
-    match result {
-        Err(Errno::EINTR) if deadline == u64::MAX => Err(Errno::ERESTARTSYS),
+/// `FUTEX_WAIT`: interrupted with a relative timeout, it must not start again with all of it.
+fn wait_on(address: u64, key: u64, value: u32, deadline: u64) -> SysResult {
+    futex::wait(address, key, value, !0, deadline).map_err(|error| match error {
+        Errno::EINTR if deadline == u64::MAX => Errno::ERESTARTSYS,
+        Errno::EINTR => later(move || wait_on(address, key, value, deadline)),
         other => other,
-    }
-}
-
-fn sched_setaffinity(a: &Args) -> SysResult {
-    let len = a.usize(1).min(128);
-    let mut mask = alloc::vec![0u8; len];
-    user::copy_in(&mut mask, a.u64(2))?;
-    let mine =
-        (0..arch::boot().vcpus as usize).any(|i| mask.get(i / 8).is_some_and(|b| b >> (i % 8) & 1 != 0));
-    if mine { Ok(0) } else { Err(Errno::EINVAL) }
-}
-
-fn sched_getaffinity(a: &Args) -> SysResult {
-    let cpus = arch::boot().vcpus as usize;
-    if a.usize(1) * 8 < cpus || !a.usize(1).is_multiple_of(8) {
-        return Err(Errno::EINVAL);
-    }
-    let mask = if cpus == 64 { u64::MAX } else { (1 << cpus) - 1 };
-    user::write(a.u64(2), &mask)?;
-    Ok(8)
+    })
 }
 
 fn getcpu(a: &Args) -> SysResult {

@@ -93,6 +93,10 @@ pub struct Thread {
     pub exiting: AtomicBool,
     /// Nice value.
     pub nice: AtomicI64,
+    /// Scheduling policy (`SCHED_*`), told back but not obeyed.
+    pub policy: AtomicU32,
+    /// vCPUs it may run on, by `sched_setaffinity`: told back but not obeyed.
+    pub affinity: AtomicU64,
     /// Signal of the last exception, and what its frame must say besides.
     pub fault_extra: Mutex<Option<(u32, crate::signal::FaultExtra)>>,
     frame: Cell<*mut Frame>,
@@ -201,6 +205,8 @@ impl Thread {
             started: Cell::new(0),
             exiting: AtomicBool::new(false),
             nice: AtomicI64::new(0),
+            policy: AtomicU32::new(0),
+            affinity: AtomicU64::new(u64::MAX),
             fault_extra: Mutex::new(None),
             frame: Cell::new(core::ptr::null_mut()),
         })
@@ -254,6 +260,16 @@ impl Thread {
     pub fn inherit_vector(&self) {
         // SAFETY: the thread is not yet queued, so nobody else reaches its area.
         arch::save_vector(unsafe { &mut (*self.vector.get()).0 });
+    }
+
+    /// A new thread has its creator's place among others.
+    pub fn inherit_policy(&self, creator: &Self) {
+        self.nice
+            .store(creator.nice.load(Ordering::Relaxed), Ordering::Relaxed);
+        self.policy
+            .store(creator.policy.load(Ordering::Relaxed), Ordering::Relaxed);
+        self.affinity
+            .store(creator.affinity.load(Ordering::Relaxed), Ordering::Relaxed);
     }
 
     /// Whether a signal waits to be delivered to it.

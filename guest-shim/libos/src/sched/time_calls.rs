@@ -5,6 +5,7 @@ use spin::Once;
 use super::clock::{self, SECOND, Timespec, id};
 use super::{WaitQueue, current};
 use crate::errno::{Errno, SysResult};
+use crate::signal::restart;
 use crate::syscall::{Args, Entry, eperm, full, partial, refused};
 use crate::user;
 
@@ -38,15 +39,19 @@ pub const SYSCALLS: &[Entry] = &[
 pub enum CpuClock {
     /// That of the process that asks.
     Process,
-    /// That of the thread that asks.
-    Thread,
+    /// That of a thread of that process, by its number; 0: the one that asks.
+    Thread(i32),
 }
 
-/// Gives processor time in nanoseconds. Set by the scheduler; until then processor time is the time since boot.
-pub static CPU_TIME: Once<fn(CpuClock) -> u64> = Once::new();
+/// Gives processor time in nanoseconds, None for a thread that is not there. Set by the scheduler; until then
+/// processor time is the time since boot.
+pub static CPU_TIME: Once<fn(CpuClock) -> Option<u64>> = Once::new();
 
-fn cpu_time(clock: CpuClock) -> u64 {
-    CPU_TIME.get().map_or_else(clock::monotonic, |f| f(clock))
+fn cpu_time(clock: CpuClock) -> SysResult {
+    CPU_TIME
+        .get()
+        .map_or_else(|| Some(clock::monotonic()), |f| f(clock))
+        .ok_or(Errno::EINVAL)
 }
 
 /// What `clock` shows, in nanoseconds.
@@ -55,22 +60,23 @@ fn cpu_time(clock: CpuClock) -> u64 {
 /// EINVAL for an unknown clock.
 pub fn now(clock: i32) -> SysResult<u64> {
     match clock {
-        id::PROCESS_CPUTIME => Ok(cpu_time(CpuClock::Process)),
-        id::THREAD_CPUTIME => Ok(cpu_time(CpuClock::Thread)),
+        id::PROCESS_CPUTIME => cpu_time(CpuClock::Process),
+        id::THREAD_CPUTIME => cpu_time(CpuClock::Thread(0)),
         id::REALTIME | id::REALTIME_COARSE | id::REALTIME_ALARM | id::TAI => Ok(clock::realtime()),
         id::BOOTTIME | id::BOOTTIME_ALARM => Ok(clock::boottime()),
         id::MONOTONIC | id::MONOTONIC_RAW | id::MONOTONIC_COARSE => Ok(clock::monotonic()),
-        _ => own_cpu_clock(clock).map(cpu_time),
+        _ => own_cpu_clock(clock).and_then(cpu_time),
     }
 }
 
-/// A clock number made from a process or thread number (`MAKE_PROCESS_CPUCLOCK`): 0 means the caller.
+/// A clock number made from a process or thread number (`MAKE_PROCESS_CPUCLOCK`, `MAKE_THREAD_CPUCLOCK`): 0 means the
+/// caller.
 fn own_cpu_clock(clock: i32) -> SysResult<CpuClock> {
     let (pid, kind) = (!(clock >> 3), clock & 7);
     let own = pid == 0 || pid == crate::process::Process::current().pid;
     match kind {
         0..=2 if clock < 0 && own => Ok(CpuClock::Process),
-        4..=6 if clock < 0 && pid == 0 => Ok(CpuClock::Thread),
+        4..=6 if clock < 0 => Ok(CpuClock::Thread(pid)),
         _ => Err(Errno::EINVAL),
     }
 }
@@ -120,7 +126,7 @@ const HZ: u64 = 100;
 
 fn times(args: &Args) -> SysResult {
     if args.u64(0) != 0 {
-        let used = cpu_time(CpuClock::Process) / (SECOND / HZ);
+        let used = cpu_time(CpuClock::Process)? / (SECOND / HZ);
         user::write(args.u64(0), &[used, 0, 0, 0])?;
     }
     Ok(clock::boottime() / (SECOND / HZ))
@@ -157,16 +163,18 @@ fn clock_nanosleep(args: &Args) -> SysResult {
 }
 
 fn sleep_for(ns: u64, remaining: u64) -> SysResult {
-    let until = clock::monotonic().saturating_add(ns);
-    let interrupted = sleep_until(until);
-    if interrupted.is_err() {
+    sleep_on(clock::monotonic().saturating_add(ns), remaining)
+}
+
+/// Sleeps until `until`; interrupted, tells what is left and can go on.
+fn sleep_on(until: u64, remaining: u64) -> SysResult {
+    sleep_until(until).or_else(|_| {
         let left = until.saturating_sub(clock::monotonic());
         if remaining != 0 {
             user::write(remaining, &Timespec::from_ns(left))?;
         }
-        return Err(Errno::ERESTART_RESTARTBLOCK);
-    }
-    Ok(0)
+        Err(restart::later(move || sleep_on(until, remaining)))
+    })
 }
 
 /// Sleeps until the monotonic time `until` (nanoseconds).
@@ -236,6 +244,18 @@ mod tests {
     }
 
     #[test]
+    fn an_interrupted_sleep_tells_what_is_left_and_can_go_on() {
+        use core::sync::atomic::Ordering;
+        let hour = Timespec { sec: 3600, nsec: 0 };
+        let mut left = Timespec::default();
+        current().signal.store(true, Ordering::SeqCst);
+        let result = nanosleep(&args(&[&raw const hour as u64, &raw mut left as u64]));
+        current().signal.store(false, Ordering::SeqCst);
+        assert_eq!(result, Err(Errno::ERESTART_RESTARTBLOCK));
+        assert!((3590..3600).contains(&left.sec));
+    }
+
+    #[test]
     fn unknown_clocks_are_refused() {
         let mut out = Timespec::default();
         assert_eq!(
@@ -243,6 +263,10 @@ mod tests {
             Err(Errno::EINVAL)
         );
         assert_eq!(clock_gettime(&args(&[1, &raw mut out as u64])), Ok(0));
+        // MAKE_PROCESS_CPUCLOCK, MAKE_THREAD_CPUCLOCK and no kind at all, each of number 0.
+        assert_eq!(own_cpu_clock(!0 << 3 | 2), Ok(CpuClock::Process));
+        assert_eq!(own_cpu_clock(!7 << 3 | 6), Ok(CpuClock::Thread(7)));
+        assert_eq!(own_cpu_clock(!0 << 3 | 3), Err(Errno::EINVAL));
         let bad = Timespec { sec: 0, nsec: -1 };
         assert_eq!(nanosleep(&args(&[&raw const bad as u64, 0])), Err(Errno::EINVAL));
     }

@@ -24,6 +24,7 @@ pub const SYSCALLS: &[Entry] = &[
     full(130, "rt_sigsuspend", "xs", sigsuspend),
     full(131, "sigaltstack", "xx", sigaltstack),
     full(34, "pause", "", pause),
+    full(219, "restart_syscall", "", restart_syscall),
     full(62, "kill", "ii", kill),
     full(200, "tkill", "ii", tkill),
     full(234, "tgkill", "iii", tgkill),
@@ -183,6 +184,11 @@ fn wait_for_signal() -> SysResult {
 
 fn pause(_: &Args) -> SysResult {
     wait_for_signal()
+}
+
+fn restart_syscall(_: &Args) -> SysResult {
+    let rest = sched::current().signals.rest.lock().take();
+    rest.map_or(Err(Errno::EINTR), super::restart::Rest::go_on)
 }
 
 fn sigaltstack(a: &Args) -> SysResult {

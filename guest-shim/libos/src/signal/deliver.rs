@@ -9,7 +9,7 @@ use cloak_abi::kcall::Kcall;
 use super::frame;
 pub use super::frame::Extra as FaultExtra;
 use super::frame::Extra;
-use super::pending::{Info, code};
+use super::pending::{Info, Pending, TimerSignal, code};
 use super::{Default_, UNBLOCKABLE, bit, default_action, number};
 use crate::arch::{self, Frame};
 use crate::errno::Errno;
@@ -19,6 +19,8 @@ use crate::process::{self, Process};
 use crate::sched::{self, Thread};
 
 const SA_RESTART: u64 = 0x1000_0000;
+/// Number of `restart_syscall`.
+const RESTART_SYSCALL: u64 = 219;
 const SA_NODEFER: u64 = 0x4000_0000;
 const SA_RESETHAND: u64 = 0x8000_0000;
 
@@ -27,15 +29,19 @@ pub static DELIVERED: core::sync::atomic::AtomicU64 = core::sync::atomic::Atomic
 
 /// Sends to a process: some thread of it that does not block the signal takes it.
 pub fn send_process(process: &Process, info: Info) -> bool {
-    prepare(process, info.signal);
+    to_process(process, info.signal, |pending| pending.add(info))
+}
+
+fn to_process(process: &Process, signal: u32, add: impl FnOnce(&Pending) -> bool) -> bool {
+    prepare(process, signal);
     let blocked_by_all = process
         .threads()
         .iter()
-        .all(|t| t.signals.mask.load(Ordering::Relaxed) & bit(info.signal) != 0);
-    if process.signals.ignores(info.signal) && !blocked_by_all {
+        .all(|t| t.signals.mask.load(Ordering::Relaxed) & bit(signal) != 0);
+    if process.signals.ignores(signal) && !blocked_by_all {
         return true;
     }
-    let added = process.signals.pending.add(info);
+    let added = add(&process.signals.pending);
     crate::fs::signals::arrived();
     let threads = process.threads();
     let takes = |t: &&Arc<Thread>| t.signals.wants(&process.signals);
@@ -49,16 +55,38 @@ pub fn send_process(process: &Process, info: Info) -> bool {
 
 /// Sends to one thread.
 pub fn send_thread(thread: &Thread, info: Info) -> bool {
+    to_thread(thread, info.signal, |pending| pending.add(info))
+}
+
+fn to_thread(thread: &Thread, signal: u32, add: impl FnOnce(&Pending) -> bool) -> bool {
     let process = &thread.process;
-    prepare(process, info.signal);
-    let blocked = thread.signals.mask.load(Ordering::Relaxed) & bit(info.signal) != 0;
-    if process.signals.ignores(info.signal) && !blocked {
+    prepare(process, signal);
+    let blocked = thread.signals.mask.load(Ordering::Relaxed) & bit(signal) != 0;
+    if process.signals.ignores(signal) && !blocked {
         return true;
     }
-    let added = thread.signals.pending.add(info);
+    let added = add(&thread.signals.pending);
     crate::fs::signals::arrived();
     notify(thread);
     added
+}
+
+/// Sends the signal of a timer that expired `count` times: to one thread, or to the process.
+pub fn send_timer(
+    process: &Process,
+    thread: Option<&Thread>,
+    info: Info,
+    timer: &Arc<TimerSignal>,
+    count: u32,
+) {
+    let add = |pending: &Pending| {
+        pending.add_timer(info, timer, count);
+        true
+    };
+    match thread {
+        Some(thread) => to_thread(thread, info.signal, add),
+        None => to_process(process, info.signal, add),
+    };
 }
 
 /// SIGCONT and the stop signals cancel each other.
@@ -295,7 +323,10 @@ fn restart(frame: &mut Frame, handler: Option<bool>) {
     if again {
         // The instruction before the logical return address is the SYSCALL, or the jump that replaced it.
         frame.regs.rip = crate::patch::logical(frame.regs.rip) - 2;
-        frame.regs.rax = frame.regs.orig_rax;
+        frame.regs.rax = match error {
+            Errno::ERESTART_RESTARTBLOCK => RESTART_SYSCALL,
+            _ => frame.regs.orig_rax,
+        };
         frame.regs.orig_rax = u64::MAX;
         sched::current()
             .signals

@@ -6,10 +6,12 @@
 //! | `frame` | what a handler finds on the program's stack, and the way back |
 //! | `interval`, `timer_calls` | timers that send signals |
 //! | `deliver` | what happens before a thread goes on |
+//! | `restart` | interrupted calls that go on where they were |
 //! | `calls` | the system calls |
 
 pub mod interval;
 pub mod pending;
+pub mod restart;
 
 #[cfg(feature = "bare")]
 pub mod calls;
@@ -174,6 +176,8 @@ pub struct ThreadSignals {
     pub alt_stack: Mutex<AltStack>,
     /// Signals for which `sigtimedwait` waits.
     pub awaited: AtomicU64,
+    /// What is left of the call that was interrupted last.
+    pub rest: Mutex<Option<restart::Rest>>,
     /// All registers must be restored at the next exit from the libos.
     pub full_restore: AtomicBool,
 }

@@ -3,14 +3,13 @@
 use alloc::boxed::Box;
 use alloc::collections::BTreeMap;
 use alloc::sync::Arc;
-use core::sync::atomic::{AtomicU32, Ordering};
 
 use spin::Mutex;
 
 use super::interval::{Interval, Source};
 use super::number::SIGALRM;
-use super::pending::{Info, code};
-use super::{bit, send_process, send_thread};
+use super::pending::{Info, TimerSignal, code};
+use super::{send_process, send_timer};
 use crate::arch;
 use crate::errno::{Errno, SysResult};
 use crate::process::Process;
@@ -38,13 +37,7 @@ pub const SYSCALLS: &[Entry] = &[
     ),
     full(223, "timer_settime", "iixx", timer_settime),
     full(224, "timer_gettime", "ix", timer_gettime),
-    partial(
-        225,
-        "timer_getoverrun",
-        "i",
-        "another pending signal of the same number counts as overrun",
-        timer_getoverrun,
-    ),
+    full(225, "timer_getoverrun", "i", timer_getoverrun),
     full(226, "timer_delete", "i", timer_delete),
 ];
 
@@ -89,7 +82,7 @@ impl Timers {
 struct Timer {
     clock: i32,
     interval: Arc<Interval>,
-    overrun: Arc<AtomicU32>,
+    signal: Arc<TimerSignal>,
 }
 
 fn processor(process: &Arc<Process>) -> Source {
@@ -210,41 +203,31 @@ fn timer_create(a: &Args) -> SysResult {
     if notify != SIGEV_NONE && !(1..=64).contains(&signal) {
         return Err(Errno::EINVAL);
     }
-    let overrun = Arc::new(AtomicU32::new(0));
-    let (missed, owner) = (overrun.clone(), Arc::downgrade(&process));
+    let own = Arc::new(TimerSignal::default());
+    let (queued, owner) = (own.clone(), Arc::downgrade(&process));
     let target = thread.as_ref().map(Arc::downgrade);
     let action = move |count: u64| {
         let Some(process) = owner.upgrade().filter(|_| notify != SIGEV_NONE) else {
             return;
         };
         let thread = target.as_ref().map(alloc::sync::Weak::upgrade);
-        let pending = match &thread {
-            Some(Some(thread)) => &thread.signals.pending,
-            Some(None) => return,
-            None => &process.signals.pending,
-        };
-        // At most one signal of a timer is queued; what expires meanwhile is overrun.
-        if pending.bits() & bit(signal) != 0 {
-            missed.fetch_add(count as u32, Ordering::Relaxed);
-            return;
+        if matches!(thread, Some(None)) {
+            return; // its thread has ended
         }
-        missed.store((count - 1) as u32, Ordering::Relaxed);
         let info = Info {
             signal,
             errno: 0,
             code: code::SI_TIMER,
-            fields: [u64::from(number as u32) | (count - 1) << 32, event[0], 0],
+            fields: [u64::from(number as u32), event[0], 0],
         };
-        match thread.flatten() {
-            Some(thread) => send_thread(&thread, info),
-            None => send_process(&process, info),
-        };
+        let count = u32::try_from(count).unwrap_or(u32::MAX);
+        send_timer(&process, thread.flatten().as_deref(), info, &queued, count);
     };
     user::write(a.u64(2), &number)?;
     let timer = Timer {
         clock,
         interval: Interval::new(source, Box::new(action)),
-        overrun,
+        signal: own,
     };
     timers.created.lock().by_id.insert(number, Arc::new(timer));
     Ok(0)
@@ -283,7 +266,7 @@ fn timer_settime(a: &Args) -> SysResult {
         value if a.u32(1) & ABSTIME != 0 => Some(clock::to_monotonic(timer.clock, value).unwrap_or(value)),
         value => Some(timer.interval.now().saturating_add(value)),
     };
-    timer.overrun.store(0, Ordering::Relaxed);
+    timer.signal.reset();
     let old = timer.interval.set(due, period);
     if a.u64(3) != 0 {
         user::write(a.u64(3), &itimerspec(old))?;
@@ -298,8 +281,7 @@ fn timer_gettime(a: &Args) -> SysResult {
 }
 
 fn timer_getoverrun(a: &Args) -> SysResult {
-    let overrun = created(a.i32(0))?.overrun.load(Ordering::Relaxed);
-    Ok(u64::from(overrun.min(i32::MAX as u32)))
+    Ok(u64::from(created(a.i32(0))?.signal.overrun()))
 }
 
 fn timer_delete(a: &Args) -> SysResult {

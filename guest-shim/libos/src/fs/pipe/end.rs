@@ -8,6 +8,7 @@ use super::ring::{MAX_CAPACITY, PIPE_BUF};
 use crate::errno::{Errno, SysResult};
 use crate::fs::anon::{self, FIONREAD, S_IFIFO};
 use crate::fs::file::{Stat, ready};
+use crate::fs::node::Node;
 use crate::fs::{File, OpenFile, signals};
 use crate::sched::WaitQueue;
 use crate::user::{self, Buf};
@@ -16,17 +17,26 @@ const F_SETPIPE_SZ: u32 = 1031;
 const F_GETPIPE_SZ: u32 = 1032;
 
 /// A reading end, a writing end, or both (a FIFO opened for reading and writing).
-#[derive(Debug)]
 pub struct PipeEnd {
     pipe: Arc<Pipe>,
     reads: bool,
     writes: bool,
     /// Writers that the pipe had had when this end was opened: no hang-up before one more has come.
     writers_before: u64,
+    /// What stands for a FIFO in its file system.
+    node: Option<Arc<dyn Node>>,
+}
+
+impl core::fmt::Debug for PipeEnd {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.debug_struct("PipeEnd")
+            .field("pipe", &self.pipe)
+            .finish_non_exhaustive()
+    }
 }
 
 impl PipeEnd {
-    pub(super) fn new(pipe: Arc<Pipe>, reads: bool, writes: bool) -> Arc<Self> {
+    pub(super) fn new(pipe: Arc<Pipe>, reads: bool, writes: bool, node: Option<Arc<dyn Node>>) -> Arc<Self> {
         let writers_before = {
             let mut state = pipe.state.lock();
             // With a writer there already, its going is a hang-up for this end.
@@ -47,6 +57,7 @@ impl PipeEnd {
             reads,
             writes,
             writers_before,
+            node,
         })
     }
 
@@ -137,7 +148,14 @@ impl File for PipeEnd {
     }
 
     fn stat(&self) -> SysResult<Stat> {
-        Ok(anon::stat(S_IFIFO | 0o600, self.pipe.inode))
+        match &self.node {
+            Some(node) => node.stat(),
+            None => Ok(anon::stat(S_IFIFO | 0o600, self.pipe.inode)),
+        }
+    }
+
+    fn node(&self) -> Option<&Arc<dyn Node>> {
+        self.node.as_ref()
     }
 
     fn poll(&self) -> u32 {
@@ -177,6 +195,33 @@ impl File for PipeEnd {
 }
 
 impl PipeEnd {
+    /// Hands up to `len` bytes to `sink` and takes out what that says it took; 0 at the end.
+    ///
+    /// # Errors
+    /// EAGAIN, ERESTARTSYS, and those of `sink`, which then took nothing.
+    pub fn hand_over(
+        &self,
+        len: usize,
+        nonblocking: bool,
+        sink: impl FnOnce(&[u8]) -> SysResult<usize>,
+    ) -> SysResult<usize> {
+        let begin = || self.pipe.begin_read(len, nonblocking);
+        let span = match begin() {
+            Some(result) => result?,
+            None => self
+                .pipe
+                .sleeping_readers
+                .wait(u64::MAX, begin)
+                .map_err(restart)?,
+        };
+        let Some(span) = span else { return Ok(0) };
+        let mut part = alloc::vec![0; span.len];
+        let copied = span.copy_to(&mut Buf::own_mut(&mut part));
+        let taken = copied.and_then(|got| sink(&part[..got]));
+        self.pipe.end_read(taken.unwrap_or(0));
+        taken
+    }
+
     /// Writes what fits; also says whether all that was reserved could be copied.
     fn write_part(&self, file: &OpenFile, from: &mut Buf) -> SysResult<(usize, bool)> {
         let (want, nonblocking) = (from.len(), file.nonblocking());

@@ -17,6 +17,7 @@ use ring::{Refused, Ring, Span};
 use super::anon;
 use super::fd::{O_CLOEXEC, O_NONBLOCK};
 use super::file::ready;
+use super::node::Node;
 use super::{File, OpenFile};
 use crate::errno::{Errno, SysResult};
 use crate::sched::WaitQueue;
@@ -76,22 +77,22 @@ impl Pipe {
     /// A reading end, at once.
     #[must_use]
     pub fn reader(self: &Arc<Self>) -> Arc<PipeEnd> {
-        PipeEnd::new(self.clone(), true, false)
+        PipeEnd::new(self.clone(), true, false, None)
     }
 
     /// A writing end, at once.
     #[must_use]
     pub fn writer(self: &Arc<Self>) -> Arc<PipeEnd> {
-        PipeEnd::new(self.clone(), false, true)
+        PipeEnd::new(self.clone(), false, true, None)
     }
 
     /// Opens a FIFO for reading: waits for a writer unless `flags` say not to.
     ///
     /// # Errors
     /// ERESTARTSYS.
-    pub fn open_reader(self: &Arc<Self>, flags: u32) -> SysResult<Arc<dyn File>> {
+    fn open_reader(self: &Arc<Self>, flags: u32, node: Option<Arc<dyn Node>>) -> SysResult<Arc<dyn File>> {
         let seen = self.state.lock().writers_ever;
-        let end = self.reader();
+        let end = PipeEnd::new(self.clone(), true, false, node);
         let here = || {
             let state = self.state.lock();
             state.writers > 0 || state.writers_ever != seen
@@ -106,7 +107,7 @@ impl Pipe {
     ///
     /// # Errors
     /// ENXIO when it must not wait and nobody reads; ERESTARTSYS.
-    pub fn open_writer(self: &Arc<Self>, flags: u32) -> SysResult<Arc<dyn File>> {
+    fn open_writer(self: &Arc<Self>, flags: u32, node: Option<Arc<dyn Node>>) -> SysResult<Arc<dyn File>> {
         let seen = {
             let state = self.state.lock();
             if flags & O_NONBLOCK != 0 && state.readers == 0 {
@@ -114,7 +115,7 @@ impl Pipe {
             }
             state.readers_ever
         };
-        let end = self.writer();
+        let end = PipeEnd::new(self.clone(), false, true, node);
         let here = || {
             let state = self.state.lock();
             state.readers > 0 || state.readers_ever != seen
@@ -125,15 +126,15 @@ impl Pipe {
         Ok(end)
     }
 
-    /// Opens a FIFO as the access mode in `flags` says. Reading and writing never waits.
+    /// Opens a FIFO as the access mode in `flags` says; `node` stands for it in its file system. Reading and writing never waits.
     ///
     /// # Errors
     /// As [`Pipe::open_reader`] and [`Pipe::open_writer`]; EINVAL for mode 3.
-    pub fn open(self: &Arc<Self>, flags: u32) -> SysResult<Arc<dyn File>> {
+    pub fn open(self: &Arc<Self>, flags: u32, node: Option<Arc<dyn Node>>) -> SysResult<Arc<dyn File>> {
         match flags & 3 {
-            0 => self.open_reader(flags),
-            1 => self.open_writer(flags),
-            2 => Ok(PipeEnd::new(self.clone(), true, true)),
+            0 => self.open_reader(flags, node),
+            1 => self.open_writer(flags, node),
+            2 => Ok(PipeEnd::new(self.clone(), true, true, node)),
             _ => Err(Errno::EINVAL),
         }
     }

@@ -126,18 +126,18 @@ fn large_blocking_writes_pass_through_whole() {
 #[test]
 fn a_fifo_waits_for_its_other_side() {
     let fifo = Pipe::new(false);
-    assert_eq!(fifo.open_writer(O_NONBLOCK).err(), Some(Errno::ENXIO));
+    assert_eq!(fifo.open(O_NONBLOCK | 1, None).err(), Some(Errno::ENXIO));
     let other = fifo.clone();
     let writer = std::thread::spawn(move || {
-        let file = OpenFile::new(other.open(1).expect("opens"), 1, Vec::new());
+        let file = OpenFile::new(other.open(1, None).expect("opens"), 1, Vec::new());
         write(&file, b"through")
     });
-    let reader = OpenFile::new(fifo.open(0).expect("opens"), 0, Vec::new());
+    let reader = OpenFile::new(fifo.open(0, None).expect("opens"), 0, Vec::new());
     assert_eq!(read(&reader, 10), Ok(b"through".to_vec()));
     assert_eq!(writer.join().expect("writer"), Ok(7));
     assert_eq!(read(&reader, 10), Ok(vec![]));
     drop(reader);
-    let quiet = fifo.open(O_NONBLOCK).expect("opens");
+    let quiet = fifo.open(O_NONBLOCK, None).expect("opens");
     assert_eq!(quiet.poll(), 0, "no hang-up before a writer came");
 }
 

@@ -19,6 +19,7 @@ use crate::process::Process;
 use crate::sched::clock::{self, Timespec};
 use crate::sched::time_calls::{timeout_at, timeout_ms};
 use crate::sched::{Key, Thread, Waker, current_arc, park};
+use crate::signal::restart::later;
 use crate::syscall::{Args, Entry, full};
 use crate::{arch, user};
 
@@ -151,7 +152,14 @@ pub(super) fn take_reports() {
 }
 
 fn poll(args: &Args) -> SysResult {
-    poll_until(args, timeout_ms(args.i32(2))).map_err(|e| restart(e, Errno::ERESTART_RESTARTBLOCK))
+    poll_on(*args, timeout_ms(args.i32(2)))
+}
+
+fn poll_on(args: Args, deadline: u64) -> SysResult {
+    poll_until(&args, deadline).map_err(|error| match error {
+        Errno::EINTR => later(move || poll_on(args, deadline)),
+        other => other,
+    })
 }
 
 fn ppoll(args: &Args) -> SysResult {

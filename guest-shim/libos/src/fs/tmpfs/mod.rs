@@ -32,6 +32,7 @@ use super::file::{File, Stat};
 use super::flags::*;
 use super::node::{self, Link, New, Node};
 use super::nodedir::NodeDir;
+use super::pipe::Pipe;
 use super::providers;
 use crate::errno::{Errno, SysResult};
 use crate::mem::pages::PageCache;
@@ -75,6 +76,7 @@ enum Body {
     Directory(Directory),
     File(Arc<PageCache>),
     Link(Vec<u8>),
+    Fifo(Arc<Pipe>),
     Special,
 }
 
@@ -193,7 +195,8 @@ impl Inode {
             (New::Link(target), _) => Body::Link(target.to_vec()),
             (_, S_IFDIR) => Body::Directory(Directory::default()),
             (_, S_IFREG) => Body::File(Arc::default()),
-            (_, S_IFIFO | S_IFSOCK | S_IFCHR | S_IFBLK) => Body::Special,
+            (_, S_IFIFO) => Body::Fifo(Pipe::new(false)),
+            (_, S_IFSOCK | S_IFCHR | S_IFBLK) => Body::Special,
             _ => return Err(Errno::EINVAL),
         };
         let bits = match new {
@@ -253,7 +256,7 @@ impl Node for Inode {
             Body::File(pages) => (pages.size(), pages.used().div_ceil(512)),
             Body::Link(target) => (target.len() as u64, 0),
             Body::Directory(directory) => (directory.size(), 0),
-            Body::Special => (0, 0),
+            Body::Fifo(_) | Body::Special => (0, 0),
         };
         let meta = self.meta.lock();
         Ok(Stat {
@@ -290,11 +293,12 @@ impl Node for Inode {
         }
     }
 
-    fn open(self: Arc<Self>, _flags: u32) -> SysResult<Arc<dyn File>> {
+    fn open(self: Arc<Self>, flags: u32) -> SysResult<Arc<dyn File>> {
         match &self.body {
             Body::Directory(_) => Ok(Arc::new(NodeDir(self))),
             Body::File(_) => Ok(Arc::new(MemoryFile::new(self))),
             Body::Link(_) => Err(Errno::ELOOP),
+            Body::Fifo(pipe) => pipe.clone().open(flags, Some(self as Arc<dyn Node>)),
             Body::Special => {
                 let (mode, rdev) = {
                     let meta = self.meta.lock();

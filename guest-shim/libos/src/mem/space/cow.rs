@@ -57,12 +57,7 @@ impl Space {
     /// ENOMEM.
     pub fn empty() -> SysResult<Arc<Self>> {
         let tables = tables::make(None)?;
-        Ok(Self::with(
-            tables,
-            Areas::default(),
-            Sites::default(),
-            (0, 0),
-        ))
+        Ok(Self::with(tables, Areas::default(), Sites::default(), (0, 0)))
     }
 
     /// A copy, as `fork` makes it.

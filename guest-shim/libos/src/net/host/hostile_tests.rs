@@ -2,6 +2,7 @@
 
 use super::tests::{connected, loopback, open, read};
 use super::*;
+use crate::errno::Errno;
 use crate::fs::fd::O_NONBLOCK;
 use crate::net::socket::msg;
 use crate::testing::{self, lie};

@@ -6,6 +6,7 @@
 
 mod answers;
 mod connect;
+pub mod interfaces;
 mod options;
 mod transfer;
 
@@ -19,7 +20,7 @@ use cloak_abi::hostop::HostOp;
 use super::address::{Address, family};
 use super::control::Control;
 use super::socket::{Kind, Received, Socket, Timeouts, Wanted};
-use crate::errno::{Errno, SysResult};
+use crate::errno::SysResult;
 use crate::fs::anon::{self, FIONREAD, S_IFSOCK};
 use crate::fs::file::{Stat, ready};
 use crate::fs::hostfd::HostFd;
@@ -172,7 +173,7 @@ impl File for HostSocket {
 
     fn ioctl(&self, _: &OpenFile, request: u32, argument: u64) -> SysResult {
         if ![FIONREAD, SIOCOUTQ, SIOCATMARK].contains(&request) {
-            return Err(Errno::ENOTTY);
+            return interfaces::ioctl(Some(self.fd()), request, argument);
         }
         let mut asked = Request::new();
         let args = [self.fd(), u64::from(request), 0, 4, 0, 0];

@@ -5,6 +5,7 @@ use std::net::{TcpListener, TcpStream, UdpSocket};
 use std::time::Duration;
 
 use super::*;
+use crate::errno::Errno;
 use crate::fs::epoll::{Epoll, Event, flag};
 use crate::fs::fd::O_NONBLOCK;
 use crate::net::socket::msg;

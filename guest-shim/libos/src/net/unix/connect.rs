@@ -9,6 +9,7 @@ use super::names::{self, Target};
 use super::{Inbox, Listener, Peer, UnixSocket};
 use crate::errno::{Errno, SysResult};
 use crate::fs::file::ready;
+use crate::fs::mount::Dir;
 use crate::fs::{File, OpenFile};
 use crate::net::address::{Address, family};
 use crate::net::control::Sender;
@@ -94,7 +95,7 @@ impl UnixSocket {
         }
         match names::find(address)? {
             Target::Guest(target) => self.connect_inside(file, &target),
-            Target::Host(directory, path) => self.connect_outside(file, directory, &path),
+            Target::Host(directory, path) => self.connect_outside(file, &directory, &path),
         }
     }
 
@@ -174,13 +175,13 @@ impl UnixSocket {
     }
 
     /// Becomes a socket of the host.
-    fn connect_outside(&self, file: &OpenFile, directory: u64, path: &[u8]) -> SysResult<()> {
+    fn connect_outside(&self, file: &OpenFile, directory: &Dir, path: &[u8]) -> SysResult<()> {
         let mut bytes: Vec<u8> = family::UNIX.to_ne_bytes().to_vec();
         bytes.extend_from_slice(path);
         bytes.push(0);
         let address = Address::new(&bytes).map_err(|_| Errno::ENAMETOOLONG)?;
         let host = HostSocket::create(family::UNIX, self.kind, 0)?;
-        host.connect_to(file, &address, directory)?;
+        host.connect_to(file, &address, directory.number())?;
         if self.pass_credentials.load(Ordering::Relaxed) {
             // Credentials of the host mean nothing here, so none are asked for.
             self.pass_credentials.store(false, Ordering::Relaxed);

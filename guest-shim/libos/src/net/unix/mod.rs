@@ -7,6 +7,7 @@
 mod connect;
 mod inbox;
 pub mod names;
+pub mod paths;
 mod transfer;
 
 use alloc::collections::VecDeque;
@@ -239,7 +240,7 @@ impl File for UnixSocket {
             return outside.ioctl(file, request, argument);
         }
         if request != FIONREAD {
-            return Err(Errno::ENOTTY);
+            return super::host::interfaces::ioctl(None, request, argument);
         }
         let bytes = self.inbox.readable_bytes(!self.is_message());
         user::write(argument, &i32::try_from(bytes).unwrap_or(i32::MAX))?;

@@ -13,17 +13,18 @@ use spin::{Lazy, Mutex, Once};
 
 use super::UnixSocket;
 use crate::errno::{Errno, SysResult};
+use crate::fs::mount::Dir;
 use crate::net::address::{Address, family};
 
 /// A socket's node in the file system.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct Place {
     /// Device and inode.
     pub node: (u64, u64),
     /// Absolute normalised path in the guest's name space.
     pub path: Vec<u8>,
-    /// On a host mount: the directory's host descriptor, and the path from there.
-    pub host: Option<(u64, Vec<u8>)>,
+    /// On a host mount: the directory to start from, and the path from there.
+    pub host: Option<(Dir, Vec<u8>)>,
 }
 
 /// The file system's side, installed at boot. Paths are as the program gave them, for the calling process.
@@ -170,8 +171,8 @@ pub fn release(binding: &Binding, socket: *const UnixSocket) {
 pub enum Target {
     /// To a socket of the guest.
     Guest(Arc<UnixSocket>),
-    /// To one of the host: directory descriptor and path from there.
-    Host(u64, Vec<u8>),
+    /// To one of the host: directory and path from there.
+    Host(Dir, Vec<u8>),
 }
 
 /// Follows an address.

@@ -5,6 +5,7 @@ use std::time::Duration;
 use super::*;
 use crate::fs::eventfd::EventFd;
 use crate::fs::fd::{self, O_NONBLOCK};
+use crate::fs::mount::Dir;
 use crate::net::messages;
 use crate::net::socket::msg;
 use crate::process::Process;
@@ -362,7 +363,7 @@ impl names::Paths for TestPaths {
             });
         }
         let outside = path.starts_with(std::env::temp_dir().as_os_str().as_encoded_bytes());
-        let host = outside.then(|| (0x4000_0000, path.to_vec()));
+        let host = outside.then(|| (Dir::Root(0x4000_0000), path.to_vec()));
         Ok(names::Place {
             node: (2, 1),
             path: path.to_vec(),
