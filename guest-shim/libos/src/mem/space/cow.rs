@@ -14,8 +14,8 @@ use super::{Inner, Space, push_run};
 use crate::arch;
 use crate::errno::SysResult;
 use crate::mem::area::{Areas, Protection};
-use crate::mem::frames;
 use crate::mem::tables::{self, Batch, Tables};
+use crate::mem::{file_frames, frames};
 use crate::patch::Sites;
 use crate::sched::Lock;
 
@@ -56,6 +56,7 @@ impl Space {
     /// # Errors
     /// ENOMEM.
     pub fn empty() -> SysResult<Arc<Self>> {
+        file_frames::begin();
         let tables = tables::make(None)?;
         Ok(Self::with(tables, Areas::default(), Sites::default(), (0, 0)))
     }
@@ -65,6 +66,7 @@ impl Space {
     /// # Errors
     /// ENOMEM.
     pub fn copy(&self) -> SysResult<Arc<Self>> {
+        file_frames::begin();
         let _still = crate::patch::hold();
         let mut inner = self.inner.lock();
         let (tables, areas) = inner.copy()?;
@@ -394,7 +396,7 @@ impl Inner {
 }
 
 /// Copies a frame that nobody writes meanwhile to one that is the caller's alone.
-fn copy_page(to: u64, from: u64) {
+pub(super) fn copy_page(to: u64, from: u64) {
     // SAFETY: the window maps both; see above.
     unsafe {
         arch::copy_own(

@@ -9,9 +9,9 @@ use super::{Access, Fault, Inner};
 use crate::errno::SysResult;
 use crate::fs::OpenFile;
 use crate::mem::area::{Backing, Protection};
-use crate::mem::frames;
 use crate::mem::pages::PageCache;
 use crate::mem::tables::{self, Batch, Leaf};
+use crate::mem::{file_frames, frames};
 use crate::user::Buf;
 
 /// Pages mapped around a fault in anonymous memory to begin with.
@@ -131,26 +131,88 @@ impl Inner {
         let high = ((page & !(FILE_AROUND - 1)) + FILE_AROUND).min(end);
         let mut batch = Batch::new(self.tables);
         let mut served = false;
+        let version = file.file.unchanging().filter(|_| file_frames::is_wanted());
         for (first, last) in self.tables.holes(low, high) {
-            let len = (last - first) as usize;
-            let gpa = frames::take_run_dirty(len / PAGE as usize).map_err(|_| Fault::Bus)?;
-            let mut buf = Buf::own_raw(frames::window(gpa), len);
-            let got = read_fully(file, offset + (first - start), &mut buf);
-            let whole = (got as u64).next_multiple_of(PAGE) as usize;
-            // Own frames: writing zeros can't fault.
-            let _ = Buf::own_raw(frames::window(gpa) + got as u64, whole - got).put_zeros(PAGE as usize);
-            if whole < len {
-                frames::give_run(gpa + whole as u64, (len - whole) / PAGE as usize);
+            let number = (offset + (first - start)) / PAGE;
+            let parts = match &version {
+                Some(version) => {
+                    let known = self.map_kept(&mut batch, (first, last), number, version, protection)?;
+                    served |= known.0.contains(&page);
+                    known.1
+                }
+                None => alloc::vec![(first, last)],
+            };
+            for (first, last) in parts {
+                let at = offset + (first - start);
+                let (gpa, whole) = read_pages(file, at, (last - first) as usize)?;
+                let mut flags = flags;
+                if let Some(version) = version
+                    .as_ref()
+                    .filter(|_| !protection.contains(Protection::WRITE))
+                {
+                    file_frames::keep(version, at / PAGE, gpa, whole / PAGE);
+                    self.copied = true;
+                    flags &= !tables::WRITE;
+                }
+                if whole > 0 {
+                    batch.map(first, gpa, whole, flags).map_err(|_| Fault::Bus)?;
+                }
+                served |= (first..first + whole).contains(&page);
             }
-            if whole > 0 {
-                batch
-                    .map(first, gpa, whole as u64, flags)
-                    .map_err(|_| Fault::Bus)?;
-            }
-            served |= (first..first + whole as u64).contains(&page);
         }
         batch.run().map_err(|_| Fault::Bus)?;
         if served { Ok(()) } else { Err(Fault::Bus) }
+    }
+
+    /// Maps what is kept of `[first, last)`, whose first page is number `number` of the file: the frames themselves,
+    /// or copies where the program may write. Gives the addresses mapped and the ranges that are not there.
+    #[allow(clippy::type_complexity)]
+    fn map_kept(
+        &mut self,
+        batch: &mut Batch,
+        (first, last): (u64, u64),
+        number: u64,
+        version: &file_frames::Version,
+        protection: Protection,
+    ) -> Result<(Vec<u64>, Vec<(u64, u64)>), Fault> {
+        let flags = tables::flags(protection);
+        let mut mapped = Vec::new();
+        let mut missing: Vec<(u64, u64)> = Vec::new();
+        // Frames that follow each other are mapped by one operation.
+        let mut run: Option<(u64, u64, u64)> = None;
+        for va in (first..last).step_by(PAGE as usize) {
+            let Some(mut gpa) = file_frames::share(version, number + (va - first) / PAGE) else {
+                match missing.last_mut() {
+                    Some((_, end)) if *end == va => *end = va + PAGE,
+                    _ => missing.push((va, va + PAGE)),
+                }
+                continue;
+            };
+            if protection.contains(Protection::WRITE) {
+                let own = frames::take_run_dirty(1).map_err(|_| Fault::Bus)?;
+                super::cow::copy_page(own, gpa);
+                frames::release_run(gpa, 1);
+                gpa = own;
+            } else {
+                self.copied = true;
+            }
+            mapped.push(va);
+            run = match run {
+                Some((at, frame, len)) if at + len == va && frame + len == gpa => {
+                    Some((at, frame, len + PAGE))
+                }
+                other => {
+                    if let Some((at, frame, len)) = other {
+                        batch.map(at, frame, len, flags).map_err(|_| Fault::Bus)?;
+                    }
+                    Some((va, gpa, PAGE))
+                }
+            };
+        }
+        if let Some((at, frame, len)) = run {
+            batch.map(at, frame, len, flags).map_err(|_| Fault::Bus)?;
+        }
+        Ok((mapped, missing))
     }
 
     #[allow(clippy::too_many_arguments)]
@@ -226,6 +288,21 @@ impl Inner {
             }
         }
     }
+}
+
+/// Fresh frames with the file's bytes from `offset` on, zeros behind its end; gives where they are and how many
+/// bytes of whole pages there are.
+fn read_pages(file: &OpenFile, offset: u64, len: usize) -> Result<(u64, u64), Fault> {
+    let gpa = frames::take_run_dirty(len / PAGE as usize).map_err(|_| Fault::Bus)?;
+    let mut buf = Buf::own_raw(frames::window(gpa), len);
+    let got = read_fully(file, offset, &mut buf);
+    let whole = (got as u64).next_multiple_of(PAGE) as usize;
+    // Own frames: writing zeros can't fault.
+    let _ = Buf::own_raw(frames::window(gpa) + got as u64, whole - got).put_zeros(PAGE as usize);
+    if whole < len {
+        frames::give_run(gpa + whole as u64, (len - whole) / PAGE as usize);
+    }
+    Ok((gpa, whole as u64))
 }
 
 /// Reads until the buffer is full or the file ends; gives the bytes.
