@@ -67,7 +67,11 @@ pub const MAX_SPACES: usize = 4096;
 /// it: what is private can't be written.
 #[must_use]
 pub const fn copied(entry: u64) -> u64 {
-    if entry & PTE_SHARED == 0 { entry & !PTE_W } else { entry }
+    if entry & PTE_SHARED == 0 {
+        entry & !PTE_W
+    } else {
+        entry
+    }
 }
 
 /// One page-table operation. Addresses and lengths are multiples of 4 KiB.
