@@ -6,6 +6,9 @@
 #   make lane          the stock-kernel lane alone (tests/lane/run)
 #   make bench         Cloak beside native and its peers; writes docs/benchmarks.md
 #   make test-suites   the long suites under tests/suites
+#   make suite-broker  one of them: the key broker against its OpenAPI document and a guest in Python
+#   make bench-attestation  verification and the key broker, beside their peers
+#   make examples      the examples under examples/, run
 #   make fuzz          every fuzz target for FUZZ_SECONDS
 #   make packages      what the tests need from Debian
 CARGO ?= cargo
@@ -47,10 +50,23 @@ test-suites: build
 	scripts/install-test-packages --suites
 	tests/suites/run
 
+suite-broker:
+	$(CARGO) build --locked --package cloak-broker
+	CLOAK_KBS=$(CURDIR)/target/debug/cloak-kbs tests/suites/broker/suite
+
+bench-attestation:
+	$(CARGO) bench --locked --package cloak-attestation
+	$(CARGO) bench --locked --package cloak-broker
+
+examples:
+	$(CARGO) build --release --locked --package cloak
+	$(CARGO) build --locked --package cloak-attestation --features ratls,sim --example ratls
+	examples/run
+
 fuzz:
 	fuzz/run $(FUZZ_SECONDS)
 
 packages:
 	scripts/install-test-packages
 
-.PHONY: build test lint fmt clippy docs unit integration lane bench test-suites fuzz packages
+.PHONY: build test lint fmt clippy docs unit integration lane bench test-suites suite-broker bench-attestation examples fuzz packages

@@ -32,6 +32,8 @@ enum Command {
     Verify(cloak_attestation::cli::VerifyArgs),
     /// Write and check policies
     Policy(cloak_attestation::cli::PolicyArgs),
+    /// Run a key broker, and use one: secrets for guests that prove what they are
+    Kbs(cloak_broker::cli::KbsArgs),
 }
 
 /// Exit code of Cloak's own failures.
@@ -64,5 +66,6 @@ fn main() -> ExitCode {
         Command::Policy(args) => args
             .run(&mut io::stdout().lock(), &mut io::stderr().lock())
             .into(),
+        Command::Kbs(args) => args.run(&mut io::stdout(), &mut io::stderr()).into(),
     }
 }

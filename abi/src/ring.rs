@@ -111,6 +111,8 @@ pub enum Stat {
     Doorbells = 10,
     /// Signals delivered to the program.
     Signals = 11,
+    /// When the program's first instruction came, guest TSC.
+    Entered = 12,
 }
 
 /// Encoding of [`SharedHeader::exit_status`].

@@ -216,7 +216,7 @@ fn numbers(out: &mut String) {
     variants!(out, MonitorCall: Halt, Kick, Start, Exit, Panic);
     variants!(
         out, Stat: Calls, Trapped, Forwarded, Exceptions, Kcalls, Interrupts, Patched, Switches, Halts, Faults,
-        Doorbells, Signals
+        Doorbells, Signals, Entered
     );
     variants!(
         out, Tag: Program, Arg, Env, Cwd, Mount, Ids, HostName, Flags, MaxFiles, Seed, Stdio, Umask

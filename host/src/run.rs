@@ -89,7 +89,7 @@ pub fn run(options: RunOptions) -> Result<(Outcome, Statistics), VmError> {
         config: configuration(&options, &program)?,
         own_tables: !options.kernel_tables,
     };
-    let prepared = vm::prepare(vm_options)?;
+    let mut prepared = vm::prepare(vm_options)?;
     let spawn = SpawnConfig {
         region: prepared.shared.fd().as_fd(),
         doorbell: prepared.doorbell.as_fd(),
@@ -107,6 +107,7 @@ pub fn run(options: RunOptions) -> Result<(Outcome, Statistics), VmError> {
         step: "starting the OS service",
         source: std::io::Error::other(e),
     })?;
+    prepared.phases.done("starting the OS service");
     let running = prepared.start()?;
     let ended = running.on_service_end();
     let pidfd = service
@@ -291,6 +292,14 @@ impl fmt::Display for Statistics {
         for (stat, name) in rows {
             writeln!(f, "cloak: {name:<22} {:>12}", self.guest[stat as usize])?;
         }
-        writeln!(f, "cloak: {:<22} {:>12}", "exits to the monitor", self.exits)
+        writeln!(f, "cloak: {:<22} {:>12}", "exits to the monitor", self.exits)?;
+        for (name, time) in self.phases.iter() {
+            writeln!(
+                f,
+                "cloak: time, {name:<34} {:>8.2} ms",
+                time.as_secs_f64() * 1000.0
+            )?;
+        }
+        Ok(())
     }
 }

@@ -3,9 +3,8 @@
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde::Deserialize;
-use x509_cert::Certificate;
-use x509_cert::crl::CertificateList;
-use x509_cert::der::Decode;
+
+use super::dates::{certificate_window, list_window};
 
 use crate::time::{Timestamp, Window};
 
@@ -78,7 +77,7 @@ pub(super) fn dated_parts(
     ] {
         parts.push(DatedPart {
             at: format!("collateral.{at}"),
-            window: crl_window(at, der)?,
+            window: list_window(der).map_err(|_| CollateralError::Crl(at))?,
         });
     }
     let mut seen = "";
@@ -116,12 +115,7 @@ fn push_chain(
 ) -> Result<(), CollateralError> {
     for (index, der) in chain.iter().enumerate() {
         // `dcap-qvl` judges the certificate; here only its dates are read.
-        let cert = Certificate::from_der(der).map_err(|_| error.clone())?;
-        let validity = cert.tbs_certificate.validity;
-        let window = Window {
-            from: validity.not_before.into(),
-            until: validity.not_after.into(),
-        };
+        let window = certificate_window(der).map_err(|_| error.clone())?;
         parts.push(DatedPart {
             at: format!("{at}[{index}]"),
             window,
@@ -142,15 +136,6 @@ fn json_window(at: &'static str, json: &str) -> Result<Window, CollateralError> 
     Ok(Window {
         from: instant(&dates.issue_date)?,
         until: instant(&dates.next_update)?,
-    })
-}
-
-fn crl_window(at: &'static str, der: &[u8]) -> Result<Window, CollateralError> {
-    let list = CertificateList::from_der(der).map_err(|_| CollateralError::Crl(at))?;
-    let until = list.tbs_cert_list.next_update.ok_or(CollateralError::Crl(at))?;
-    Ok(Window {
-        from: list.tbs_cert_list.this_update.into(),
-        until: until.into(),
     })
 }
 

@@ -17,7 +17,9 @@ mod attributes;
 mod checks;
 mod claims;
 mod collateral;
+mod dates;
 mod failure;
+mod fmspc;
 mod quote;
 mod verify;
 
@@ -26,6 +28,7 @@ pub use claims::TdxClaims;
 #[cfg(feature = "sim")]
 pub(crate) use collateral::to_pem;
 pub use collateral::{Collateral, CollateralError, parse_collateral};
+pub use fmspc::{fmspc_of_collateral, fmspc_of_quote};
 pub use quote::{Quote, QuoteError, TdReport};
 pub(crate) use verify::verify;
 

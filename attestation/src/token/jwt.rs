@@ -5,7 +5,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use p256::ecdsa::signature::{Signer as _, Verifier as _};
 use p256::ecdsa::{Signature, SigningKey, VerifyingKey};
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use super::ear::{BUILD, DEVELOPER, PROFILE};
 use super::{Ear, MAX_TOKEN_BYTES, Status, TokenError, Trustworthiness};
@@ -23,6 +23,9 @@ struct Payload {
     #[serde(rename = "ear.verifier-id")]
     verifier: VerifierId,
     submods: Submods,
+    /// What the issuer adds, and what a reader of another make would not know.
+    #[serde(flatten)]
+    more: Map<String, Value>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -66,13 +69,26 @@ struct Submod {
     reasons: Vec<String>,
 }
 
+/// Names that only the result itself gives.
+const OWN_CLAIMS: [&str; 5] = ["eat_profile", "iat", "exp", "ear.verifier-id", "submods"];
+
 const POLICY_PREFIX: &str = "urn:cloak:policy:sha256:";
 
 impl Ear {
     /// Signs the result as a JWT in the compact form.
     pub fn to_jwt(&self, key: &SigningKey) -> String {
+        self.to_jwt_with(key, Map::new())
+    }
+
+    /// The same with claims of the issuer's own: `iss`, `jti`, a key. A result's own claims are not replaced by them.
+    pub fn to_jwt_with(&self, key: &SigningKey, mut more: Map<String, Value>) -> String {
+        more.retain(|name, _| !OWN_CLAIMS.contains(&name.as_str()));
+        let payload = Payload {
+            more,
+            ..self.payload()
+        };
         // The payload is plain strings and numbers, which always have a JSON form.
-        let payload = serde_json::to_string(&self.payload()).unwrap_or_default();
+        let payload = serde_json::to_string(&payload).unwrap_or_default();
         let signed = format!(
             "{}.{}",
             URL_SAFE_NO_PAD.encode(HEADER),
@@ -87,6 +103,18 @@ impl Ear {
     /// # Errors
     /// [`TokenError`] for anything else.
     pub fn from_jwt(token: &str, key: &VerifyingKey, now: Timestamp) -> Result<Self, TokenError> {
+        Self::from_jwt_with(token, key, now).map(|(ear, _)| ear)
+    }
+
+    /// The same, with the claims that are not the result's own.
+    ///
+    /// # Errors
+    /// [`TokenError`].
+    pub fn from_jwt_with(
+        token: &str,
+        key: &VerifyingKey,
+        now: Timestamp,
+    ) -> Result<(Self, Map<String, Value>), TokenError> {
         let malformed = TokenError::Malformed;
         if token.len() > MAX_TOKEN_BYTES {
             return Err(malformed("too long"));
@@ -105,10 +133,12 @@ impl Ear {
         let signature = Signature::from_slice(&decode(signature)?).map_err(|_| TokenError::Signature)?;
         key.verify(signed.as_bytes(), &signature)
             .map_err(|_| TokenError::Signature)?;
-        let payload: Payload = serde_json::from_slice(&decode(payload)?).map_err(|_| malformed("claims"))?;
+        let mut payload: Payload =
+            serde_json::from_slice(&decode(payload)?).map_err(|_| malformed("claims"))?;
+        let more = std::mem::take(&mut payload.more);
         let ear = Self::from_payload(payload)?;
         ear.check_time(now)?;
-        Ok(ear)
+        Ok((ear, more))
     }
 
     fn payload(&self) -> Payload {
@@ -116,6 +146,7 @@ impl Ear {
             eat_profile: PROFILE.to_owned(),
             iat: self.issued_at.0,
             exp: self.expires_at.0,
+            more: Map::new(),
             verifier: VerifierId {
                 developer: DEVELOPER.to_owned(),
                 build: BUILD.to_owned(),

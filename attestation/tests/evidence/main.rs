@@ -6,6 +6,7 @@ mod commands;
 mod forms;
 mod measure;
 mod ratls;
+mod ratls_processes;
 mod real_snp;
 mod real_tdx;
 mod snp_world;

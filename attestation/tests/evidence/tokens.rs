@@ -8,7 +8,7 @@ use cloak_attestation::{Policy, Request, Verifier};
 use p256::ecdsa::SigningKey;
 use p256::pkcs8::{EncodePublicKey as _, LineEnding};
 
-use crate::vectors::{at, sev_milan, snp_evidence};
+use crate::vectors::{at, sev_milan, skip, snp_evidence};
 
 fn key() -> SigningKey {
     SigningKey::from_slice(&[5; 32]).unwrap()
@@ -99,7 +99,7 @@ fn expired_early_foreign_and_unsigned_tokens_are_refused() {
 
 #[test]
 fn pyjwt_reads_it() {
-    let python = ["python3", "python"].into_iter().find(|python| {
+    let python = ["python3", "/usr/bin/python3"].into_iter().find(|python| {
         let probe = Command::new(python)
             .args(["-c", "import jwt, cryptography"])
             .stderr(Stdio::null())
@@ -107,9 +107,9 @@ fn pyjwt_reads_it() {
         probe.is_ok_and(|status| status.success())
     });
     let Some(python) = python else {
-        let _ = writeln!(
-            std::io::stderr(),
-            "SKIPPED: no Python with PyJWT and cryptography"
+        skip(
+            "tokens read by PyJWT",
+            "no Python with PyJWT and cryptography (Debian: python3-jwt)",
         );
         return;
     };

@@ -1,16 +1,14 @@
 //! Finds real evidence. Packages that carry some are found where cargo keeps them, so a fresh machine tests real
 //! evidence too; the larger collection beside the repository is used when it is there and counted when it is not.
 
+use std::fs::OpenOptions;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::LazyLock;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 use cloak_attestation::evidence::{Attestation, SnpEvidence, TdxEvidence};
 use cloak_attestation::{Evidence, Policy, Refused, Request, VerifiedEvidence, Verifier};
-
-static SKIPPED: AtomicUsize = AtomicUsize::new(0);
 
 /// A file of the collection beside the repository, or `None`, said on the terminal and counted.
 pub fn shared(path: &str) -> Option<Vec<u8>> {
@@ -20,14 +18,24 @@ pub fn shared(path: &str) -> Option<Vec<u8>> {
     match std::fs::read(&file) {
         Ok(bytes) => Some(bytes),
         Err(_) => {
-            let count = SKIPPED.fetch_add(1, Ordering::Relaxed) + 1;
-            // Not `eprintln`, which the test harness would keep to itself.
-            let _ = writeln!(
-                std::io::stderr(),
-                "SKIPPED ({count} so far): no ../shared/vectors/{path}"
-            );
+            let reason = format!("no ../shared/vectors/{path}");
+            skip("real evidence beside the repository", &reason);
             None
         }
+    }
+}
+
+/// Says on the terminal and to the summary of `make test` what could not be tested here.
+pub fn skip(what: &str, reason: &str) {
+    // Not `eprintln`, which the test harness would keep to itself.
+    let _ = writeln!(std::io::stderr(), "SKIPPED {what}: {reason}");
+    if let Some(file) = std::env::var_os("CLOAK_TEST_SKIPS") {
+        let mut file = OpenOptions::new()
+            .append(true)
+            .create(true)
+            .open(file)
+            .expect("the list of skips");
+        writeln!(file, "{what}: {reason}").expect("the list of skips");
     }
 }
 

@@ -9,7 +9,7 @@ use core::sync::atomic::Ordering;
 use cloak_abi::config::{ConfigError, Records, Tag, number, run_flags};
 use cloak_abi::hostop::HostOp;
 use cloak_abi::kcall::Kcall;
-use cloak_abi::ring::{SHARED_MAGIC, exit_status};
+use cloak_abi::ring::{SHARED_MAGIC, Stat, exit_status};
 use spin::Once;
 
 use crate::arch::{self, Frame};
@@ -102,6 +102,7 @@ extern "C" fn run_program(_: u64) -> ! {
     match started {
         Ok(start) => {
             set_name(&config.program);
+            host::header().stats[Stat::Entered as usize].store(arch::ticks(), Ordering::Relaxed);
             sched::enter_program(Frame::start(start.rip, start.rsp))
         }
         Err(why) => refuse(&name, &why),

@@ -1,6 +1,7 @@
 //! Deadlines of halted vCPUs: from guest TSC ticks to host time.
 
 use std::arch::x86_64::_rdtsc;
+use std::time::Duration;
 
 /// Guest TSC to host nanoseconds.
 #[derive(Debug, Clone, Copy)]
@@ -25,6 +26,13 @@ impl Clock {
     pub fn guest_now(&self) -> u64 {
         // SAFETY: every x86-64 has it.
         unsafe { _rdtsc() }.wrapping_add(self.offset)
+    }
+
+    /// The time that `ticks` take.
+    #[must_use]
+    pub fn duration(&self, ticks: u64) -> Duration {
+        let ns = u128::from(ticks) * 1_000_000 / u128::from(self.khz);
+        Duration::from_nanos(u64::try_from(ns).unwrap_or(u64::MAX))
     }
 
     /// Time left until the guest's TSC reaches `deadline`; `None` for never.

@@ -7,6 +7,7 @@
 pub mod clock;
 pub mod error;
 pub mod load;
+pub mod phases;
 pub mod shared;
 pub mod signals;
 mod ticker;
@@ -20,13 +21,14 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
 
 use cloak_abi::layout::{DOORBELL_PORT, LARGE, MAX_RAM, MAX_VCPUS, MIN_RAM, SHARED_GPA};
-use cloak_abi::ring::{SHARED_LEN, STATS};
+use cloak_abi::ring::{SHARED_LEN, STATS, Stat};
 use kvm_bindings::{CpuId, kvm_userspace_memory_region};
 use kvm_ioctls::{Cap, IoEventAddress, Kvm, VcpuFd, VmFd};
 use vm_memory::{Address, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 
 use self::clock::Clock;
 use self::error::{Step, VmError};
+use self::phases::Phases;
 use self::shared::SharedRegion;
 use self::vcpu::{Handle, Runner};
 use crate::kvm::{self, Start};
@@ -64,6 +66,8 @@ pub struct Statistics {
     pub guest: [u64; STATS],
     /// Exits to the monitor, of all vCPUs.
     pub exits: u64,
+    /// Where the time went.
+    pub phases: Phases,
 }
 
 /// What other threads tell the owner of the VM.
@@ -92,6 +96,9 @@ pub struct Running {
     ticker: ticker::Ticker,
     sender: Sender<Event>,
     events: Receiver<Event>,
+    phases: Phases,
+    /// The guest's TSC when its first vCPU started.
+    started: u64,
 }
 
 /// The parts that must exist before the OS service is started.
@@ -104,6 +111,8 @@ pub struct Prepared {
     pub doorbell: OwnedFd,
     /// One per vCPU.
     pub wakes: Vec<OwnedFd>,
+    /// Where the time goes.
+    pub phases: Phases,
     options: Options,
 }
 
@@ -112,18 +121,21 @@ pub struct Prepared {
 /// # Errors
 /// Which step failed and what to try.
 pub fn prepare(options: Options) -> Result<Prepared, VmError> {
+    let mut phases = Phases::default();
     let kvm = kvm::open(&options.device)?;
     check(&kvm, &options)?;
     let vm = kvm.create_vm().step("creating a VM (KVM_CREATE_VM)")?;
     let shared = Arc::new(SharedRegion::create(options.vcpus as u32)?);
     let doorbell = eventfd()?;
     let wakes = (0..options.vcpus).map(|_| eventfd()).collect::<Result<_, _>>()?;
+    phases.done("opening KVM, making the VM");
     Ok(Prepared {
         kvm,
         vm,
         shared,
         doorbell,
         wakes,
+        phases,
         options,
     })
 }
@@ -177,18 +189,21 @@ impl Prepared {
             shared,
             doorbell,
             wakes,
+            mut phases,
             options,
         } = self;
         let ram = options.memory & !(LARGE - 1);
         let memory = kvm::ram::reserve(ram)?;
         add_memory(&vm, &memory, &shared)?;
         add_doorbells(&vm, &doorbell, &wakes)?;
+        phases.done("guest memory and its slots");
         let cpuid = kvm
             .get_supported_cpuid(kvm_bindings::KVM_MAX_CPUID_ENTRIES)
             .step("reading KVM's CPUID")?;
         let first = vm.create_vcpu(0).step("creating vCPU 0")?;
         let tsc_khz = u64::from(first.get_tsc_khz().step("reading the TSC frequency")?);
         let clock = Clock::new(tsc_khz, guest_tsc_offset(&first)?);
+        phases.done("first vCPU");
         let plan = load::Plan {
             ram,
             vcpus: options.vcpus as u32,
@@ -197,13 +212,14 @@ impl Prepared {
             own_tables: options.own_tables,
         };
         let entry = load::load(&memory, &plan)?;
+        phases.done("loading the shim");
         let handles: Arc<[_]> = wakes
             .into_iter()
             .map(|wake| Arc::new(Handle::new(wake)))
             .collect();
         let (sender, events) = channel();
         let ticker = ticker::Ticker::start(shared.clone(), handles.clone(), clock)?;
-        let running = Running {
+        let mut running = Running {
             kvm_vm: vm,
             _memory: memory,
             shared,
@@ -214,9 +230,13 @@ impl Prepared {
             ticker,
             sender,
             events,
+            phases,
+            started: 0,
         };
         signals::forward(running.shared.clone(), running.handles.clone());
         running.start_vcpu(0, first)?;
+        running.started = running.clock.guest_now();
+        running.phases.done("threads");
         Ok(running)
     }
 }
@@ -288,8 +308,13 @@ impl Running {
         for (to, from) in guest.iter_mut().zip(&header.stats) {
             *to = from.load(Ordering::Relaxed);
         }
+        let mut phases = self.phases.clone();
+        let entered = guest[Stat::Entered as usize].saturating_sub(self.started);
+        let boot = self.clock.duration(entered);
+        phases.done_in_two("shim's start, loading the program", boot, "the program");
         Statistics {
             guest,
+            phases,
             exits: self.handles.iter().map(|h| h.exits.load(Ordering::Relaxed)).sum(),
         }
     }

@@ -1,0 +1,75 @@
+//! TLS 1.3 for both ends, from PEM files. `ring` does the cryptography.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::version::TLS13;
+use rustls::{ClientConfig, RootCertStore, ServerConfig};
+
+/// Why TLS cannot be set up.
+#[derive(Debug, thiserror::Error)]
+pub enum TlsError {
+    /// A file that is not PEM of the expected kind, or not there.
+    #[error("{path}: {problem}")]
+    File {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        problem: String,
+    },
+    /// Certificate and key that do not fit, or a provider without TLS 1.3.
+    #[error("TLS: {0}")]
+    Tls(#[from] rustls::Error),
+}
+
+fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+    let problem = |problem: String| TlsError::File {
+        path: path.to_owned(),
+        problem,
+    };
+    let chain: Result<Vec<_>, _> = CertificateDer::pem_file_iter(path)
+        .map_err(|error| problem(error.to_string()))?
+        .collect();
+    match chain.map_err(|error| problem(error.to_string()))? {
+        chain if chain.is_empty() => Err(problem("no certificate in PEM".to_owned())),
+        chain => Ok(chain),
+    }
+}
+
+/// The broker's end.
+pub(crate) fn server(certificate: &Path, key: &Path) -> Result<ServerConfig, TlsError> {
+    let chain = certificates(certificate)?;
+    let key = PrivateKeyDer::from_pem_file(key).map_err(|error| TlsError::File {
+        path: key.to_owned(),
+        problem: error.to_string(),
+    })?;
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let mut config = ServerConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&TLS13])?
+        .with_no_client_auth()
+        .with_single_cert(chain, key)?;
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    Ok(config)
+}
+
+/// The guest's end, which trusts the certificates in `roots`.
+pub(crate) fn client(roots: &Path) -> Result<ClientConfig, TlsError> {
+    let mut store = RootCertStore::empty();
+    // A system's bundle may hold certificates that are not understood here.
+    let (added, _) = store.add_parsable_certificates(certificates(roots)?);
+    if added == 0 {
+        return Err(TlsError::File {
+            path: roots.to_owned(),
+            problem: "no certificate that can be a root".to_owned(),
+        });
+    }
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let mut config = ClientConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&TLS13])?
+        .with_root_certificates(store)
+        .with_no_client_auth();
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    Ok(config)
+}
