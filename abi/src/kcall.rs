@@ -10,9 +10,9 @@ use core::sync::atomic::AtomicU64;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u64)]
 pub enum Kcall {
-    /// RDI = count: carry out `ops[..count]` in the current address space, in order; stops at the first
-    /// that fails. Result: the number carried out. Refused where the libos
-    /// edits its tables itself ([`crate::boot::BootBlock::own_tables`]).
+    /// RDI = count (low half) and address space (high half): carry out `ops[..count]` there, in order; stops
+    /// at the first that fails. Result: the number carried out. Refused where the libos edits its tables itself
+    /// ([`crate::boot::BootBlock::own_tables`]), as are the calls that make, copy and free address spaces.
     PageOps = 0,
     /// Reload this vCPU's translations.
     Flush = 1,
@@ -25,16 +25,19 @@ pub enum Kcall {
     /// RDI = 1: `SYSCALL` stays at CPL 3 on this host, point it at the libos's entry itself;
     /// RDI = 0: at the kernel's hand-over stub; RDI = 2: at the libos's probe, to find out.
     SyscallMode = 5,
-    /// New address space. Result: its number.
+    /// RDI = number, not in use: a new address space without a program's part. Result: the guest-physical
+    /// address of its root table.
     SpaceNew = 6,
-    /// RDI = number: this vCPU continues in that address space.
+    /// RDI = number: this vCPU continues in that address space. RSI: guest-physical address of its root table,
+    /// where the libos edits its tables itself.
     SpaceSwitch = 7,
-    /// RDI = number: give its page tables back. It must not be current anywhere.
+    /// RDI = number: give its page tables back. It must not be current on another vCPU; one that is current
+    /// here is left for the first space.
     SpaceFree = 8,
-    /// RDI = source space, RSI = first address, RDX = end: copy the mappings of the range into the
-    /// current space; writable private pages (software bit [`PTE_SHARED`] clear) lose their write bit in both.
+    /// RDI = number, not in use, RSI = source: a new address space that maps what the source does. What is
+    /// private ([`PTE_SHARED`] clear) loses its write permission in both. Result: as [`Kcall::SpaceNew`].
     SpaceCopy = 9,
-    /// Reload this vCPU's translations and let the other vCPUs forget theirs before returning.
+    /// RDI = address space: let every vCPU on which it is current forget its translations before returning.
     Shoot = 10,
 }
 
@@ -53,6 +56,22 @@ pub enum KcallError {
     Frame = 3,
     /// No page-table frame is left.
     Tables = 4,
+    /// The address space is current on another vCPU.
+    Busy = 5,
+}
+
+/// Most address spaces at a time. Number 0 is the one that the first vCPU starts in; it is never freed.
+pub const MAX_SPACES: usize = 4096;
+
+/// An entry of the last level, or one that maps a large page, as both sides of a copied address space have
+/// it: what is private can't be written.
+#[must_use]
+pub const fn copied(entry: u64) -> u64 {
+    if entry & PTE_SHARED == 0 {
+        entry & !PTE_W
+    } else {
+        entry
+    }
 }
 
 /// One page-table operation. Addresses and lengths are multiples of 4 KiB.

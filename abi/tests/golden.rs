@@ -70,7 +70,7 @@ fn constants(out: &mut String) {
     constants!(out, boot: BOOT_MAGIC, LIBOS_MAGIC);
     constants!(out, vcpu: MAX_OPS);
     constants!(
-        out, kcall: KCALLS, PTE_P, PTE_W, PTE_U, PTE_A, PTE_D, PTE_PS, PTE_SHARED, PTE_SOFT, PTE_NX, PTE_ADDR,
+        out, kcall: KCALLS, MAX_SPACES, PTE_P, PTE_W, PTE_U, PTE_A, PTE_D, PTE_PS, PTE_SHARED, PTE_SOFT, PTE_NX, PTE_ADDR,
         PTE_ALLOWED
     );
     constants!(
@@ -210,7 +210,7 @@ fn numbers(out: &mut String) {
     variants!(
         out, Kcall: PageOps, Flush, Kick, Start, Exit, SyscallMode, SpaceNew, SpaceSwitch, SpaceFree, SpaceCopy, Shoot
     );
-    variants!(out, KcallError: Invalid, Address, Frame, Tables);
+    variants!(out, KcallError: Invalid, Address, Frame, Tables, Busy);
     variants!(out, PageOpKind: Map, Unmap, Protect, Shoot, Clean);
     variants!(out, VcpuState: Offline, Running, Polling, Halted);
     variants!(out, MonitorCall: Halt, Kick, Start, Exit, Panic);

@@ -6,12 +6,14 @@
 #include <fcntl.h>
 #include <linux/futex.h>
 #include <pthread.h>
+#include <spawn.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
+#include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -189,6 +191,25 @@ static void copy(long count) {
     }
 }
 
+static void fork_wait(long count) {
+    while (count--) {
+        pid_t child = fork();
+        if (child == 0)
+            _exit(0);
+        if (child < 0 || waitpid(child, NULL, 0) != child)
+            fail("fork");
+    }
+}
+
+static void spawn_true(long count) {
+    char *arguments[] = {"true", NULL};
+    while (count--) {
+        pid_t child;
+        if (posix_spawn(&child, "/bin/true", NULL, NULL, arguments, NULL) != 0 || waitpid(child, NULL, 0) != child)
+            fail("/bin/true");
+    }
+}
+
 int main(int argc, char **argv) {
     if (argc < 2)
         return 2;
@@ -212,6 +233,8 @@ int main(int argc, char **argv) {
     row("open-close", open_close);
     row("access", access_file);
     row("mmap-touch-munmap", map_touch_unmap);
+    row("fork-exit-wait", fork_wait);
+    row("spawn-true", spawn_true);
     pthread_t thread;
     if (pthread_create(&thread, NULL, answer, NULL) != 0)
         fail("pthread_create");

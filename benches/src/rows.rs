@@ -68,7 +68,7 @@ const fn at_most(key: &'static str, title: &'static str, unit: &'static str, lim
 }
 
 /// Every row, in the table's order.
-pub const ROWS: [Row; 27] = [
+pub const ROWS: [Row; 29] = [
     cost("python-loop", "pure-Python loop", "ms", 1.03),
     cost("alu", "ALU loop, an iteration", "ns", 1.03),
     cost(
@@ -117,6 +117,8 @@ pub const ROWS: [Row; 27] = [
         "ns",
         2.0,
     ),
+    cost("fork-exit-wait", "`fork`, `_exit` and `wait`", "ns", 5.0),
+    cost("spawn-true", "`posix_spawn` of `true` and `wait`", "ns", 4.0),
     cost("pipe-ping-pong", "pipe ping-pong between two threads", "ns", 1.0),
     rate("redis-get-1", "redis GET, 50 clients, pipeline 1", 0.6),
     rate("redis-set-1", "redis SET, 50 clients, pipeline 1", 0.6),

@@ -2,7 +2,7 @@
 //!
 //! It does what only CPL 0 can do and nothing else: take traps and hand them to the libos of the running
 //! context (`arch`), change page tables after checking that every frame is the context's own
-//! ([`cloak_pagetables`]), make other vCPUs forget translations ([`shoot`]), and end or start vCPUs. It
+//! ([`cloak_pagetables`], [`spaces`]), make other vCPUs forget translations ([`shoot`]), and end or start vCPUs. It
 //! knows nothing of files, threads, memory areas or Linux: the libos decides which frame goes where,
 //! because code at CPL 3 runs at full speed on every host while code at CPL 0 is interpreted on some
 //! (`docs/architecture.md`).
@@ -13,3 +13,4 @@
 #[cfg(all(target_os = "none", feature = "bare"))]
 pub mod arch;
 pub mod shoot;
+pub mod spaces;

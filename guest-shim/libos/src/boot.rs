@@ -17,6 +17,7 @@ use crate::errno::Errno;
 use crate::fs::{FdTable, FsContext, MountRecord};
 use crate::host::{self, Request};
 use crate::mem::frames;
+use crate::mem::space::Space;
 use crate::process::{self, Credentials, FIRST_PID, NotStarted, Process, Program};
 use crate::sched::{self, Thread, clock};
 use crate::{patch, random, trace};
@@ -49,12 +50,14 @@ fn first() {
     frames::init();
     let config = Config::read();
     random::seed(&config.seed);
-    let process = Process::new(
+    let process = Arc::new(Process::new(
         FIRST_PID,
-        config.descriptors(),
-        config.context(),
+        Arc::new(config.descriptors()),
+        Arc::new(config.context()),
         config.credentials.clone(),
-    );
+        Space::first(),
+        process::Family::first(),
+    ));
     FIRST.call_once(|| process.clone());
     process::set_initial(&process);
     process::set_host_name(&config.host_name);

@@ -15,11 +15,12 @@
 //! original text: [`logical`] and [`physical`] convert.
 
 use alloc::collections::{BTreeMap, BTreeSet};
+use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 
 use hashbrown::HashMap;
-use spin::Mutex;
+use spin::{Mutex, MutexGuard};
 
 use crate::arch::{self, Frame};
 use crate::errno::{Errno, SysResult};
@@ -35,6 +36,8 @@ pub static DISABLED: AtomicBool = AtomicBool::new(false);
 
 /// Traps at a site before its text is searched for jumps behind the SYSCALL, which costs as much as some traps.
 const HOT: u8 = 32;
+/// Traps at a site in text that a relative has, too.
+const SHARED_HOT: u8 = 6;
 /// Bytes of trampolines mapped at a time.
 const REGION: u64 = 0x1_0000;
 /// A trampoline is at most this far from its site (a 32-bit displacement, with room).
@@ -53,7 +56,7 @@ struct Site {
     moved: bool,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Clone)]
 struct State {
     /// Patched sites, by the address behind the SYSCALL.
     sites: BTreeMap<u64, Site>,
@@ -64,7 +67,7 @@ struct State {
     /// Trampoline regions: start and bytes used.
     regions: Vec<(u64, u64)>,
     /// Texts that were looked at, by their start.
-    texts: BTreeMap<u64, Text>,
+    texts: BTreeMap<u64, Arc<Text>>,
 }
 
 /// A text whose jumps are known.
@@ -75,7 +78,56 @@ struct Text {
     targets: BTreeSet<u64>,
 }
 
-static STATE: Mutex<Option<State>> = Mutex::new(None);
+/// The patched sites of one address space.
+#[derive(Debug, Default)]
+pub struct Sites(Mutex<State>);
+
+impl Sites {
+    /// The same, for a copy of the address space.
+    #[must_use]
+    pub fn duplicate(&self) -> Self {
+        Self(Mutex::new(self.0.lock().clone()))
+    }
+
+    /// Text in `[start, end)` is gone.
+    pub fn forget(&self, start: u64, end: u64) {
+        let mut state = self.0.lock();
+        let gone: Vec<u64> = state.sites.range(start..end).map(|(&rip, _)| rip).collect();
+        for rip in gone {
+            if let Some(site) = state.sites.remove(&rip) {
+                state.resumes.remove(&site.resume);
+            }
+        }
+        state.seen.retain(|rip, _| !(start..end).contains(rip));
+        state.regions.retain(|(at, _)| !(start..end).contains(at));
+        state.texts.retain(|&from, text| end <= from || text.end <= start);
+    }
+}
+
+fn sites() -> MutexGuard<'static, State> {
+    space::current().sites.0.lock()
+}
+
+/// While this lives, no site is being written.
+#[derive(Debug)]
+pub struct Still(());
+
+/// Waits until no site is being written, and lets none be.
+#[must_use]
+pub fn hold() -> Still {
+    while BUSY.swap(1, Ordering::Acquire) != 0 {
+        crate::sched::yield_now();
+        core::hint::spin_loop();
+    }
+    Still(())
+}
+
+impl Drop for Still {
+    fn drop(&mut self) {
+        BUSY.store(0, Ordering::Release);
+    }
+}
+
 /// A site that is being written, for [`breakpoint`].
 static WRITING: AtomicU64 = AtomicU64::new(0);
 static BUSY: AtomicU8 = AtomicU8::new(0);
@@ -86,8 +138,7 @@ pub fn visit(rip: u64) {
         return;
     }
     let count = {
-        let mut state = STATE.lock();
-        let state = state.get_or_insert_default();
+        let mut state = sites();
         if state.sites.contains_key(&rip) {
             return; // somebody jumps to the SYSCALL itself
         }
@@ -98,17 +149,27 @@ pub fn visit(rip: u64) {
         *count += 1;
         *count
     };
-    if count != 1 && count != HOT || BUSY.swap(1, Ordering::Acquire) != 0 {
+    let due = match count {
+        1 => !is_copied(rip),
+        SHARED_HOT => is_copied(rip),
+        HOT => true,
+        _ => false,
+    };
+    if !due || BUSY.swap(1, Ordering::Acquire) != 0 {
         return;
     }
     let done = patch(rip, count == HOT);
-    if done.is_err()
-        && count == HOT
-        && let Some(state) = STATE.lock().as_mut()
-    {
-        state.seen.insert(rip, u8::MAX);
+    if done.is_err() && count == HOT {
+        sites().seen.insert(rip, u8::MAX);
     }
     BUSY.store(0, Ordering::Release);
+}
+
+/// Whether other processes have the text at `rip`, too: to patch it takes a copy of the page, which a process that
+/// soon ends or runs another program does not earn back.
+fn is_copied(rip: u64) -> bool {
+    let (leaf, _) = space::current().tables.look(rip);
+    leaf.is_some_and(|leaf| frames::is_shared(leaf.gpa))
 }
 
 /// What will be replaced, and what the trampoline does instead.
@@ -139,8 +200,7 @@ fn patch(rip: u64, hot: bool) -> SysResult<()> {
     let (code, resume) = assemble(trampoline, &plan);
     write_text(trampoline, &code)?;
     {
-        let mut state = STATE.lock();
-        let state = state.get_or_insert_default();
+        let mut state = sites();
         state.sites.insert(
             rip,
             Site {
@@ -155,7 +215,7 @@ fn patch(rip: u64, hot: bool) -> SysResult<()> {
     jump.extend_from_slice(&(trampoline.wrapping_sub(plan.start + 5) as u32).to_le_bytes());
     jump.resize(plan.replaced, 0x90);
     if let Err(error) = replace(plan.start, &jump) {
-        forget(rip, rip + 1);
+        space::current().sites.forget(rip, rip + 1);
         return Err(error);
     }
     PATCHED.fetch_add(1, Ordering::Relaxed);
@@ -233,8 +293,7 @@ fn movable(bytes: &[u8]) -> Option<usize> {
 /// all of it.
 fn jumped_to(rip: u64, len: usize) -> SysResult<bool> {
     let is_target = |targets: &BTreeSet<u64>| targets.range(rip..rip + len as u64).next().is_some();
-    if let Some(state) = STATE.lock().as_ref()
-        && let Some((_, text)) = state.texts.range(..=rip).next_back()
+    if let Some((_, text)) = sites().texts.range(..=rip).next_back()
         && rip < text.end
     {
         return Ok(is_target(&text.targets));
@@ -251,11 +310,7 @@ fn jumped_to(rip: u64, len: usize) -> SysResult<bool> {
     user::copy_in(&mut bytes, start)?;
     let targets = jumps::jump_targets(start, &bytes);
     let found = is_target(&targets);
-    STATE
-        .lock()
-        .get_or_insert_default()
-        .texts
-        .insert(start, Text { end, targets });
+    sites().texts.insert(start, Arc::new(Text { end, targets }));
     Ok(found)
 }
 
@@ -279,11 +334,10 @@ fn assemble(at: u64, plan: &Plan) -> (Vec<u8>, u64) {
 /// Room for a trampoline within reach of `site`.
 fn place(site: u64, len: u64) -> SysResult {
     let near = |at: u64| at.abs_diff(site) < REACH;
-    if let Some(state) = STATE.lock().as_mut()
-        && let Some((start, used)) = state
-            .regions
-            .iter_mut()
-            .find(|(s, u)| near(*s) && u + len <= REGION)
+    if let Some((start, used)) = sites()
+        .regions
+        .iter_mut()
+        .find(|(s, u)| near(*s) && u + len <= REGION)
     {
         let at = *start + *used;
         *used += len;
@@ -308,12 +362,13 @@ fn place(site: u64, len: u64) -> SysResult {
     space.areas.insert(start, area);
     space.populate(start, start + 16 * PAGE);
     drop(space);
-    STATE.lock().get_or_insert_default().regions.push((start, len));
+    sites().regions.push((start, len));
     Ok(start)
 }
 
 /// Writes to a page that is mapped executable, through the window.
 fn write_text(at: u64, bytes: &[u8]) -> SysResult<()> {
+    own_text(at, bytes.len())?;
     for (i, &byte) in bytes.iter().enumerate() {
         let target = text_window(at + i as u64)?;
         // SAFETY: an own frame of this address space, reached through the window.
@@ -322,8 +377,19 @@ fn write_text(at: u64, bytes: &[u8]) -> SysResult<()> {
     Ok(())
 }
 
+/// Text that other processes have too gets frames of this one's own.
+fn own_text(at: u64, len: usize) -> SysResult<()> {
+    let last = at + len as u64 - 1;
+    let mut space = space::current().lock();
+    space.own(at)?;
+    if last & !(PAGE - 1) != at & !(PAGE - 1) {
+        space.own(last)?;
+    }
+    Ok(())
+}
+
 fn text_window(at: u64) -> SysResult {
-    match tables::look(at).0 {
+    match space::current().tables.look(at).0 {
         // A page that others share must stay as it is.
         Some(leaf) if !leaf.is_shared() => Ok(frames::window(leaf.gpa) + at % PAGE),
         _ => Err(Errno::EFAULT),
@@ -332,6 +398,7 @@ fn text_window(at: u64) -> SysResult {
 
 /// Replaces text that other vCPUs may execute at this moment.
 fn replace(at: u64, bytes: &[u8]) -> SysResult<()> {
+    own_text(at, bytes.len())?;
     let target = text_window(at)?;
     text_window(at + bytes.len() as u64 - 1)?;
     let offset = (at % 8) as usize;
@@ -349,12 +416,12 @@ fn replace(at: u64, bytes: &[u8]) -> SysResult<()> {
     // First a breakpoint, then the rest, then the first byte: who meets the breakpoint tries again.
     WRITING.store(at, Ordering::SeqCst);
     let result = write_text(at, &[0xcc]).and_then(|()| {
-        tables::barrier();
+        tables::barrier(space::current().tables);
         write_text(at + 1, &bytes[1..])?;
-        tables::barrier();
+        tables::barrier(space::current().tables);
         write_text(at, &bytes[..1])
     });
-    tables::barrier();
+    tables::barrier(space::current().tables);
     WRITING.store(0, Ordering::SeqCst);
     result
 }
@@ -362,11 +429,7 @@ fn replace(at: u64, bytes: &[u8]) -> SysResult<()> {
 /// A breakpoint exception: `true` when it is one of a site that is being written.
 pub fn breakpoint(frame: &mut Frame) -> bool {
     let at = frame.regs.rip - 1;
-    let ours = WRITING.load(Ordering::SeqCst) == at
-        || STATE
-            .lock()
-            .as_ref()
-            .is_some_and(|s| s.sites.values().any(|site| site.start == at));
+    let ours = WRITING.load(Ordering::SeqCst) == at || sites().sites.values().any(|site| site.start == at);
     if ours {
         frame.regs.rip = at;
     }
@@ -376,31 +439,13 @@ pub fn breakpoint(frame: &mut Frame) -> bool {
 /// The address in the original text for an address in a trampoline behind its call.
 #[must_use]
 pub fn logical(rip: u64) -> u64 {
-    STATE
-        .lock()
-        .as_ref()
-        .and_then(|s| s.resumes.get(&rip).copied())
-        .unwrap_or(rip)
+    sites().resumes.get(&rip).copied().unwrap_or(rip)
 }
 
 /// Where to go on for an address in the original text whose instruction was moved.
 #[must_use]
 pub fn physical(rip: u64) -> u64 {
-    let state = STATE.lock();
-    let site = state.as_ref().and_then(|s| s.sites.get(&rip)).filter(|s| s.moved);
+    let state = sites();
+    let site = state.sites.get(&rip).filter(|s| s.moved);
     site.map_or(rip, |s| s.resume)
-}
-
-/// Text in `[start, end)` is gone.
-pub fn forget(start: u64, end: u64) {
-    if let Some(state) = STATE.lock().as_mut() {
-        let gone: Vec<u64> = state.sites.range(start..end).map(|(&rip, _)| rip).collect();
-        for rip in gone {
-            if let Some(site) = state.sites.remove(&rip) {
-                state.resumes.remove(&site.resume);
-            }
-        }
-        state.seen.retain(|rip, _| !(start..end).contains(rip));
-        state.texts.retain(|&from, text| end <= from || text.end <= start);
-    }
 }

@@ -150,6 +150,16 @@ const AREAS: &[&[Entry]] = &[
     #[cfg(feature = "bare")]
     crate::process::THREAD_SYSCALLS,
     #[cfg(feature = "bare")]
+    crate::process::CLONE_SYSCALLS,
+    #[cfg(feature = "bare")]
+    crate::process::EXEC_SYSCALLS,
+    #[cfg(feature = "bare")]
+    crate::process::WAIT_SYSCALLS,
+    #[cfg(feature = "bare")]
+    crate::process::GROUP_SYSCALLS,
+    #[cfg(feature = "bare")]
+    crate::process::PIDFD_SYSCALLS,
+    #[cfg(feature = "bare")]
     crate::process::POLICY_SYSCALLS,
     #[cfg(feature = "bare")]
     crate::signal::calls::SYSCALLS,

@@ -32,7 +32,7 @@ pub fn program_name() -> String {
 
 /// One line for a call and its result.
 pub fn call(entry: Option<&Entry>, number: u64, args: &Args, result: u64) {
-    let mut line = format!("[{}] ", sched::current().tid);
+    let mut line = format!("[{}] ", sched::current().tid());
     match entry {
         Some(entry) => {
             line.push_str(entry.name);
@@ -80,7 +80,7 @@ pub fn death(frame: &Frame, signal: u32) {
         let r = &frame.regs;
         tell(&format!(
             "[{}] killed by signal {signal}: rip {:#x} rsp {:#x} rax {:#x} rdi {:#x} rsi {:#x}\n",
-            sched::current().tid,
+            sched::current().tid(),
             r.rip,
             r.rsp,
             r.rax,

@@ -6,14 +6,23 @@
 //! keeps its frame for later (a page without access rights).
 
 use cloak_abi::kcall::{
-    KcallError, PTE_A, PTE_ADDR, PTE_ALLOWED, PTE_D, PTE_P, PTE_PS, PTE_U, PTE_W, PageOpKind,
+    KcallError, PTE_A, PTE_ADDR, PTE_ALLOWED, PTE_D, PTE_P, PTE_PS, PTE_U, PTE_W, PageOpKind, copied,
 };
-use cloak_abi::layout::{LARGE, PAGE, is_user_range};
+use cloak_abi::layout::{KERNEL_PHYS_VA, KERNEL_VA, LARGE, LIBOS_SLOT, PAGE, is_user_range};
 
 use crate::frames::{Memory, Owned, Pool};
 
 /// Flags of entries that point to a table: rights are decided by the last level.
 const TABLE: u64 = PTE_P | PTE_W | PTE_U | PTE_A;
+/// Entries of a root table that are the same in every address space: the libos, the kernel's window on
+/// memory, the kernel. The tables below them never change.
+const COMMON: [u64; 3] = [
+    LIBOS_SLOT as u64,
+    KERNEL_PHYS_VA >> 39 & 511,
+    KERNEL_VA >> 39 & 511,
+];
+/// Entries of a root table that belong to the program, but for the libos's.
+const PROGRAM: u64 = 256;
 
 /// One checked operation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -185,6 +194,94 @@ impl<M: Memory> Editor<'_, M> {
             table = value & PTE_ADDR;
         }
         Ok(entry(table, va, 21))
+    }
+
+    /// Makes the root table at `self.root`, all zero, one of an empty address space beside `first`.
+    pub fn begin(&mut self, first: u64) {
+        for slot in COMMON {
+            let value = self.memory.read(first + 8 * slot);
+            self.memory.write(self.root + 8 * slot, value);
+        }
+    }
+
+    /// Maps in the empty address space what `source` maps. Private pages lose their write permission in both.
+    ///
+    /// # Errors
+    /// [`KcallError::Tables`]: a part is there, to be removed by [`Editor::end`].
+    pub fn copy(&mut self, source: u64) -> Result<(), KcallError> {
+        for i in 0..PROGRAM {
+            let upper = self.memory.read(source + 8 * i);
+            if upper == 0 || i == LIBOS_SLOT as u64 {
+                continue;
+            }
+            let to = self.child(self.root + 8 * i)?;
+            for j in 0..512 {
+                let directory = self.memory.read((upper & PTE_ADDR) + 8 * j);
+                if directory == 0 {
+                    continue;
+                }
+                let to = self.child(to + 8 * j)?;
+                for k in 0..512 {
+                    let from = (directory & PTE_ADDR) + 8 * k;
+                    let value = self.memory.read(from);
+                    if value == 0 {
+                        continue;
+                    }
+                    if is_table(value) {
+                        let to = self.child(to + 8 * k)?;
+                        (0..512).for_each(|l| self.copy_entry((value & PTE_ADDR) + 8 * l, to + 8 * l));
+                    } else {
+                        self.copy_entry(from, to + 8 * k);
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// A new table for the entry at `slot`, which is zero.
+    fn child(&mut self, slot: u64) -> Result<u64, KcallError> {
+        let table = self.pool.take(self.memory)?;
+        self.memory.write(slot, table | TABLE);
+        Ok(table)
+    }
+
+    #[inline(always)]
+    fn copy_entry(&mut self, from: u64, to: u64) {
+        let value = self.memory.read(from);
+        if value == 0 {
+            return;
+        }
+        let shared = copied(value);
+        if shared != value {
+            self.memory.write(from, shared);
+        }
+        self.memory.write(to, shared);
+    }
+
+    /// Gives back all tables of the address space.
+    pub fn end(&mut self) {
+        for i in 0..PROGRAM {
+            let upper = self.memory.read(self.root + 8 * i);
+            if upper == 0 || i == LIBOS_SLOT as u64 {
+                continue;
+            }
+            for j in 0..512 {
+                let directory = self.memory.read((upper & PTE_ADDR) + 8 * j);
+                if directory == 0 {
+                    continue;
+                }
+                for k in 0..512 {
+                    let value = self.memory.read((directory & PTE_ADDR) + 8 * k);
+                    if is_table(value) {
+                        self.pool.give(self.memory, value & PTE_ADDR);
+                    }
+                }
+                self.pool.give(self.memory, directory & PTE_ADDR);
+            }
+            self.pool.give(self.memory, upper & PTE_ADDR);
+        }
+        self.pool.give(self.memory, self.root);
     }
 
     fn find_directory(&self, va: u64) -> Option<u64> {

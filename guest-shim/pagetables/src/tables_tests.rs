@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use cloak_abi::kcall::PTE_NX;
+use cloak_abi::kcall::{PTE_NX, PTE_SHARED};
 use cloak_abi::layout::LIBOS_BASE;
 
 use super::*;
@@ -15,7 +15,11 @@ const BASE: u64 = 0x7f00_0000_0000;
 
 /// What the hardware would find: (frame, flags) of the page at `va`.
 fn lookup(ram: &Ram, va: u64) -> Option<(u64, u64)> {
-    let mut table = ROOT;
+    lookup_from(ram, ROOT, va)
+}
+
+fn lookup_from(ram: &Ram, root: u64, va: u64) -> Option<(u64, u64)> {
+    let mut table = root;
     for shift in [39, 30] {
         let value = ram.read(entry(table, va, shift));
         if value == 0 {
@@ -133,4 +137,116 @@ fn tables_of_whole_ranges_return_to_the_pool() {
             .expect("enough tables");
         }
     }
+}
+
+/// Random mappings, copied, changed on both sides, compared with two models; then both copies end, and every
+/// table frame must have come back.
+#[test]
+fn copies_agree_with_the_model_and_give_their_tables_back() {
+    let owned = Owned::new(OWNED, (0, 0));
+    for seed in 1..20 {
+        let mut rng = Rng(seed * 0x51_7cc1);
+        let mut ram = Ram(vec![0; 0x80_000 / 8]);
+        let libos = ROOT + 8 * LIBOS_SLOT as u64;
+        ram.write(libos, 0x7f_f000 | TABLE);
+        let mut pool = Pool::new(POOL.0, POOL.1);
+        let mut models: Vec<(u64, BTreeMap<u64, (u64, u64)>)> = vec![(ROOT, BTreeMap::new())];
+        for step in 0..60 {
+            if step == 20 || step == 40 {
+                let root = pool.take(&mut ram).expect("enough tables");
+                let mut editor = Editor {
+                    root,
+                    memory: &mut ram,
+                    pool: &mut pool,
+                };
+                editor.begin(ROOT);
+                editor.copy(ROOT).expect("enough tables");
+                for (_, flags) in models[0].1.values_mut() {
+                    *flags = copied(*flags);
+                }
+                let copy = models[0].1.clone();
+                models.push((root, copy));
+            }
+            let which = rng.next(models.len() as u64) as usize;
+            let (root, model) = &mut models[which];
+            let kind = rng.next(3);
+            let pages = if rng.next(3) == 0 {
+                512 * (1 + rng.next(2))
+            } else {
+                1 + rng.next(600)
+            };
+            let unit = if rng.next(2) == 0 { LARGE } else { PAGE };
+            let va = BASE + rng.next(4 * LARGE / unit) * unit;
+            let gpa = LARGE + rng.next(8 * LARGE / unit) * unit;
+            let flags = match rng.next(3) {
+                0 => PTE_P | PTE_U | PTE_W | PTE_SHARED,
+                1 => PTE_P | PTE_U | PTE_W | PTE_D,
+                _ => PTE_NX,
+            };
+            let op = Op::check(va | kind, pages * PAGE, gpa, flags, &owned).expect("acceptable");
+            Editor {
+                root: *root,
+                memory: &mut ram,
+                pool: &mut pool,
+            }
+            .apply(&op)
+            .expect("enough tables");
+            for i in 0..pages {
+                let page = va + i * PAGE;
+                match kind {
+                    0 => drop(model.insert(page, (gpa + i * PAGE, flags))),
+                    1 => drop(model.remove(&page)),
+                    _ => drop(model.get_mut(&page).map(|m| m.1 = flags)),
+                }
+            }
+        }
+        for (root, model) in &models {
+            for page in (BASE..BASE + 8 * LARGE).step_by(4096) {
+                assert_eq!(
+                    lookup_from(&ram, *root, page),
+                    model.get(&page).copied(),
+                    "seed {seed} root {root:#x} page {page:#x}"
+                );
+            }
+            assert_eq!(ram.read(root + 8 * LIBOS_SLOT as u64), 0x7f_f000 | TABLE);
+        }
+        for (root, _) in models {
+            Editor {
+                root,
+                memory: &mut ram,
+                pool: &mut pool,
+            }
+            .end();
+        }
+        // The first root was not the pool's; all others are back, each once.
+        let mut free = std::collections::BTreeSet::new();
+        while let Ok(frame) = pool.take(&mut ram) {
+            assert!(free.insert(frame), "twice");
+        }
+        assert_eq!(free.len() as u64, (POOL.1 - POOL.0) / PAGE + 1, "seed {seed}");
+    }
+}
+
+#[test]
+fn a_copy_that_lacks_tables_can_be_removed() {
+    let owned = Owned::new(OWNED, (0, 0));
+    let mut ram = Ram(vec![0; 0x80_000 / 8]);
+    // Two upper levels and three tables, a root and one upper level of the copy: then none is left.
+    let mut pool = Pool::new(POOL.0, POOL.0 + 7 * PAGE);
+    let mut editor = Editor {
+        root: ROOT,
+        memory: &mut ram,
+        pool: &mut pool,
+    };
+    for i in 0..3 {
+        let op = Op::check(BASE + i * LARGE, PAGE, LARGE, PTE_P | PTE_W, &owned).expect("acceptable");
+        editor.apply(&op).expect("enough tables");
+    }
+    editor.root = editor.pool.take(editor.memory).expect("one is left");
+    editor.begin(ROOT);
+    assert_eq!(editor.copy(ROOT), Err(KcallError::Tables));
+    editor.end();
+    assert!(pool.take(&mut ram).is_ok() && pool.take(&mut ram).is_ok());
+    assert_eq!(pool.take(&mut ram), Err(KcallError::Tables));
+    assert!(lookup(&ram, BASE + 2 * LARGE).is_some());
 }

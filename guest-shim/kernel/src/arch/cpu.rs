@@ -1,6 +1,7 @@
 //! Per-vCPU state: descriptor tables, kernel stack and what the entry code needs at fixed offsets from it.
 
 use core::arch::asm;
+use core::sync::atomic::{AtomicU64, Ordering};
 
 use cloak_abi::boot::LibosHeader;
 use cloak_abi::layout::{DOORBELL_PORT, KERNEL_VA, MAX_VCPUS, MONITOR_PORT};
@@ -32,6 +33,8 @@ pub struct Cpu {
     pub index: u64,
     scratch: u64,
     reserved: u64,
+    /// Number of the address space that is current. Written by this vCPU, before it loads the root table.
+    pub space: AtomicU64,
     gdt: [u64; 10],
     tss: Tss,
 }
@@ -67,6 +70,7 @@ pub static mut CPUS: [Cpu; MAX_VCPUS] = [const {
         index: 0,
         scratch: 0,
         reserved: 0,
+        space: AtomicU64::new(0),
         gdt: [0; 10],
         tss: Tss {
             reserved0: 0,
@@ -169,6 +173,15 @@ pub fn root() -> u64 {
     // SAFETY: reading CR3 has no effect.
     unsafe { asm!("mov {}, cr3", out(reg) root, options(nomem, nostack)) };
     root & cloak_abi::kcall::PTE_ADDR
+}
+
+/// This vCPU (`cpu`) goes on in space `number`, whose root table is at `root`.
+pub fn switch(cpu: &Cpu, number: u64, root: u64) {
+    // Whoever changes the space's tables and then finds another number here may skip this vCPU: it has yet
+    // to load the root, and what it finds from then on is new.
+    cpu.space.store(number, Ordering::SeqCst);
+    // SAFETY: a root table that maps the kernel as all do.
+    unsafe { asm!("mov cr3, {}", in(reg) root, options(nostack)) };
 }
 
 /// Forgets this vCPU's translations.

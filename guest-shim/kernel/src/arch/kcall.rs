@@ -42,7 +42,7 @@ fn block(cpu: &Cpu) -> &VcpuBlock {
 }
 
 /// Carries out kernel call `number` and gives its result register.
-pub extern "C" fn dispatch(number: u64, first: u64, _second: u64, index: u32) -> i64 {
+pub extern "C" fn dispatch(number: u64, first: u64, second: u64, index: u32) -> i64 {
     let cpu = cpu(index as usize);
     let result = match number {
         n if n == Kcall::PageOps as u64 => page_ops(cpu, first),
@@ -57,11 +57,12 @@ pub extern "C" fn dispatch(number: u64, first: u64, _second: u64, index: u32) ->
             monitor(MonitorCall::Exit, 0);
         },
         n if n == Kcall::SyscallMode as u64 => syscall_mode(first),
+        n if n == Kcall::SpaceNew as u64 => space_new(cpu, first, None),
+        n if n == Kcall::SpaceCopy as u64 => space_new(cpu, first, Some(second)),
+        n if n == Kcall::SpaceSwitch as u64 => space_switch(cpu, first, second),
+        n if n == Kcall::SpaceFree as u64 => space_free(cpu, first),
         n if n == Kcall::Shoot as u64 => {
-            cpu::reload();
-            // Constant since the first vCPU's start, so no lock.
-            // SAFETY: a plain word; nobody writes it any more.
-            shoot_others(cpu, unsafe { (*(&raw const SHARED)).vcpus });
+            shoot(cpu, first, constants().vcpus);
             Ok(0)
         }
         _ => Err(KcallError::Invalid),
@@ -70,22 +71,100 @@ pub extern "C" fn dispatch(number: u64, first: u64, _second: u64, index: u32) ->
 }
 
 fn on_other(cpu: &Cpu, target: u64, call: MonitorCall) -> Result<i64, KcallError> {
-    let vcpus = locked(cpu, |shared| shared.vcpus);
-    if target >= u64::from(vcpus) || target == cpu.index {
+    if target >= u64::from(constants().vcpus) || target == cpu.index {
         return Err(KcallError::Invalid);
     }
     monitor(call, target as u32);
     Ok(0)
 }
 
-fn page_ops(cpu: &Cpu, count: u64) -> Result<i64, KcallError> {
+/// What does not change after the first vCPU's start.
+fn constants() -> &'static super::Constants {
+    // SAFETY: written once, before any kernel call.
+    unsafe { &*(&raw const super::CONSTANTS) }
+}
+
+fn space_switch(cpu: &Cpu, number: u64, root: u64) -> Result<i64, KcallError> {
+    let all = constants();
+    if all.checks {
+        return locked(cpu, |shared| {
+            cpu::switch(cpu, number, shared.spaces.root(number)?);
+            Ok(0)
+        });
+    }
+    // The context's own table: it answers for what is in it.
+    if root != all.first_root && !all.tables.contains(&root) || root % cloak_abi::layout::PAGE != 0 {
+        return Err(KcallError::Invalid);
+    }
+    cpu::switch(cpu, number, root);
+    Ok(0)
+}
+
+/// Makes an address space: empty, or a copy of `source`.
+fn space_new(cpu: &Cpu, number: u64, source: Option<u64>) -> Result<i64, KcallError> {
+    let (root, vcpus) = locked(cpu, |shared| {
+        if !constants().checks {
+            return Err(KcallError::Invalid);
+        }
+        let first = shared.spaces.root(0)?;
+        let source = source.map(|s| shared.spaces.root(s)).transpose()?;
+        let slot = shared.spaces.vacant(number)?;
+        let root = shared.pool.take(&mut Window)?;
+        let mut editor = Editor {
+            root,
+            memory: &mut Window,
+            pool: &mut shared.pool,
+        };
+        editor.begin(first);
+        if let Some(Err(error)) = source.map(|s| editor.copy(s)) {
+            editor.end();
+            return Err(error);
+        }
+        *slot = root;
+        Ok((root, constants().vcpus))
+    })?;
+    if let Some(source) = source {
+        shoot(cpu, source, vcpus);
+    }
+    Ok(root as i64)
+}
+
+fn space_free(cpu: &Cpu, number: u64) -> Result<i64, KcallError> {
+    locked(cpu, |shared| {
+        if !constants().checks {
+            return Err(KcallError::Invalid);
+        }
+        let others = (0..u64::from(constants().vcpus)).filter(|&i| i != cpu.index);
+        if others
+            .into_iter()
+            .any(|i| super::cpu(i as usize).space.load(Ordering::SeqCst) == number)
+        {
+            return Err(KcallError::Busy);
+        }
+        let root = shared.spaces.remove(number)?;
+        if cpu.space.load(Ordering::Relaxed) == number {
+            cpu::switch(cpu, 0, shared.spaces.root(0)?);
+        }
+        Editor {
+            root,
+            memory: &mut Window,
+            pool: &mut shared.pool,
+        }
+        .end();
+        Ok(0)
+    })
+}
+
+fn page_ops(cpu: &Cpu, argument: u64) -> Result<i64, KcallError> {
+    let (count, space) = (argument & 0xffff_ffff, argument >> 32);
     if count > MAX_OPS as u64 {
         return Err(KcallError::Invalid);
     }
-    let (done, shoot) = locked(cpu, |shared| {
-        if !shared.checks {
+    let (done, vcpus) = locked(cpu, |shared| {
+        if !constants().checks {
             return Err(KcallError::Invalid); // the context's own business
         }
+        let root = shared.spaces.root(space)?;
         let mut shoot = None;
         for (i, raw) in block(cpu).ops[..count as usize].iter().enumerate() {
             // Copied once: the libos of another vCPU could change it between check and use.
@@ -98,11 +177,11 @@ fn page_ops(cpu: &Cpu, count: u64) -> Result<i64, KcallError> {
                 &shared.owned,
             )?;
             if op.is_shoot() {
-                shoot = Some(shared.vcpus);
+                shoot = Some(constants().vcpus);
                 continue;
             }
             let mut editor = Editor {
-                root: shared.root,
+                root,
                 memory: &mut Window,
                 pool: &mut shared.pool,
             };
@@ -113,15 +192,17 @@ fn page_ops(cpu: &Cpu, count: u64) -> Result<i64, KcallError> {
         Ok((count as usize, shoot))
     })?;
     // A new entry needs no reload (the CPU does not cache absent ones); a changed one does.
-    if let Some(vcpus) = shoot {
-        cpu::reload();
-        shoot_others(cpu, vcpus);
+    if let Some(vcpus) = vcpus {
+        shoot(cpu, space, vcpus);
     }
     Ok(done as i64)
 }
 
-/// Waits until every other vCPU that could use an old translation has forgotten it.
-fn shoot_others(me: &Cpu, vcpus: u32) {
+/// Waits until every vCPU that could use an old translation of the space has forgotten it.
+fn shoot(me: &Cpu, space: u64, vcpus: u32) {
+    if me.space.load(Ordering::Relaxed) == space {
+        cpu::reload();
+    }
     if vcpus == 1 {
         return;
     }
@@ -130,6 +211,9 @@ fn shoot_others(me: &Cpu, vcpus: u32) {
         let target = cpu(other as usize);
         if target.block == 0 {
             continue; // not started: it begins with empty translations
+        }
+        if target.space.load(Ordering::SeqCst) != space {
+            continue; // what it loads when it comes to this space is new
         }
         let target_block = block(target);
         // The order matters: mark first, then look. The libos leaves Halted first, then looks at the mark.

@@ -15,6 +15,8 @@ use cloak_abi::layout::{BOOT_GPA, KERNEL_PHYS_VA, LIBOS_BASE, LIBOS_VCPU_VA, PAG
 
 use cloak_pagetables::frames::{Memory, Owned, Pool};
 
+use crate::spaces::Spaces;
+
 /// The kernel's window on guest-physical memory.
 #[derive(Debug)]
 pub struct Window;
@@ -76,18 +78,31 @@ impl Memory for Window {
 struct Shared {
     pool: Pool,
     owned: Owned,
-    root: u64,
+    spaces: Spaces,
+}
+
+/// What the first vCPU finds at its start. Not changed afterwards.
+#[derive(Debug)]
+struct Constants {
     vcpus: u32,
     /// Several contexts share the VM: page tables are changed here only.
     checks: bool,
+    first_root: u64,
+    /// The pool of page-table frames.
+    tables: core::ops::Range<u64>,
 }
+
+static mut CONSTANTS: Constants = Constants {
+    vcpus: 0,
+    checks: true,
+    first_root: 0,
+    tables: 0..0,
+};
 
 static mut SHARED: Shared = Shared {
     pool: Pool::new(0, 0),
     owned: Owned::new((0, 0), (0, 0)),
-    root: 0,
-    vcpus: 0,
-    checks: true,
+    spaces: Spaces::new(),
 };
 
 /// First Rust code on each vCPU: makes its descriptor tables and enters the libos.
@@ -113,9 +128,15 @@ extern "C" fn start(index: u32) -> ! {
                 cloak_abi::layout::HOLE_END + boot.ram_high,
             );
             shared.owned = Owned::new(low, high);
-            shared.root = cpu::root();
-            shared.vcpus = boot.vcpus;
-            shared.checks = boot.own_tables == 0;
+            if let Ok(first) = shared.spaces.vacant(0) {
+                *first = cpu::root();
+            }
+            *(&raw mut CONSTANTS) = Constants {
+                vcpus: boot.vcpus,
+                checks: boot.own_tables == 0,
+                first_root: cpu::root(),
+                tables: boot.table_pool_next..boot.table_pool_end,
+            };
         }
     }
     let block = KERNEL_PHYS_VA + boot.vcpu_blocks + u64::from(index) * PAGE;

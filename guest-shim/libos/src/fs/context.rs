@@ -1,7 +1,7 @@
 //! What path look-ups of a process start from.
 
 use alloc::vec::Vec;
-use core::sync::atomic::AtomicU32;
+use core::sync::atomic::{AtomicU32, Ordering};
 
 use spin::Mutex;
 
@@ -22,6 +22,18 @@ impl Default for FsContext {
             cwd: Mutex::new(b"/".to_vec()),
             root: Mutex::new(b"/".to_vec()),
             umask: AtomicU32::new(0o022),
+        }
+    }
+}
+
+impl FsContext {
+    /// The same, for another process.
+    #[must_use]
+    pub fn duplicate(&self) -> Self {
+        Self {
+            cwd: Mutex::new(self.cwd.lock().clone()),
+            root: Mutex::new(self.root.lock().clone()),
+            umask: AtomicU32::new(self.umask.load(Ordering::Relaxed)),
         }
     }
 }

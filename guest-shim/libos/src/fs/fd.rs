@@ -126,6 +126,8 @@ pub struct FdTable {
     entries: Mutex<Vec<Option<Descriptor>>>,
     soft_limit: AtomicUsize,
     hard_limit: AtomicUsize,
+    /// Processes that use it.
+    users: AtomicUsize,
 }
 
 impl FdTable {
@@ -136,6 +138,21 @@ impl FdTable {
             entries: Mutex::new(Vec::new()),
             soft_limit: AtomicUsize::new(soft),
             hard_limit: AtomicUsize::new(hard),
+            users: AtomicUsize::new(1),
+        }
+    }
+
+    /// Another process uses it, too.
+    pub fn share(self: &Arc<Self>) -> Arc<Self> {
+        self.users.fetch_add(1, Ordering::Relaxed);
+        self.clone()
+    }
+
+    /// A process does not use it any more. With the last one all descriptors are closed.
+    pub fn leave(&self) {
+        if self.users.fetch_sub(1, Ordering::SeqCst) == 1 {
+            let closed = core::mem::take(&mut *self.entries.lock());
+            drop(closed); // closing may park: not under the lock
         }
     }
 
@@ -262,17 +279,14 @@ impl FdTable {
         copy
     }
 
-    /// Closes what `execve` closes.
-    pub fn close_for_exec(&self) {
-        let closed: Vec<_> = {
-            let mut entries = self.entries.lock();
-            entries
-                .iter_mut()
-                .filter(|e| e.as_ref().is_some_and(|d| d.close_on_exec))
-                .map(Option::take)
-                .collect()
-        };
-        drop(closed);
+    /// Takes out what `execve` closes. Dropping the result closes it.
+    pub fn take_for_exec(&self) -> Vec<Descriptor> {
+        let mut entries = self.entries.lock();
+        entries
+            .iter_mut()
+            .filter(|e| e.as_ref().is_some_and(|d| d.close_on_exec))
+            .filter_map(Option::take)
+            .collect()
     }
 }
 

@@ -79,6 +79,11 @@ pub trait File: Send + Sync {
         let _ = (offset, to);
         Err(Errno::ESPIPE)
     }
+    /// What tells this state of the file from any other (device, inode, size, times), if it can't be changed from
+    /// inside: its pages may be kept.
+    fn unchanging(&self) -> Option<[u64; 7]> {
+        None
+    }
     /// [`File::read_at`] for pages of a private mapping, which are not kept a second time.
     fn read_direct(&self, offset: u64, to: &mut Buf) -> SysResult<usize> {
         self.read_at(offset, to)

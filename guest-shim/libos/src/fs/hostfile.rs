@@ -234,6 +234,12 @@ impl File for HostFile {
         self.read_direct(offset, to)
     }
 
+    fn unchanging(&self) -> Option<[u64; 7]> {
+        let [size, modified, nanos, changed, changed_nanos] = self.content.as_ref()?.version();
+        let (dev, ino) = self.key;
+        Some([dev, ino, size, modified, nanos, changed, changed_nanos])
+    }
+
     fn read_direct(&self, offset: u64, to: &mut Buf) -> SysResult<usize> {
         if let Some(pages) = shared_pages::find(self.key) {
             pages.write_back(offset, offset.saturating_add(to.len() as u64))?;

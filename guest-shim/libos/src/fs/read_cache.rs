@@ -119,6 +119,14 @@ pub fn changed(key: Key) {
 }
 
 impl Content {
+    /// Size, modification and change time as they were last seen.
+    #[must_use]
+    pub fn version(&self) -> [u64; 5] {
+        let version = self.inner.lock().version;
+        let [modified, changed] = [version.modified, version.changed].map(|t| t.map(|n| n as u64));
+        [version.size, modified[0], modified[1], changed[0], changed[1]]
+    }
+
     fn saw(&self, version: Version) {
         let mut inner = self.inner.lock();
         inner.looked = arch::ticks();

@@ -80,6 +80,8 @@ pub struct Area {
     pub backing: Backing,
     /// `MADV_DONTFORK`.
     pub dont_fork: bool,
+    /// `MADV_WIPEONFORK`: zeros in a child.
+    pub wipe_on_fork: bool,
     /// Frames of a page cache that are mapped here, by address: they live while mapped.
     pub pins: BTreeMap<u64, Frame>,
     /// Next address at which a fault would be sequential, and the window that it would get.
@@ -98,6 +100,7 @@ impl Area {
             shared: false,
             backing: Backing::Anonymous,
             dont_fork: false,
+            wipe_on_fork: false,
             pins: BTreeMap::new(),
             ahead: (0, 0),
             name: "",
@@ -273,6 +276,7 @@ fn alike(start: u64, a: &Area, b: &Area) -> bool {
     a.protection == b.protection
         && a.shared == b.shared
         && a.dont_fork == b.dont_fork
+        && a.wipe_on_fork == b.wipe_on_fork
         && a.name == b.name
         && a.backing.continues(&b.backing, a.end - start)
 }

@@ -306,7 +306,7 @@ fn mincore(a: &Args) -> SysResult {
         }
         (start..end)
             .step_by(PAGE as usize)
-            .map(|va| u8::from(space::is_present(va)))
+            .map(|va| u8::from(space.tables.look(va).0.is_some()))
             .collect()
     };
     user::copy_out(a.u64(2), &present).map(|()| 0)
@@ -317,6 +317,8 @@ fn madvise(a: &Args) -> SysResult {
     const REMOVE: u32 = 9;
     const DONTFORK: u32 = 10;
     const DOFORK: u32 = 11;
+    const WIPEONFORK: u32 = 18;
+    const KEEPONFORK: u32 = 19;
     const POPULATE_READ: u32 = 22;
     const POPULATE_WRITE: u32 = 23;
     let (start, end) = range(a.u64(0), a.u64(1))?;
@@ -327,8 +329,19 @@ fn madvise(a: &Args) -> SysResult {
         DONTFORK | DOFORK => space
             .areas
             .change(start, end, |area| area.dont_fork = a.u32(2) == DONTFORK),
+        WIPEONFORK | KEEPONFORK => {
+            let private = |s: u64| {
+                let area = space.areas.find(s).map(|(_, a)| a);
+                area.is_some_and(|a| matches!(a.backing, Backing::Anonymous))
+            };
+            if !space.areas.within(start, end).iter().all(|&(s, _)| private(s)) {
+                return Err(Errno::EINVAL);
+            }
+            let wipe = a.u32(2) == WIPEONFORK;
+            space.areas.change(start, end, |area| area.wipe_on_fork = wipe);
+        }
         POPULATE_READ | POPULATE_WRITE => space.populate(start, end),
-        0..=3 | 8 | 12..=21 | 25 => {}
+        0..=3 | 8 | 12..=17 | 20 | 21 | 25 => {}
         _ => return Err(Errno::EINVAL),
     }
     if space.areas.covers(start, end) {
@@ -354,7 +367,7 @@ fn membarrier(a: &Args) -> SysResult {
     match a.u32(0) {
         0 => Ok(SUPPORTED),
         1 | 2 | 8 | 32 => {
-            super::tables::barrier();
+            super::tables::barrier(space::current().tables);
             Ok(0)
         }
         4 | 16 | 64 => Ok(0),

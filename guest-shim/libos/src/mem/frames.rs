@@ -1,8 +1,14 @@
 //! The context's frames, and the window through which the libos reaches them.
+//!
+//! A frame belongs to whoever took it. When an address space is copied, the copy becomes another owner of the
+//! frames that it maps: these are counted beside the frame's first owner, in a table with a number for each frame
+//! (its pages are zero, and cost nothing, until a process forks).
+
+use alloc::vec::Vec;
+use core::sync::atomic::{AtomicU16, AtomicUsize, Ordering};
 
 use cloak_abi::layout::{HOLE_END, LIBOS_PHYS_VA, PAGE};
-use core::sync::atomic::{AtomicUsize, Ordering};
-use spin::Mutex;
+use spin::{Mutex, Once};
 
 use super::extents::{Extents, Run};
 use crate::arch;
@@ -34,6 +40,86 @@ pub fn init() {
         extents.add(boot.free_frames, boot.ram_low);
         extents.add(HOLE_END, HOLE_END + boot.ram_high);
     });
+    OTHERS.call_once(|| {
+        let mut all = Vec::new();
+        for (start, end) in [(0, boot.ram_low), (HOLE_END, HOLE_END + boot.ram_high)] {
+            for first in (start..end).step_by(PART as usize) {
+                all.push(counts(first, end.min(first + PART)));
+            }
+        }
+        all
+    });
+}
+
+/// Guest-physical memory whose counts fit the largest run of frames.
+const PART: u64 = 4 << 30;
+
+/// Other owners of each frame: slices for consecutive parts of guest-physical memory.
+static OTHERS: Once<Vec<(u64, &'static [AtomicU16])>> = Once::new();
+
+fn counts(first: u64, end: u64) -> (u64, &'static [AtomicU16]) {
+    let len = ((end - first) / PAGE) as usize;
+    let bytes = len * size_of::<AtomicU16>();
+    let Ok(gpa) = take_run(bytes.div_ceil(PAGE as usize)) else {
+        arch::panic_exit("no memory for the counts of frames");
+    };
+    // SAFETY: fresh zero frames that are never given back, mapped in the window; zero is a valid count.
+    (first, unsafe {
+        core::slice::from_raw_parts(window(gpa) as *const AtomicU16, len)
+    })
+}
+
+fn others(gpa: u64) -> &'static AtomicU16 {
+    let parts = OTHERS.get().map_or(&[][..], Vec::as_slice);
+    parts
+        .iter()
+        .rev()
+        .find(|(first, _)| *first <= gpa)
+        .and_then(|(first, counts)| counts.get(((gpa - first) / PAGE) as usize))
+        .unwrap_or_else(|| arch::panic_exit("a frame outside memory"))
+}
+
+/// Contiguous frames get another owner.
+pub fn share_run(gpa: u64, pages: u64) {
+    for i in 0..pages {
+        // There are fewer address spaces than the count can hold.
+        others(gpa + i * PAGE).fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// Whether a frame has several owners.
+#[must_use]
+pub fn is_shared(gpa: u64) -> bool {
+    others(gpa).load(Ordering::SeqCst) != 0
+}
+
+/// Whether one of contiguous frames has several owners.
+#[must_use]
+pub fn is_any_shared(gpa: u64, pages: u64) -> bool {
+    (0..pages).any(|i| is_shared(gpa + i * PAGE))
+}
+
+/// An owner gives contiguous frames up. The last one frees them.
+pub fn release_run(gpa: u64, pages: u64) {
+    let mut free = 0u64;
+    for i in 0..pages {
+        let count = others(gpa + i * PAGE);
+        let less = |n: u16| n.checked_sub(1);
+        if count
+            .fetch_update(Ordering::SeqCst, Ordering::SeqCst, less)
+            .is_err()
+        {
+            free += 1;
+            continue;
+        }
+        if free > 0 {
+            give_run(gpa + (i - free) * PAGE, free as usize);
+            free = 0;
+        }
+    }
+    if free > 0 {
+        give_run(gpa + (pages - free) * PAGE, free as usize);
+    }
 }
 
 /// Where the libos sees guest-physical `gpa`.

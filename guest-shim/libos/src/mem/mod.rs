@@ -9,6 +9,8 @@ mod calls;
 #[cfg(feature = "bare")]
 pub use calls::SYSCALLS;
 #[cfg(feature = "bare")]
+pub mod file_frames;
+#[cfg(feature = "bare")]
 pub mod frames;
 #[cfg(feature = "bare")]
 mod heap;

@@ -1,20 +1,33 @@
 //! The address space of a process: areas, page faults, and the changes that programs ask for.
+//!
+//! | file | concept |
+//! |---|---|
+//! | this | mapping, unmapping, rights, the heap |
+//! | `fault` | page faults |
+//! | `cow` | copies of an address space, copy-on-write, its end |
+//! | `place` | where mappings go |
 
-use alloc::collections::BTreeMap;
+use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
+use core::sync::atomic::AtomicUsize;
 
-use cloak_abi::layout::{LARGE, LIBOS_BASE, LIBOS_END, PAGE, USER_END, USER_MIN, is_user_range};
+use cloak_abi::layout::{LARGE, PAGE, is_user_range};
+use spin::Mutex;
 
 use super::area::{Area, Areas, Backing, Protection};
 use super::frames;
 use super::pages::PageCache;
-use super::tables::{self, Batch};
+use super::tables::{self, Batch, Tables};
 use crate::errno::{Errno, SysResult};
 use crate::fs::OpenFile;
 use crate::fs::file::Mapping;
+use crate::patch::Sites;
 use crate::sched::{Guard, Lock};
-use crate::user::Buf;
+
+mod cow;
+mod fault;
+mod place;
 
 /// What an access wants.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,28 +51,33 @@ pub enum Fault {
     Bus,
 }
 
-/// Where automatic placement looks first: above the libos's slot.
-const AUTO: (u64, u64) = (LIBOS_END, 0x7fff_e000_0000);
-/// And then: below it.
-const AUTO_LOW: (u64, u64) = (0x1_0000_0000, LIBOS_BASE);
-/// `MAP_32BIT`.
-const AUTO_32: (u64, u64) = (0x4000_0000, 0x8000_0000);
-/// Pages mapped around a fault in anonymous memory to begin with.
-const AROUND: u64 = 16 * PAGE;
-/// Bytes read around a fault in a file mapping.
-const FILE_AROUND: u64 = 64 * PAGE;
-
 /// An address space.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Space {
+    /// Its page tables.
+    pub tables: Tables,
+    /// System-call sites patched in it.
+    pub sites: Arc<Sites>,
     inner: Lock<Inner>,
+    /// Processes that use it (more than one between `vfork` and `execve`).
+    users: AtomicUsize,
 }
 
 /// What the lock guards.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Inner {
+    /// Its page tables.
+    pub tables: Tables,
+    sites: Arc<Sites>,
     /// The areas.
     pub areas: Areas,
+    /// Whether frames may be mapped by other address spaces too.
+    copied: bool,
+    /// Pages that were copied when written after a `fork`, here and in relatives since the last `execve`: a few, which
+    /// the next `fork` copies at once.
+    hot: Arc<Mutex<BTreeSet<u64>>>,
+    /// The vCPU on which the fault that is being served happened.
+    faulted_on: usize,
     brk_start: u64,
     brk: u64,
     /// Page faults served.
@@ -100,10 +118,10 @@ pub enum Place {
     FixedFree,
 }
 
-/// The current process's address space.
+/// The running thread's address space.
 #[must_use]
 pub fn current() -> &'static Space {
-    &crate::sched::current().process.space
+    crate::sched::current().space()
 }
 
 impl Space {
@@ -117,12 +135,16 @@ impl Space {
     /// # Errors
     /// Why it can't be: the thread gets a signal.
     pub fn fault(&self, address: u64, access: Access) -> Result<(), Fault> {
-        self.inner.lock().fault(address, access)
+        let vcpu = crate::arch::vcpu_index();
+        let mut inner = self.inner.lock();
+        inner.faulted_on = vcpu;
+        inner.fault(address, access)
     }
 
     /// What identifies the word at `address` if it is in shared memory: its guest-physical address.
     pub fn shared_key(&self, address: u64) -> Option<u64> {
-        tables::look(address)
+        self.tables
+            .look(address)
             .0
             .filter(tables::Leaf::is_shared)
             .map(|leaf| leaf.gpa + address % PAGE)
@@ -146,187 +168,6 @@ impl Space {
 }
 
 impl Inner {
-    fn fault(&mut self, address: u64, access: Access) -> Result<(), Fault> {
-        let page = address & !(PAGE - 1);
-        if !is_user_range(page, PAGE) {
-            return Err(Fault::NotMapped);
-        }
-        let (start, area) = self.areas.find(page).ok_or(Fault::NotMapped)?;
-        let wanted = match access {
-            Access::Read => Protection::READ,
-            Access::Write => Protection::WRITE,
-            Access::Execute => Protection::EXECUTE,
-        };
-        // As on x86, whatever is mapped with any right can be read.
-        let allowed =
-            area.protection.contains(wanted) || access == Access::Read && !area.protection.is_empty();
-        if !allowed {
-            return Err(Fault::Access);
-        }
-        self.faults += 1;
-        if let (Some(leaf), _) = tables::look(page) {
-            if leaf.allows(access == Access::Write, access == Access::Execute) {
-                return Ok(()); // another vCPU was faster, or an old translation
-            }
-            return self.upgrade(page, leaf.is_shared()).map_err(|_| Fault::Bus);
-        }
-        let backing = area.backing.clone();
-        let (end, protection) = (area.end, area.protection);
-        match backing {
-            Backing::Anonymous => self
-                .fill_anonymous(page, start, end, protection)
-                .map_err(|_| Fault::Bus),
-            Backing::File(file, offset) => self.fill_file(page, (start, end), protection, &file, offset),
-            Backing::Pages(pages, offset, file) => self.fill_shared(
-                page,
-                (start, end),
-                protection,
-                access,
-                &pages,
-                offset,
-                file.as_ref(),
-            ),
-        }
-    }
-
-    /// The page is there but its entry has too few rights.
-    fn upgrade(&mut self, page: u64, shared: bool) -> SysResult<()> {
-        let Some((start, area)) = self.areas.find(page) else {
-            return Ok(());
-        };
-        if let Backing::Pages(pages, offset, _) = &area.backing {
-            // From now on the page may be written at any time: it has to be written back each time.
-            pages.mark_dirty((offset + (page - start)) / PAGE);
-        }
-        let mut flags = tables::flags(area.protection);
-        if shared {
-            flags |= tables::SHARED;
-        }
-        let mut batch = Batch::default();
-        batch.protect(page, PAGE, flags)?;
-        batch.run()
-    }
-
-    fn fill_anonymous(&mut self, page: u64, start: u64, end: u64, protection: Protection) -> SysResult<()> {
-        let flags = tables::flags(protection);
-        let mut batch = Batch::default();
-        let chunk = page & !(LARGE - 1);
-        if chunk >= start
-            && chunk + LARGE <= end
-            && tables::range_is_empty(chunk)
-            && let Ok(gpa) = frames::take_run(512)
-        {
-            batch.map(chunk, gpa, LARGE, flags)?;
-            return batch.run();
-        }
-        // A program that goes through memory in order gets four times as much each time.
-        let ahead = self.areas.find(page).map_or((0, 0), |(_, a)| a.ahead);
-        let window = if ahead.0 == page {
-            (ahead.1 * 4).min(LARGE)
-        } else {
-            AROUND
-        };
-        let low = if ahead.0 == page {
-            page
-        } else {
-            page & !(AROUND - 1)
-        };
-        let (low, high) = (low.max(start), (low + window).min(end));
-        for (first, last) in holes(low, high) {
-            map_zero(&mut batch, first, last, flags)?;
-        }
-        if let Some((_, area)) = self.areas.find_mut(page) {
-            area.ahead = (high, window);
-        }
-        batch.run()
-    }
-
-    fn fill_file(
-        &mut self,
-        page: u64,
-        (start, end): (u64, u64),
-        protection: Protection,
-        file: &Arc<OpenFile>,
-        offset: u64,
-    ) -> Result<(), Fault> {
-        let flags = tables::flags(protection);
-        let low = (page & !(FILE_AROUND - 1)).max(start);
-        let high = ((page & !(FILE_AROUND - 1)) + FILE_AROUND).min(end);
-        let mut batch = Batch::default();
-        let mut served = false;
-        for (first, last) in holes(low, high) {
-            let len = (last - first) as usize;
-            let gpa = frames::take_run_dirty(len / PAGE as usize).map_err(|_| Fault::Bus)?;
-            let mut buf = Buf::own_raw(frames::window(gpa), len);
-            let got = read_fully(file, offset + (first - start), &mut buf);
-            let whole = (got as u64).next_multiple_of(PAGE) as usize;
-            // Own frames: writing zeros can't fault.
-            let _ = Buf::own_raw(frames::window(gpa) + got as u64, whole - got).put_zeros(PAGE as usize);
-            if whole < len {
-                frames::give_run(gpa + whole as u64, (len - whole) / PAGE as usize);
-            }
-            if whole > 0 {
-                batch
-                    .map(first, gpa, whole as u64, flags)
-                    .map_err(|_| Fault::Bus)?;
-            }
-            served |= (first..first + whole as u64).contains(&page);
-        }
-        batch.run().map_err(|_| Fault::Bus)?;
-        if served { Ok(()) } else { Err(Fault::Bus) }
-    }
-
-    #[allow(clippy::too_many_arguments)]
-    fn fill_shared(
-        &mut self,
-        page: u64,
-        (start, end): (u64, u64),
-        protection: Protection,
-        access: Access,
-        pages: &Arc<PageCache>,
-        offset: u64,
-        file: Option<&Arc<OpenFile>>,
-    ) -> Result<(), Fault> {
-        let number = |va: u64| (offset + (va - start)) / PAGE;
-        let write = access == Access::Write;
-        let wanted = match file {
-            Some(file) => file.file.shared_page(pages, number(page)),
-            None => pages.get_or_zero(number(page)),
-        }
-        .map_err(|_| Fault::Bus)?;
-        if write {
-            pages.mark_dirty(number(page));
-        }
-        let writable = protection.contains(Protection::WRITE);
-        let mut batch = Batch::default();
-        let low = (page & !(AROUND - 1)).max(start);
-        let high = ((page & !(AROUND - 1)) + AROUND).min(end);
-        let mut pins = Vec::new();
-        for (first, last) in holes(low, high) {
-            for va in (first..last).step_by(PAGE as usize) {
-                let frame = if va == page {
-                    Some(wanted.clone())
-                } else {
-                    pages.get(number(va))
-                };
-                let Some(frame) = frame else { continue };
-                // A first write to a file's page must be seen: it has to be written back.
-                let seen = !pages.is_tracked() || pages.is_dirty(number(va));
-                let mut flags = tables::flags(protection) | tables::SHARED;
-                if !writable || !seen {
-                    flags &= !tables::WRITE;
-                }
-                batch.map(va, frame.gpa(), PAGE, flags).map_err(|_| Fault::Bus)?;
-                pins.push((va, frame));
-            }
-        }
-        batch.run().map_err(|_| Fault::Bus)?;
-        if let Some((_, area)) = self.areas.find_mut(page) {
-            area.pins.extend(pins);
-        }
-        Ok(())
-    }
-
     /// Maps; gives the address.
     ///
     /// # Errors
@@ -361,69 +202,6 @@ impl Inner {
         Ok(start)
     }
 
-    /// Brings in what is not there yet. Failures show at the access.
-    pub fn populate(&mut self, start: u64, end: u64) {
-        let mut va = start;
-        while va < end {
-            let (leaf, next) = tables::look(va);
-            if leaf.is_none() {
-                let write = self
-                    .areas
-                    .find(va)
-                    .is_some_and(|(_, a)| a.protection.contains(Protection::WRITE));
-                if self
-                    .fault(va, if write { Access::Write } else { Access::Read })
-                    .is_err()
-                {
-                    return;
-                }
-                va = tables::look(va).1;
-            } else {
-                va = next;
-            }
-        }
-    }
-
-    fn place(&self, request: &Request) -> SysResult {
-        if request.len == 0 || request.len > USER_END {
-            return Err(if request.len == 0 {
-                Errno::EINVAL
-            } else {
-                Errno::ENOMEM
-            });
-        }
-        let hint = request.hint;
-        let fits = is_user_range(hint, request.len);
-        match request.place {
-            Place::Fixed if hint & (PAGE - 1) != 0 => return Err(Errno::EINVAL),
-            Place::Fixed if hint < USER_MIN => return Err(Errno::EPERM),
-            Place::Fixed => return if fits { Ok(hint) } else { Err(Errno::ENOMEM) },
-            Place::FixedFree if hint & (PAGE - 1) != 0 => return Err(Errno::EINVAL),
-            Place::FixedFree if !fits => return Err(Errno::ENOMEM),
-            Place::FixedFree if self.areas.is_free(hint, hint + request.len) => return Ok(hint),
-            Place::FixedFree => return Err(Errno::EEXIST),
-            Place::Anywhere | Place::Low => {}
-        }
-        let rounded = hint & !(PAGE - 1);
-        if rounded != 0
-            && is_user_range(rounded, request.len)
-            && self.areas.is_free(rounded, rounded + request.len)
-        {
-            return Ok(rounded);
-        }
-        let ranges: &[(u64, u64)] = if request.place == Place::Low {
-            &[AUTO_32]
-        } else {
-            &[AUTO, AUTO_LOW]
-        };
-        // What is large starts a large page, so that its chunks can be large pages.
-        let align = if request.len >= LARGE { LARGE } else { PAGE };
-        ranges
-            .iter()
-            .find_map(|&(low, high)| self.areas.free_range(low, high, request.len, align))
-            .ok_or(Errno::ENOMEM)
-    }
-
     /// Unmaps.
     ///
     /// # Errors
@@ -442,7 +220,7 @@ impl Inner {
         // The last users of shared pages may write them back now.
         for (start, area) in removed {
             if area.protection.contains(Protection::EXECUTE) {
-                crate::patch::forget(start, area.end);
+                self.sites.forget(start, area.end);
             }
             if let Backing::Pages(pages, _, Some(file)) = &area.backing {
                 let _ = file.file.sync_pages(pages, 0, u64::MAX);
@@ -453,14 +231,14 @@ impl Inner {
 
     /// Removes what is mapped in the ranges and frees the frames.
     fn drop_pages(&mut self, ranges: impl Iterator<Item = (u64, u64)>) -> SysResult<()> {
-        let mut batch = Batch::default();
+        let mut batch = Batch::new(self.tables);
         let mut freed = Vec::new();
         for (start, end) in ranges {
             let mut first = None;
             let mut last = start;
             let mut va = start;
             while va < end {
-                let (leaf, next) = tables::look(va);
+                let (leaf, next) = self.tables.look(va);
                 let next = next.min(end);
                 if let Some(leaf) = leaf {
                     first = first.or(Some(va));
@@ -486,7 +264,7 @@ impl Inner {
         }
         batch.run()?;
         for (gpa, pages) in freed {
-            frames::give_run(gpa, pages as usize);
+            frames::release_run(gpa, pages);
         }
         Ok(())
     }
@@ -496,7 +274,7 @@ impl Inner {
     /// # Errors
     /// ENOMEM for holes.
     pub fn protect(&mut self, start: u64, end: u64, protection: Protection) -> SysResult<()> {
-        let mut batch = Batch::default();
+        let mut batch = Batch::new(self.tables);
         let parts: Vec<(u64, u64, Protection, bool)> = self
             .areas
             .within(start, end)
@@ -512,7 +290,15 @@ impl Inner {
                 // Writable pages of shared files become writable when written (so that they are known as dirty).
                 flags = (flags | tables::SHARED) & !tables::WRITE;
             }
-            for (first, last) in present(s, e) {
+            if !shared && self.copied && protection.contains(Protection::WRITE) {
+                // What others have too stays without write permission until it is written.
+                for (first, last, own) in self.owned_runs(s, e) {
+                    let right = if own { tables::WRITE } else { 0 };
+                    batch.protect(first, last - first, flags & !tables::WRITE | right)?;
+                }
+                continue;
+            }
+            for (first, last) in self.tables.present(s, e) {
                 batch.protect(first, last - first, flags)?;
             }
         }
@@ -538,9 +324,7 @@ impl Inner {
             let writable = area.protection.contains(Protection::WRITE);
             // Clearing half a megabyte costs less than leaving for the kernel and faulting it in again.
             if anonymous && writable && e - s <= LARGE / 4 {
-                for (first, last) in present(s, e) {
-                    clear(first, last);
-                }
+                self.wipe(s, e)?;
             } else {
                 self.drop_pages(core::iter::once((s, e)))?;
                 self.areas.change(s, e, |a| drop(core::mem::take(&mut a.pins)));
@@ -559,10 +343,10 @@ impl Inner {
     /// ENOMEM.
     pub fn move_range(&mut self, from: u64, len: u64, to: u64) -> SysResult<()> {
         let areas = self.areas.remove(from, from + len);
-        let mut batch = Batch::default();
+        let mut batch = Batch::new(self.tables);
         let mut va = from;
         while va < from + len {
-            let (leaf, next) = tables::look(va);
+            let (leaf, next) = self.tables.look(va);
             let next = next.min(from + len);
             if let Some(leaf) = leaf {
                 batch.map(
@@ -617,12 +401,8 @@ impl Inner {
             if new < old && self.unmap(new, old - new).is_err() {
                 return self.brk;
             }
-            for (first, last) in present(wanted.next_multiple_of(PAGE), new) {
-                clear(first, last);
-            }
-            let edge = wanted.next_multiple_of(PAGE);
-            if edge > wanted && tables::look(wanted).0.is_some() {
-                clear(wanted, edge);
+            if self.wipe(wanted, new).is_err() {
+                return self.brk;
             }
         }
         self.brk = wanted;
@@ -634,51 +414,6 @@ impl Inner {
     pub fn brk_range(&self) -> (u64, u64) {
         (self.brk_start, self.brk)
     }
-
-    /// Frees everything (at `exit` and `execve`).
-    ///
-    /// # Errors
-    /// ENOMEM when the kernel refuses, which it does not for unmapping.
-    pub fn clear(&mut self) -> SysResult<()> {
-        let all: Vec<(u64, u64)> = self.areas.iter().map(|(s, a)| (s, a.end)).collect();
-        all.into_iter().try_for_each(|(s, e)| self.unmap(s, e - s))
-    }
-}
-
-/// Whether the page at `va` is in memory.
-#[must_use]
-pub fn is_present(va: u64) -> bool {
-    tables::look(va).0.is_some()
-}
-
-/// Reads until the buffer is full or the file ends; gives the bytes.
-fn read_fully(file: &OpenFile, offset: u64, buf: &mut Buf) -> usize {
-    let mut got = 0;
-    while !buf.is_empty() {
-        match file.file.read_direct(offset + got as u64, buf) {
-            Ok(0) | Err(_) => break,
-            Ok(n) => got += n,
-        }
-    }
-    got
-}
-
-/// Maps zero frames on `[first, last)`, in as few runs as there are.
-fn map_zero(batch: &mut Batch, first: u64, last: u64, flags: u64) -> SysResult<()> {
-    let mut va = first;
-    let mut want = ((last - first) / PAGE).min(512);
-    while va < last {
-        want = want.min((last - va) / PAGE);
-        match frames::take_run(want as usize) {
-            Ok(gpa) => {
-                batch.map(va, gpa, want * PAGE, flags)?;
-                va += want * PAGE;
-            }
-            Err(e) if want == 1 => return Err(e),
-            Err(_) => want /= 2,
-        }
-    }
-    Ok(())
 }
 
 /// Adds frames to a list of runs, joining with the last where they touch.
@@ -686,47 +421,5 @@ fn push_run(runs: &mut Vec<(u64, u64)>, gpa: u64, pages: u64) {
     match runs.last_mut() {
         Some((last, count)) if *last + *count * PAGE == gpa => *count += pages,
         _ => runs.push((gpa, pages)),
-    }
-}
-
-/// The parts of `[low, high)` where nothing is mapped, none longer than a large page.
-fn holes(low: u64, high: u64) -> Vec<(u64, u64)> {
-    ranges(low, high, false)
-}
-
-/// The parts of `[low, high)` where something is mapped.
-fn present(low: u64, high: u64) -> Vec<(u64, u64)> {
-    ranges(low, high, true)
-}
-
-fn ranges(low: u64, high: u64, mapped: bool) -> Vec<(u64, u64)> {
-    let mut out: Vec<(u64, u64)> = Vec::new();
-    let mut va = low;
-    while va < high {
-        let (leaf, next) = tables::look(va);
-        let next = next.min(high);
-        if leaf.is_some() == mapped {
-            match out.last_mut() {
-                Some((start, end)) if *end == va && (mapped || next - *start <= LARGE) => *end = next,
-                _ => out.push((va, next)),
-            }
-        }
-        va = next;
-    }
-    out
-}
-
-/// Writes zeros to the mapped, own pages of a range, through the window (no fault, whatever the rights say).
-pub fn clear(first: u64, last: u64) {
-    let mut va = first;
-    while va < last {
-        let (leaf, next) = tables::look(va);
-        let next = next.min(last);
-        if let Some(leaf) = leaf {
-            let at = frames::window(leaf.gpa) + va % PAGE;
-            // SAFETY: the frame is this address space's; the window maps it.
-            unsafe { core::ptr::write_bytes(at as *mut u8, 0, (next - va) as usize) };
-        }
-        va = next;
     }
 }

@@ -1,11 +1,11 @@
-//! Reading and changing page tables: reads go straight to the tables, which the window maps. Changes do too
-//! where the context has its VM to itself; else they are batched into kernel calls.
+//! Reading and changing the page tables of an address space: reads go straight to the tables, which the window
+//! maps. Changes do too where the context has its VM to itself; else they are batched into kernel calls.
 
 use alloc::vec::Vec;
 use core::sync::atomic::Ordering;
 
 use cloak_abi::kcall::{
-    Kcall, PTE_A, PTE_ADDR, PTE_D, PTE_NX, PTE_P, PTE_PS, PTE_SHARED, PTE_U, PTE_W, PageOpKind,
+    Kcall, MAX_SPACES, PTE_A, PTE_ADDR, PTE_D, PTE_NX, PTE_P, PTE_PS, PTE_SHARED, PTE_U, PTE_W, PageOpKind,
 };
 use cloak_abi::layout::{HOLE_END, LARGE, PAGE, ROOT_GPA};
 use cloak_abi::vcpu::MAX_OPS;
@@ -51,48 +51,201 @@ fn read(table: u64, va: u64, shift: u32) -> u64 {
     unsafe { core::ptr::read_volatile(at as *const u64) }
 }
 
-/// What is mapped at `va`, and where the range of which that is true ends.
-#[must_use]
-pub fn look(va: u64) -> (Option<Leaf>, u64) {
-    let mut table = ROOT_GPA;
-    for shift in [39u32, 30] {
-        let value = read(table, va, shift);
-        if value == 0 {
-            return (None, (va | ((1 << shift) - 1)) + 1);
-        }
-        table = value & PTE_ADDR;
-    }
-    let value = read(table, va, 21);
-    let end = (va | (LARGE - 1)) + 1;
-    if value == 0 {
-        return (None, end);
-    }
-    if value & PTE_PS != 0 || value & PTE_P == 0 {
-        let gpa = (value & PTE_ADDR & !(LARGE - 1)) + (va & (LARGE - 1) & !(PAGE - 1));
-        return (
-            Some(Leaf {
-                gpa,
-                flags: value & !PTE_ADDR,
-                large: true,
-            }),
-            end,
-        );
-    }
-    let value = read(value & PTE_ADDR, va, 12);
-    let end = (va | (PAGE - 1)) + 1;
-    let leaf = Leaf {
-        gpa: value & PTE_ADDR,
-        flags: value & !PTE_ADDR,
-        large: false,
-    };
-    ((value != 0).then_some(leaf), end)
+/// The page tables of one address space.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Tables {
+    number: u32,
+    root: u64,
 }
 
-/// Whether nothing at all is mapped in the 2 MiB range of `va`.
-#[must_use]
-pub fn range_is_empty(va: u64) -> bool {
-    let (leaf, end) = look(va & !(LARGE - 1));
-    leaf.is_none() && end > (va | (LARGE - 1))
+impl Tables {
+    /// Those that the first vCPU starts on.
+    #[must_use]
+    pub const fn first() -> Self {
+        Self {
+            number: 0,
+            root: ROOT_GPA,
+        }
+    }
+
+    /// Number of the address space.
+    #[must_use]
+    pub const fn number(self) -> u32 {
+        self.number
+    }
+
+    /// This vCPU continues in the address space.
+    pub fn load(self) {
+        if arch::kcall2(Kcall::SpaceSwitch, u64::from(self.number), self.root) != 0 {
+            arch::panic_exit("an address space that the kernel does not know");
+        }
+    }
+
+    /// What is mapped at `va`, and where the range of which that is true ends.
+    #[must_use]
+    pub fn look(self, va: u64) -> (Option<Leaf>, u64) {
+        let mut table = self.root;
+        for shift in [39u32, 30] {
+            let value = read(table, va, shift);
+            if value == 0 {
+                return (None, (va | ((1 << shift) - 1)) + 1);
+            }
+            table = value & PTE_ADDR;
+        }
+        let value = read(table, va, 21);
+        let end = (va | (LARGE - 1)) + 1;
+        if value == 0 {
+            return (None, end);
+        }
+        if value & PTE_PS != 0 || value & PTE_P == 0 {
+            let gpa = (value & PTE_ADDR & !(LARGE - 1)) + (va & (LARGE - 1) & !(PAGE - 1));
+            return (
+                Some(Leaf {
+                    gpa,
+                    flags: value & !PTE_ADDR,
+                    large: true,
+                }),
+                end,
+            );
+        }
+        let value = read(value & PTE_ADDR, va, 12);
+        let end = (va | (PAGE - 1)) + 1;
+        let leaf = Leaf {
+            gpa: value & PTE_ADDR,
+            flags: value & !PTE_ADDR,
+            large: false,
+        };
+        ((value != 0).then_some(leaf), end)
+    }
+
+    /// Whether nothing at all is mapped in the 2 MiB range of `va`.
+    #[must_use]
+    pub fn range_is_empty(self, va: u64) -> bool {
+        let (leaf, end) = self.look(va & !(LARGE - 1));
+        leaf.is_none() && end > (va | (LARGE - 1))
+    }
+
+    /// The parts of `[low, high)` where nothing is mapped, none longer than a large page.
+    #[must_use]
+    pub fn holes(self, low: u64, high: u64) -> Vec<(u64, u64)> {
+        self.ranges(low, high, false)
+    }
+
+    /// The parts of `[low, high)` where something is mapped.
+    #[must_use]
+    pub fn present(self, low: u64, high: u64) -> Vec<(u64, u64)> {
+        self.ranges(low, high, true)
+    }
+
+    fn ranges(self, low: u64, high: u64, mapped: bool) -> Vec<(u64, u64)> {
+        let mut out: Vec<(u64, u64)> = Vec::new();
+        let mut va = low;
+        while va < high {
+            let (leaf, next) = self.look(va);
+            let next = next.min(high);
+            if leaf.is_some() == mapped {
+                match out.last_mut() {
+                    Some((start, end)) if *end == va && (mapped || next - *start <= LARGE) => *end = next,
+                    _ => out.push((va, next)),
+                }
+            }
+            va = next;
+        }
+        out
+    }
+}
+
+/// Numbers of address spaces.
+#[derive(Debug)]
+struct Numbers {
+    next: u32,
+    free: Vec<u32>,
+    /// Ended, but still current on a vCPU that has had nothing else to do since.
+    lingering: Vec<Tables>,
+}
+
+static NUMBERS: Mutex<Numbers> = Mutex::new(Numbers {
+    next: 1,
+    free: Vec::new(),
+    lingering: Vec::new(),
+});
+
+/// Makes an address space: empty, or a copy of `source`.
+///
+/// # Errors
+/// ENOMEM when there are no tables or numbers left.
+pub fn make(source: Option<Tables>) -> SysResult<Tables> {
+    retry();
+    let number = {
+        let mut numbers = NUMBERS.lock();
+        match numbers.free.pop() {
+            Some(number) => number,
+            None if (numbers.next as usize) < MAX_SPACES => {
+                numbers.next += 1;
+                numbers.next - 1
+            }
+            None => return Err(Errno::ENOMEM),
+        }
+    };
+    let root = match source {
+        _ if OWN.is_own() => OWN.make(source.map(|s| s.root)),
+        None => by_kernel(arch::kcall(Kcall::SpaceNew, u64::from(number))),
+        Some(source) => by_kernel(arch::kcall2(
+            Kcall::SpaceCopy,
+            u64::from(number),
+            u64::from(source.number),
+        )),
+    };
+    match root {
+        Ok(root) => {
+            if let Some(source) = source.filter(|_| OWN.is_own()) {
+                barrier(source); // its pages can't be written any more
+            }
+            Ok(Tables { number, root })
+        }
+        Err(error) => {
+            NUMBERS.lock().free.push(number);
+            Err(error)
+        }
+    }
+}
+
+fn by_kernel(result: i64) -> SysResult {
+    u64::try_from(result).map_err(|_| Errno::ENOMEM)
+}
+
+/// The address space is not used any more.
+pub fn release(tables: Tables) {
+    if !free(tables) {
+        NUMBERS.lock().lingering.push(tables);
+    }
+}
+
+fn free(tables: Tables) -> bool {
+    if OWN.is_own() {
+        // A vCPU must not find its root table changed.
+        if crate::sched::is_loaded(tables.number) {
+            return false;
+        }
+        OWN.edit(tables.root, |editor| editor.end());
+    } else if arch::kcall(Kcall::SpaceFree, u64::from(tables.number)) != 0 {
+        return false;
+    } else {
+        crate::sched::space_freed(tables.number);
+    }
+    NUMBERS.lock().free.push(tables.number);
+    true
+}
+
+/// Tries again to free what was still loaded on some vCPU.
+fn retry() {
+    if NUMBERS.lock().lingering.is_empty() {
+        return;
+    }
+    let lingering = core::mem::take(&mut NUMBERS.lock().lingering);
+    for tables in lingering {
+        release(tables);
+    }
 }
 
 /// Page-table flags for a protection. Accessed and dirty bits are preset: hosts that shadow page tables
@@ -114,13 +267,33 @@ pub fn flags(protection: Protection) -> u64 {
 
 /// Collects operations and carries them out. They are kept here until [`Batch::run`], because a thread that
 /// parks between two of them may go on on another vCPU.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Batch {
+    tables: Tables,
     ops: Vec<[u64; 4]>,
     reduces: bool,
 }
 
 impl Batch {
+    /// Nothing yet, for these tables.
+    #[must_use]
+    pub const fn new(tables: Tables) -> Self {
+        Self {
+            tables,
+            ops: Vec::new(),
+            reduces: false,
+        }
+    }
+
+    /// Maps contiguous frames where others are mapped.
+    ///
+    /// # Errors
+    /// As [`Batch::map`].
+    pub fn replace(&mut self, va: u64, gpa: u64, len: u64, flags: u64) -> SysResult<()> {
+        self.reduces = true;
+        self.push(PageOpKind::Map, va, len, gpa, flags)
+    }
+
     /// Maps contiguous frames.
     ///
     /// # Errors
@@ -147,6 +320,14 @@ impl Batch {
         self.push(PageOpKind::Protect, va, len, 0, flags)
     }
 
+    /// Gives more rights to what is mapped: nobody has to forget anything.
+    ///
+    /// # Errors
+    /// As [`Batch::map`].
+    pub fn raise(&mut self, va: u64, len: u64, flags: u64) -> SysResult<()> {
+        self.push(PageOpKind::Protect, va, len, 0, flags)
+    }
+
     fn push(&mut self, kind: PageOpKind, va: u64, len: u64, gpa: u64, flags: u64) -> SysResult<()> {
         if self.ops.len() == MAX_OPS - 1 {
             self.run()?;
@@ -166,9 +347,9 @@ impl Batch {
         let reduces = core::mem::take(&mut self.reduces);
         let ops = core::mem::take(&mut self.ops);
         if OWN.is_own() {
-            OWN.apply(&ops)?;
+            OWN.apply(self.tables.root, &ops)?;
             if reduces {
-                barrier();
+                barrier(self.tables);
             }
             return Ok(());
         }
@@ -182,7 +363,7 @@ impl Batch {
             }
             count += 1;
         }
-        let done = arch::kcall(Kcall::PageOps, count);
+        let done = arch::kcall(Kcall::PageOps, count | u64::from(self.tables.number) << 32);
         if done == count as i64 {
             Ok(())
         } else {
@@ -191,9 +372,9 @@ impl Batch {
     }
 }
 
-/// Makes every vCPU pass through the kernel and forget its translations.
-pub fn barrier() {
-    arch::kcall(Kcall::Shoot, 0);
+/// Makes every vCPU that has the address space loaded pass through the kernel and forget its translations.
+pub fn barrier(tables: Tables) {
+    arch::kcall(Kcall::Shoot, u64::from(tables.number));
 }
 
 /// The context's tables where it edits them itself: it has the VM to itself, so no other context's frames
@@ -211,24 +392,44 @@ impl OwnTables {
         arch::boot().own_tables != 0
     }
 
-    fn apply(&self, ops: &[[u64; 4]]) -> SysResult<()> {
+    fn apply(&self, root: u64, ops: &[[u64; 4]]) -> SysResult<()> {
         let boot = arch::boot();
         let owned = Owned::new(
             (boot.table_pool_end, boot.ram_low),
             (HOLE_END, HOLE_END + boot.ram_high),
         );
+        self.edit(root, |editor| {
+            for [va_kind, len, gpa, flags] in ops {
+                // Checked all the same: a slip of ours must not become a mapping of the shim's own memory.
+                let op = Op::check(*va_kind, *len, *gpa, *flags, &owned).map_err(|_| Errno::EINVAL)?;
+                editor.apply(&op).map_err(|_| Errno::ENOMEM)?;
+            }
+            Ok(())
+        })
+    }
+
+    fn edit<R>(&self, root: u64, work: impl FnOnce(&mut Editor<'_, Window>) -> R) -> R {
+        let boot = arch::boot();
         let mut pool = self.pool.lock();
-        let mut editor = Editor {
-            root: ROOT_GPA,
+        work(&mut Editor {
+            root,
             memory: &mut Window,
             pool: pool.get_or_insert_with(|| Pool::new(boot.table_pool_next, boot.table_pool_end)),
-        };
-        for [va_kind, len, gpa, flags] in ops {
-            // Checked all the same: a slip of ours must not become a mapping of the shim's own memory.
-            let op = Op::check(*va_kind, *len, *gpa, *flags, &owned).map_err(|_| Errno::EINVAL)?;
-            editor.apply(&op).map_err(|_| Errno::ENOMEM)?;
-        }
-        Ok(())
+        })
+    }
+
+    /// A new address space: empty, or a copy of the one whose root is at `source`. Gives its root.
+    fn make(&self, source: Option<u64>) -> SysResult<u64> {
+        // The root's place is not known before the pool has given it.
+        self.edit(0, |editor| {
+            editor.root = editor.pool.take(editor.memory).map_err(|_| Errno::ENOMEM)?;
+            editor.begin(ROOT_GPA);
+            if source.is_some_and(|s| editor.copy(s).is_err()) {
+                editor.end();
+                return Err(Errno::ENOMEM);
+            }
+            Ok(editor.root)
+        })
     }
 }
 

@@ -1,7 +1,9 @@
 //! Process system calls: identity, limits, names, system information.
 
+use core::sync::atomic::Ordering;
+
+use super::family::Usage;
 use super::{Process, limits};
-use crate::arch;
 use crate::errno::{Errno, SysResult};
 use crate::sched::{self, clock};
 use crate::syscall::{Args, Entry, enosys, eperm, full, partial, refused};
@@ -10,7 +12,6 @@ use crate::user;
 /// System calls served here.
 pub const SYSCALLS: &[Entry] = &[
     full(39, "getpid", "", |_| Ok(sched::current().process.pid as u64)),
-    full(110, "getppid", "", |_| Ok(0)),
     full(102, "getuid", "", |_| Ok(uid(0))),
     full(107, "geteuid", "", |_| Ok(uid(1))),
     full(104, "getgid", "", |_| Ok(gid(0))),
@@ -37,27 +38,6 @@ pub const SYSCALLS: &[Entry] = &[
     partial(122, "setfsuid", "u", "kept inside", |a| Ok(fs_id(a, true))),
     partial(123, "setfsgid", "u", "kept inside", |a| Ok(fs_id(a, false))),
     partial(116, "setgroups", "ix", "kept inside", setgroups),
-    partial(111, "getpgrp", "", "one process: its own group", |_| {
-        Ok(sched::current().process.pid as u64)
-    }),
-    partial(121, "getpgid", "i", "one process", own_group),
-    partial(109, "setpgid", "ii", "one process: accepted", own_group_set),
-    partial(124, "getsid", "i", "one process", own_group),
-    partial(
-        112,
-        "setsid",
-        "",
-        "one process: it leads its session already",
-        |_| Err(Errno::EPERM),
-    ),
-    refused(59, "execve", "no other program yet", enosys),
-    refused(322, "execveat", "no other program yet", enosys),
-    partial(61, "wait4", "ixix", "one process: no children", |_| {
-        Err(Errno::ECHILD)
-    }),
-    partial(247, "waitid", "iixix", "one process: no children", |_| {
-        Err(Errno::ECHILD)
-    }),
     full(63, "uname", "x", uname),
     full(97, "getrlimit", "ix", |a| {
         prlimit(&Args([0, a.u64(0), 0, a.u64(1), 0, 0]))
@@ -69,7 +49,7 @@ pub const SYSCALLS: &[Entry] = &[
         302,
         "prlimit64",
         "iixx",
-        "this process only; held for open files and the stack",
+        "held for open files and the stack",
         prlimit,
     ),
     partial(98, "getrusage", "ix", "CPU time and faults", getrusage),
@@ -78,7 +58,7 @@ pub const SYSCALLS: &[Entry] = &[
         157,
         "prctl",
         "ixxxx",
-        "names, dumpable, no_new_privs, keepcaps, timer slack, seccomp as not there",
+        "names, parent's death, subreaper, dumpable, no_new_privs, keepcaps, timer slack; seccomp as not there",
         prctl,
     ),
     full(318, "getrandom", "xsu", getrandom),
@@ -125,8 +105,6 @@ pub const SYSCALLS: &[Entry] = &[
         eperm,
     ),
     refused(323, "userfaultfd", "no user faults inside", enosys),
-    refused(434, "pidfd_open", "no other processes yet", enosys),
-    refused(424, "pidfd_send_signal", "no other processes yet", enosys),
     partial(103, "syslog", "ixi", "an empty log", |_| Err(Errno::EPERM)),
     refused(170, "sethostname", "kept as configured", eperm),
     refused(171, "setdomainname", "kept as configured", eperm),
@@ -270,19 +248,6 @@ fn fs_id(a: &Args, user_ids: bool) -> u64 {
     u64::from(old)
 }
 
-fn own_group(a: &Args) -> SysResult {
-    let pid = Process::current().pid;
-    if a.i32(0) == 0 || a.i32(0) == pid {
-        Ok(pid as u64)
-    } else {
-        Err(Errno::ESRCH)
-    }
-}
-
-fn own_group_set(a: &Args) -> SysResult {
-    own_group(a).map(|_| 0)
-}
-
 fn uname(a: &Args) -> SysResult {
     let mut out = [0u8; 65 * 6];
     let host = *HOST_NAME.lock();
@@ -302,11 +267,11 @@ fn uname(a: &Args) -> SysResult {
 }
 
 fn prlimit(a: &Args) -> SysResult {
-    let process = Process::current();
+    let process = match a.i32(0) {
+        0 => Process::current(),
+        pid => super::find(pid).ok_or(Errno::ESRCH)?,
+    };
     let resource = a.usize(1);
-    if a.i32(0) != 0 && a.i32(0) != process.pid {
-        return Err(Errno::ESRCH);
-    }
     if resource >= limits::COUNT {
         return Err(Errno::EINVAL);
     }
@@ -343,17 +308,21 @@ fn prlimit(a: &Args) -> SysResult {
 
 fn getrusage(a: &Args) -> SysResult {
     let process = Process::current();
-    let ticks: u64 = match a.i32(0) {
-        0 => process.cpu_time(),
-        1 => sched::current().cpu_time(),
-        -1 => 0,
+    let own = Usage {
+        ticks: process.cpu_time(),
+        faults: process.space().lock().faults,
+        peak: crate::mem::frames::usage().0 * 4,
+    };
+    let usage = match a.i32(0) {
+        0 => own,
+        1 => Usage {
+            ticks: sched::current().cpu_time(),
+            ..own
+        },
+        -1 => *process.family.children.lock(),
         _ => return Err(Errno::EINVAL),
     };
-    let us = ticks / (arch::ticks_per_second() / 1_000_000).max(1);
-    let mut out = [0u64; 18];
-    (out[0], out[1]) = (us / 1_000_000, us % 1_000_000);
-    out[4] = crate::mem::frames::usage().0 * 4;
-    out[6] = process.space.lock().faults;
+    let out = super::wait::rusage(&usage);
     user::write(a.u64(1), &out).map(|()| 0)
 }
 
@@ -362,13 +331,14 @@ fn sysinfo(a: &Args) -> SysResult {
     let mut out = [0u64; 14];
     out[0] = clock::boottime() / 1_000_000_000;
     (out[4], out[5]) = (total * 4096, (total - used) * 4096);
-    out[10] = 1; // processes (u16, padded)
+    out[10] = super::all().len() as u64; // processes (u16, padded)
     out[13] = 1; // memory unit, in the low half
     user::copy_out(a.u64(0), &zerocopy::IntoBytes::as_bytes(&out)[..112]).map(|()| 0)
 }
 
 fn prctl(a: &Args) -> SysResult {
     let thread = sched::current();
+    let family = &thread.process.family;
     match a.i32(0) {
         15 => {
             let mut name = [0u8; 16];
@@ -379,10 +349,31 @@ fn prctl(a: &Args) -> SysResult {
             Ok(0)
         }
         16 => user::copy_out(a.u64(1), &*thread.name.lock()).map(|()| 0),
-        1 | 4 | 8 | 29 | 35 | 36 | 38 => Ok(0),
-        2 | 37 => user::write(a.u64(1), &0u32).map(|()| 0),
-        3 => Ok(1),
-        7 | 39 | 21 => Ok(0),
+        1 if a.u64(1) > 64 => Err(Errno::EINVAL),
+        1 => {
+            family.death_signal.store(a.u32(1), Ordering::Relaxed);
+            Ok(0)
+        }
+        2 => user::write(a.u64(1), &family.death_signal.load(Ordering::Relaxed)).map(|()| 0),
+        3 => Ok(u64::from(!family.undumpable.load(Ordering::Relaxed))),
+        4 if a.u64(1) > 1 => Err(Errno::EINVAL),
+        4 => {
+            family.undumpable.store(a.u64(1) == 0, Ordering::Relaxed);
+            Ok(0)
+        }
+        36 => {
+            family.subreaper.store(a.u64(1) != 0, Ordering::Relaxed);
+            Ok(0)
+        }
+        37 => user::write(a.u64(1), &u32::from(family.subreaper.load(Ordering::Relaxed))).map(|()| 0),
+        38 if a.u64(1) != 1 || a.0[2..5] != [0; 3] => Err(Errno::EINVAL),
+        38 => {
+            family.no_new_privileges.store(true, Ordering::Relaxed);
+            Ok(0)
+        }
+        39 => Ok(u64::from(family.no_new_privileges.load(Ordering::Relaxed))),
+        8 | 29 | 35 => Ok(0),
+        7 | 21 => Ok(0),
         30 => Ok(50_000),
         23 => Ok(0), // PR_CAPBSET_READ: not in the set
         24 => Err(Errno::EPERM),

@@ -206,7 +206,8 @@ impl Executable {
     /// ENOMEM, ENOEXEC: the process can't go on.
     pub fn load(self) -> SysResult<Start> {
         let process = Process::current();
-        let mut space = process.space.lock();
+        let owner = process.space();
+        let mut space = owner.lock();
         let random = crate::random::word();
         let base = if self.elf.relocatable {
             DYN_BASE + (random % 0x4000) * LARGE
@@ -393,7 +394,7 @@ fn map_segment(space: &mut Inner, file: &Arc<OpenFile>, ph: &ProgramHeader, bias
     // What the file has behind the segment must not show in its zero part.
     if ph.memsz > ph.filesz && file_end < mapped_end && protection.contains(Protection::WRITE) {
         space.populate(file_end & !(PAGE - 1), mapped_end);
-        crate::mem::space::clear(file_end, mapped_end);
+        space.wipe(file_end, mapped_end)?;
     }
     Ok(())
 }

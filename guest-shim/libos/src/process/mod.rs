@@ -1,34 +1,65 @@
-//! Processes: what the threads of a program share, how a program is loaded, how it ends.
+//! Processes: what the threads of a program share, how it comes to be and ends.
+//!
+//! | file | concept |
+//! |---|---|
+//! | this | a process |
+//! | `family` | all processes: parents, children, groups, sessions, zombies |
+//! | `clone` | new processes and threads |
+//! | `exec`, `load`, `elf`, `vdso` | another program in a process |
+//! | `end`, `wait`, `stop`, `pidfd` | its end and its stops, and who learns of them |
+//! | `threads`, `groups`, `calls`, `limits` | the other system calls |
+//! | `providers` | what files and signals ask about processes |
 
 mod credentials;
 
 #[cfg(feature = "bare")]
 mod calls;
+#[cfg(feature = "bare")]
+mod clone;
 pub mod elf;
 #[cfg(feature = "bare")]
 mod end;
+#[cfg(feature = "bare")]
+mod exec;
+#[cfg(feature = "bare")]
+mod family;
+#[cfg(feature = "bare")]
+mod groups;
 #[cfg(feature = "bare")]
 mod limits;
 #[cfg(feature = "bare")]
 mod load;
 #[cfg(feature = "bare")]
+mod pidfd;
+#[cfg(feature = "bare")]
 mod policy;
 #[cfg(feature = "bare")]
 pub mod providers;
 #[cfg(feature = "bare")]
+mod stop;
+#[cfg(feature = "bare")]
 mod threads;
 #[cfg(feature = "bare")]
 pub mod vdso;
+#[cfg(feature = "bare")]
+mod wait;
 
 pub use credentials::Credentials;
 #[cfg(feature = "bare")]
 pub use {
     calls::{SYSCALLS, host_name, set_host_name},
+    clone::{SYSCALLS as CLONE_SYSCALLS, next_id},
     end::*,
+    exec::SYSCALLS as EXEC_SYSCALLS,
+    family::{Family, all, find, may_signal},
+    groups::SYSCALLS as GROUP_SYSCALLS,
     limits::Limits,
     load::*,
+    pidfd::SYSCALLS as PIDFD_SYSCALLS,
     policy::SYSCALLS as POLICY_SYSCALLS,
+    stop::wait as stop_wait,
     threads::SYSCALLS as THREAD_SYSCALLS,
+    wait::SYSCALLS as WAIT_SYSCALLS,
 };
 
 use alloc::sync::Arc;
@@ -56,9 +87,8 @@ pub struct Process {
     pub fs: Arc<FsContext>,
     /// Identity.
     pub credentials: Mutex<Credentials>,
-    /// Memory.
     #[cfg(feature = "bare")]
-    pub space: Space,
+    space: Mutex<Arc<Space>>,
     /// Signals.
     #[cfg(feature = "bare")]
     pub signals: ProcessSignals,
@@ -70,11 +100,20 @@ pub struct Process {
     pub image: Mutex<ImageInfo>,
     #[cfg(feature = "bare")]
     threads: Mutex<BTreeMap<i32, Arc<Thread>>>,
+    /// Parent, group, session, and what becomes known of its end.
+    #[cfg(feature = "bare")]
+    pub family: Family,
     /// Ticks that its ended threads used.
     #[cfg(feature = "bare")]
     ended_ticks: core::sync::atomic::AtomicU64,
     #[cfg(feature = "bare")]
     exiting: core::sync::atomic::AtomicBool,
+    /// The thread that runs `execve` and lets no other live, or 0.
+    #[cfg(feature = "bare")]
+    sole: core::sync::atomic::AtomicI32,
+    /// Woken when a thread ends.
+    #[cfg(feature = "bare")]
+    thread_ended: crate::sched::WaitQueue,
 }
 
 impl Process {
@@ -99,22 +138,42 @@ impl Process {
 
 #[cfg(feature = "bare")]
 impl Process {
-    /// A process without threads and memory.
+    /// A process without threads.
     #[must_use]
-    pub fn new(pid: i32, files: FdTable, fs: FsContext, credentials: Credentials) -> Arc<Self> {
-        Arc::new(Self {
+    pub fn new(
+        pid: i32,
+        files: Arc<FdTable>,
+        fs: Arc<FsContext>,
+        credentials: Credentials,
+        space: Arc<Space>,
+        family: Family,
+    ) -> Self {
+        Self {
             pid,
-            files: Arc::new(files),
-            fs: Arc::new(fs),
+            files,
+            fs,
             credentials: Mutex::new(credentials),
-            space: Space::default(),
+            space: Mutex::new(space),
             signals: ProcessSignals::default(),
             limits: Limits::default(),
             image: Mutex::new(ImageInfo::default()),
             threads: Mutex::new(BTreeMap::new()),
+            family,
             ended_ticks: core::sync::atomic::AtomicU64::new(0),
             exiting: core::sync::atomic::AtomicBool::new(false),
-        })
+            sole: core::sync::atomic::AtomicI32::new(0),
+            thread_ended: crate::sched::WaitQueue::new(),
+        }
+    }
+
+    /// Its memory.
+    pub fn space(&self) -> Arc<Space> {
+        self.space.lock().clone()
+    }
+
+    /// Gives it other memory; gives the old.
+    fn replace_space(&self, space: Arc<Space>) -> Arc<Space> {
+        core::mem::replace(&mut *self.space.lock(), space)
     }
 
     /// Its threads.
@@ -125,7 +184,7 @@ impl Process {
     /// Adds a thread. The process owns it until [`Self::remove_thread`]: a thread that is parked and that only a
     /// signal can wake (`pause`) has no other owner.
     pub fn add_thread(&self, thread: &Arc<Thread>) {
-        self.threads.lock().insert(thread.tid, thread.clone());
+        self.threads.lock().insert(thread.tid(), thread.clone());
     }
 
     /// Removes a thread; gives how many are left.
@@ -160,6 +219,24 @@ impl Process {
     pub fn is_exiting(&self) -> bool {
         self.exiting.load(core::sync::atomic::Ordering::Relaxed)
     }
+
+    /// Whether `thread` is to end: with the process, or because another thread runs `execve`.
+    pub fn ends(&self, thread: &Thread) -> bool {
+        let sole = self.sole.load(core::sync::atomic::Ordering::Relaxed);
+        self.is_exiting() || sole != 0 && sole != thread.tid()
+    }
+
+    /// Lets each thread look at its state now.
+    pub fn notify_others(&self) {
+        let me = core::ptr::from_ref(crate::sched::current());
+        for thread in self
+            .threads()
+            .iter()
+            .filter(|t| !core::ptr::eq(Arc::as_ptr(t), me))
+        {
+            crate::signal::notify(thread);
+        }
+    }
 }
 
 /// The first process, once it exists.
@@ -175,4 +252,6 @@ static INITIAL: Mutex<Option<Arc<Process>>> = Mutex::new(None);
 #[cfg(feature = "bare")]
 pub fn set_initial(process: &Arc<Process>) {
     *INITIAL.lock() = Some(process.clone());
+    // The table is empty: there is room.
+    let _ = family::add(process);
 }

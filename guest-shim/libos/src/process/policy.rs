@@ -6,7 +6,6 @@
 use alloc::sync::Arc;
 use core::sync::atomic::Ordering;
 
-use super::Process;
 use crate::arch;
 use crate::errno::{Errno, SysResult};
 use crate::sched::{self, Thread};
@@ -62,7 +61,10 @@ fn priorities(policy: u32) -> SysResult<(u64, u64)> {
 fn named(tid: i32) -> SysResult<Arc<Thread>> {
     match tid {
         0 => Ok(sched::current_arc()),
-        _ => Process::current().thread(tid).ok_or(Errno::ESRCH),
+        _ => super::all()
+            .iter()
+            .find_map(|p| p.thread(tid))
+            .ok_or(Errno::ESRCH),
     }
 }
 

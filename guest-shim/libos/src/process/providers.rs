@@ -32,8 +32,7 @@ pub fn install() {
 }
 
 fn process(pid: i32) -> Option<Arc<Process>> {
-    let process = Process::current();
-    (process.pid == pid).then_some(process)
+    super::find(pid)
 }
 
 fn cpu_time(clock: CpuClock) -> Option<u64> {
@@ -52,6 +51,32 @@ pub fn used_ns(process: &Process) -> u64 {
 
 fn ns(ticks: u64) -> u64 {
     (u128::from(ticks) * 1_000_000_000 / u128::from(arch::ticks_per_second())) as u64
+}
+
+/// A process whose first thread has ended, or all of them.
+fn without_leader(process: &Process) -> Option<Task> {
+    let remains = process.family.remains();
+    let name = match &remains {
+        Some(remains) => remains.name,
+        None => *process.threads().first()?.name.lock(),
+    };
+    let credentials = process.credentials.lock().clone();
+    Some(Task {
+        tid: process.pid,
+        pid: process.pid,
+        ppid: process.family.parent(),
+        group: process.family.group(),
+        session: process.family.session(),
+        comm: name.split(|&b| b == 0).next().unwrap_or_default().to_vec(),
+        state: 'Z',
+        threads: process.threads().len().max(1) as u32,
+        user_ns: ns(remains.map_or(0, |r| r.usage.ticks)),
+        start_ns: process.family.started,
+        uid: credentials.uid,
+        gid: credentials.gid,
+        groups: credentials.groups,
+        ..Task::default()
+    })
 }
 
 impl Providers for Libos {
@@ -86,20 +111,28 @@ impl Providers for Libos {
         super::host_name()
     }
 
+    fn processes(&self) -> Vec<i32> {
+        super::all().iter().map(|p| p.pid).collect()
+    }
+
     fn current(&self) -> (i32, i32) {
         let thread = sched::current();
-        (thread.process.pid, thread.tid)
+        (thread.process.pid, thread.tid())
     }
 
     fn threads(&self, pid: i32) -> Vec<i32> {
         process(pid)
-            .map(|p| p.threads().iter().map(|t| t.tid).collect())
+            .map(|p| p.threads().iter().map(|t| t.tid()).collect())
             .unwrap_or_default()
     }
 
     fn task(&self, pid: i32, tid: i32) -> Option<Task> {
         let process = process(pid)?;
-        let thread = process.thread(tid)?;
+        let thread = match process.thread(tid) {
+            Some(thread) => thread,
+            None if pid == tid => return without_leader(&process),
+            None => return None,
+        };
         let name = *thread.name.lock();
         let credentials = process.credentials.lock().clone();
         let image = process.image.lock().clone();
@@ -114,16 +147,20 @@ impl Providers for Libos {
         Some(Task {
             tid,
             pid,
-            ppid: 0,
-            group: pid,
-            session: pid,
+            ppid: process.family.parent(),
+            group: process.family.group(),
+            session: process.family.session(),
             comm: name.split(|&b| b == 0).next().unwrap_or_default().to_vec(),
-            state: if thread.is_on_cpu() { 'R' } else { 'S' },
+            state: match (process.is_stopped(), thread.is_on_cpu()) {
+                (true, _) => 'T',
+                (_, true) => 'R',
+                _ => 'S',
+            },
             threads: process.threads().len() as u32,
             user_ns: ns(thread.cpu_time()),
             system_ns: 0,
-            start_ns: 0,
-            virtual_bytes: process.space.lock().areas.total(),
+            start_ns: process.family.started,
+            virtual_bytes: process.space().lock().areas.total(),
             resident_bytes: frames::usage().0 * 4096,
             uid: credentials.uid,
             gid: credentials.gid,
@@ -146,7 +183,8 @@ impl Providers for Libos {
             return Vec::new();
         };
         let (list, brk) = {
-            let space = process.space.lock();
+            let space = process.space();
+            let space = space.lock();
             let copy = |(start, area): (u64, &crate::mem::area::Area)| {
                 let (file, offset) = match &area.backing {
                     Backing::File(file, offset) => (Some(file.clone()), *offset),
@@ -293,6 +331,10 @@ fn signalfd_info(info: &Info) -> SignalInfo {
     put(4, &info.errno.to_le_bytes());
     put(8, &info.code.to_le_bytes());
     put(12, &info.fields[0].to_le_bytes()); // pid, uid
+    if info.signal == number::SIGCHLD {
+        put(40, &(info.fields[1] as u32).to_le_bytes()); // status
+        return out;
+    }
     put(44, &(info.fields[1] as u32).to_le_bytes()); // value as int
     put(48, &info.fields[1].to_le_bytes()); // value as pointer
     out

@@ -1,35 +1,18 @@
-//! Thread system calls: clone, exit, futex, identity, CPU affinity.
+//! Thread system calls: exit, futex, identity, CPU affinity.
 
-use alloc::format;
-use core::sync::atomic::{AtomicBool, AtomicI32, Ordering};
+use core::sync::atomic::Ordering;
 
 use super::{Process, Status, exit_group, exit_thread};
 use crate::arch;
 use crate::errno::{Errno, SysResult};
 use crate::sched::clock::{self, Timespec};
-use crate::sched::{self, Thread, futex};
+use crate::sched::{self, futex};
 use crate::signal::restart::later;
 use crate::syscall::{Args, Entry, full, partial, refused};
 use crate::user;
 
 /// System calls served here.
 pub const SYSCALLS: &[Entry] = &[
-    partial(
-        56,
-        "clone",
-        "xxxxx",
-        "threads only; fork comes with processes",
-        clone,
-    ),
-    partial(
-        435,
-        "clone3",
-        "xs",
-        "threads only; fork comes with processes",
-        clone3,
-    ),
-    refused(57, "fork", "no further processes yet", fork),
-    refused(58, "vfork", "no further processes yet", fork),
     full(60, "exit", "i", exit),
     full(231, "exit_group", "i", exit_all),
     partial(202, "futex", "xiuxxu", "no priority inheritance", futex_call),
@@ -39,7 +22,7 @@ pub const SYSCALLS: &[Entry] = &[
         "programs fall back to futex",
         crate::syscall::enosys,
     ),
-    full(186, "gettid", "", |_| Ok(sched::current().tid as u64)),
+    full(186, "gettid", "", |_| Ok(sched::current().tid() as u64)),
     full(218, "set_tid_address", "x", set_tid_address),
     full(273, "set_robust_list", "xs", set_robust_list),
     full(274, "get_robust_list", "ixx", get_robust_list),
@@ -58,111 +41,6 @@ pub const SYSCALLS: &[Entry] = &[
     full(158, "arch_prctl", "xx", arch_prctl),
 ];
 
-const CLONE_VM: u64 = 0x100;
-const CLONE_FS: u64 = 0x200;
-const CLONE_FILES: u64 = 0x400;
-const CLONE_SIGHAND: u64 = 0x800;
-const CLONE_THREAD: u64 = 0x1_0000;
-const CLONE_SETTLS: u64 = 0x8_0000;
-const CLONE_PARENT_SETTID: u64 = 0x10_0000;
-const CLONE_CHILD_CLEARTID: u64 = 0x20_0000;
-const CLONE_CHILD_SETTID: u64 = 0x100_0000;
-const THREAD: u64 = CLONE_VM | CLONE_FS | CLONE_FILES | CLONE_SIGHAND | CLONE_THREAD;
-
-static NEXT_TID: AtomicI32 = AtomicI32::new(super::FIRST_PID + 1);
-
-/// What is asked of clone.
-#[derive(Debug, Default, Clone, Copy)]
-struct Clone {
-    flags: u64,
-    stack: u64,
-    parent_tid: u64,
-    child_tid: u64,
-    tls: u64,
-}
-
-fn clone(a: &Args) -> SysResult {
-    let [flags, stack, parent_tid, child_tid, tls, _] = a.0;
-    start(Clone {
-        flags,
-        stack,
-        parent_tid,
-        child_tid,
-        tls,
-    })
-}
-
-fn clone3(a: &Args) -> SysResult {
-    let size = a.usize(1);
-    if !(64..=4096).contains(&size) {
-        return Err(if size > 4096 { Errno::E2BIG } else { Errno::EINVAL });
-    }
-    // flags, pidfd, child_tid, parent_tid, exit_signal, stack, stack_size, tls
-    let w: [u64; 8] = user::read(a.u64(0))?;
-    let stack = if w[5] == 0 {
-        0
-    } else {
-        w[5].checked_add(w[6]).ok_or(Errno::EINVAL)?
-    };
-    start(Clone {
-        flags: w[0],
-        stack,
-        parent_tid: w[3],
-        child_tid: w[2],
-        tls: w[7],
-    })
-}
-
-fn start(what: Clone) -> SysResult {
-    if what.flags & THREAD != THREAD {
-        return fork(&Args([0; 6]));
-    }
-    let parent = sched::current();
-    let mut frame = *sched::frame();
-    frame.regs.rax = 0;
-    frame.regs.orig_rax = u64::MAX;
-    if what.stack != 0 {
-        frame.regs.rsp = what.stack;
-    }
-    let tls = if what.flags & CLONE_SETTLS != 0 {
-        what.tls
-    } else {
-        arch::fs_base()
-    };
-    let tid = NEXT_TID.fetch_add(1, Ordering::Relaxed);
-    let thread = Thread::new(parent.process.clone(), tid, frame, tls)?;
-    thread
-        .signals
-        .mask
-        .store(parent.signals.mask.load(Ordering::Relaxed), Ordering::Relaxed);
-    *thread.name.lock() = *parent.name.lock();
-    thread.inherit_policy(parent);
-    if what.flags & CLONE_PARENT_SETTID != 0 {
-        user::write(what.parent_tid, &tid)?;
-    }
-    if what.flags & CLONE_CHILD_SETTID != 0 {
-        user::write(what.child_tid, &tid)?;
-    }
-    if what.flags & CLONE_CHILD_CLEARTID != 0 {
-        thread.clear_tid.store(what.child_tid, Ordering::Relaxed);
-    }
-    thread.inherit_vector();
-    parent.process.add_thread(&thread);
-    thread.start();
-    Ok(tid as u64)
-}
-
-fn fork(_: &Args) -> SysResult {
-    static TOLD: AtomicBool = AtomicBool::new(false);
-    if !TOLD.swap(true, Ordering::Relaxed) {
-        crate::trace::tell(&format!(
-            "cloak: {} wants another process, which is not possible yet (ENOSYS)\n",
-            crate::trace::program_name()
-        ));
-    }
-    Err(Errno::ENOSYS)
-}
-
 fn exit(a: &Args) -> SysResult {
     exit_thread(a.u32(0) as u8)
 }
@@ -174,7 +52,7 @@ fn exit_all(a: &Args) -> SysResult {
 fn set_tid_address(a: &Args) -> SysResult {
     let thread = sched::current();
     thread.clear_tid.store(a.u64(0), Ordering::Relaxed);
-    Ok(thread.tid as u64)
+    Ok(thread.tid() as u64)
 }
 
 fn set_robust_list(a: &Args) -> SysResult {

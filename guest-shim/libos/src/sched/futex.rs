@@ -39,17 +39,24 @@ fn bucket(key: u64) -> &'static Mutex<VecDeque<Arc<Waiter>>> {
     &TABLE[(key.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 56) as usize]
 }
 
-/// What identifies the futex at `address`: the frame for shared memory, else the address itself.
+/// What identifies the futex at `address`: the frame for shared memory, else the address space and the address.
 ///
 /// # Errors
 /// EFAULT, EINVAL.
 pub fn key(address: u64, private: bool) -> SysResult<u64> {
     user::check_word(address)?;
     if private {
-        return Ok(address);
+        return Ok(private_key(address));
     }
     let _: u32 = user::read(address)?; // bring the page in
-    Ok(space::current().shared_key(address).map_or(address, |k| k | 1))
+    Ok(space::current()
+        .shared_key(address)
+        .map_or_else(|| private_key(address), |k| k | 1))
+}
+
+/// Addresses have 47 bits.
+fn private_key(address: u64) -> u64 {
+    address | u64::from(space::current().tables.number()) << 47
 }
 
 /// Waits while the word is `expected`, for wake-ups that share a bit with `bits`.
@@ -130,7 +137,7 @@ pub fn wake(key: u64, count: usize, bits: u32) -> usize {
 
 /// Wakes at an address, private and shared.
 pub fn wake_address(address: u64, count: usize) {
-    wake(address, count, !0);
+    wake(private_key(address), count, !0);
     if let Some(key) = space::current().shared_key(address) {
         wake(key | 1, count, !0);
     }
@@ -239,7 +246,7 @@ pub fn release_robust(thread: &Thread) {
         let Ok(mut word) = user::read::<u32>(address) else {
             return;
         };
-        while word & TID_MASK == thread.tid as u32 {
+        while word & TID_MASK == thread.tid() as u32 {
             let new = word & WAITERS | OWNER_DIED;
             match arch::compare_exchange_program(address, word, new) {
                 Ok(found) if found == word => {

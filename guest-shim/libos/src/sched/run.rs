@@ -15,7 +15,9 @@ use alloc::boxed::Box;
 use alloc::collections::VecDeque;
 use alloc::sync::{Arc, Weak};
 use core::cell::{Cell, UnsafeCell};
-use core::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence};
+use core::sync::atomic::{
+    AtomicBool, AtomicI32, AtomicI64, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence,
+};
 
 use cloak_abi::kcall::Kcall;
 use cloak_abi::layout::MAX_VCPUS;
@@ -26,6 +28,8 @@ use super::timer;
 use crate::arch::{self, Context, Frame, Stack, Tcb, XSAVE_MAX};
 use crate::errno::{Errno, SysResult};
 use crate::host;
+use crate::mem::space::Space;
+use crate::mem::tables::Tables;
 use crate::process::Process;
 use crate::signal::ThreadSignals;
 
@@ -66,12 +70,14 @@ pub struct Thread {
     vector: UnsafeCell<Box<VectorArea>>,
     /// Registers with which it starts, or goes on after `execve`.
     pub start_frame: UnsafeCell<Frame>,
-    /// Its number.
-    pub tid: i32,
+    tid: AtomicI32,
     /// The process it belongs to.
     pub process: Arc<Process>,
+    space: UnsafeCell<Arc<Space>>,
     /// Signals of this thread.
     pub signals: ThreadSignals,
+    /// `CLONE_CHILD_SETTID`: where it writes its number before it starts, or 0.
+    pub set_tid: AtomicU64,
     /// `set_tid_address`: cleared and woken at its end.
     pub clear_tid: AtomicU64,
     /// `set_robust_list`.
@@ -96,7 +102,7 @@ pub struct Thread {
     frame: Cell<*mut Frame>,
 }
 
-// SAFETY: `context`, `start_frame`, `started` and the control block's cells are touched only by the vCPU that
+// SAFETY: `context`, `space`, `start_frame`, `started` and the control block's cells are touched only by the vCPU that
 // runs the thread or, before it first runs, by its creator; `on_cpu` orders one owner after the other.
 unsafe impl Send for Thread {}
 // SAFETY: as above.
@@ -107,6 +113,8 @@ struct Vcpu {
     current: UnsafeCell<Option<Arc<Thread>>>,
     previous: UnsafeCell<Option<Arc<Thread>>>,
     idle: UnsafeCell<Option<Arc<Thread>>>,
+    /// Number of the address space that it has loaded. Others read it.
+    space: AtomicU32,
 }
 
 // SAFETY: each element is used by its own vCPU only.
@@ -117,6 +125,7 @@ static VCPUS: [Vcpu; MAX_VCPUS] = [const {
         current: UnsafeCell::new(None),
         previous: UnsafeCell::new(None),
         idle: UnsafeCell::new(None),
+        space: AtomicU32::new(0),
     }
 }; MAX_VCPUS];
 
@@ -183,9 +192,11 @@ impl Thread {
             _stack: stack,
             vector: UnsafeCell::new(vector),
             start_frame: UnsafeCell::new(frame),
-            tid,
+            tid: AtomicI32::new(tid),
+            space: UnsafeCell::new(process.space()),
             process,
             signals: ThreadSignals::default(),
+            set_tid: AtomicU64::new(0),
             clear_tid: AtomicU64::new(0),
             robust_list: AtomicU64::new(0),
             rseq: AtomicU64::new(0),
@@ -229,6 +240,22 @@ impl Thread {
         enqueue(self.clone());
     }
 
+    /// Its number.
+    pub fn tid(&self) -> i32 {
+        self.tid.load(Ordering::Relaxed)
+    }
+
+    /// It takes the number of its process, whose first thread has ended (`execve`).
+    pub fn become_leader(&self) {
+        self.tid.store(self.process.pid, Ordering::Relaxed);
+    }
+
+    /// Its address space. To be asked by the thread itself, or before it runs.
+    pub fn space(&self) -> &Space {
+        // SAFETY: changed by the running thread only, in `enter_space`, whose callers keep no reference.
+        unsafe { &*self.space.get() }
+    }
+
     /// A new thread starts with its creator's vector state.
     pub fn inherit_vector(&self) {
         // SAFETY: the thread is not yet queued, so nobody else reaches its area.
@@ -247,7 +274,7 @@ impl Thread {
 
     /// Whether a signal waits to be delivered to it.
     pub fn has_signal(&self) -> bool {
-        self.signals.deliverable(&self.process)
+        self.signals.wants(&self.process.signals) || self.process.ends(self)
     }
 
     /// Whether it runs on a vCPU now.
@@ -276,6 +303,14 @@ extern "C" fn first(thread: u64) -> ! {
     finish_switch();
     // SAFETY: the switch made it current, which keeps it alive.
     let thread = unsafe { &*(thread as *const Thread) };
+    if thread.process.is_exiting() {
+        crate::process::exit_thread(0);
+    }
+    let word = thread.set_tid.load(Ordering::Relaxed);
+    if word != 0 {
+        // As on Linux, an address that can't be written is not reported.
+        let _ = crate::user::write(word, &thread.tid());
+    }
     // SAFETY: written by the creator before the thread was queued.
     arch::resume(unsafe { &*thread.start_frame.get() })
 }
@@ -300,6 +335,51 @@ pub fn enter_program(frame: Frame) -> ! {
         *slot = frame;
         arch::resume(&*slot)
     }
+}
+
+/// The running thread goes on in another address space.
+pub fn enter_space(space: Arc<Space>) {
+    load_space(space.tables);
+    // SAFETY: the running thread's own; nobody else reads it, and the caller keeps no reference to the old one.
+    let old = unsafe { core::mem::replace(&mut *current().space.get(), space) };
+    drop(old);
+}
+
+/// The running thread gives its address space up for `other`, which is loaded when that must be: it does not
+/// touch the program's memory any more.
+pub fn abandon_space(other: Arc<Space>) {
+    // SAFETY: as in `enter_space`.
+    let old = unsafe { core::mem::replace(&mut *current().space.get(), other) };
+    drop(old);
+}
+
+/// This vCPU loads an address space, if it has not.
+fn load_space(tables: Tables) {
+    let loaded = &vcpu().space;
+    if loaded.load(Ordering::Relaxed) != tables.number() {
+        // First the number: who sees the old one may take the old tables away, and they must not be loaded then.
+        loaded.store(tables.number(), Ordering::SeqCst);
+        tables.load();
+    }
+}
+
+/// The kernel has freed an address space: if this vCPU had it, it has the first one now.
+pub fn space_freed(number: u32) {
+    let loaded = &vcpu().space;
+    if loaded.load(Ordering::Relaxed) == number {
+        loaded.store(0, Ordering::SeqCst);
+    }
+}
+
+/// Whether a vCPU has an address space loaded.
+pub fn is_loaded(number: u32) -> bool {
+    (0..arch::boot().vcpus as usize).any(|i| VCPUS[i].space.load(Ordering::SeqCst) == number)
+}
+
+/// Whether another vCPU than this one has an address space loaded.
+pub fn is_loaded_elsewhere(number: u32) -> bool {
+    let me = arch::vcpu_index();
+    (0..arch::boot().vcpus as usize).any(|i| i != me && VCPUS[i].space.load(Ordering::SeqCst) == number)
 }
 
 /// Remembers the frame of the system call that the running thread is in.
@@ -468,6 +548,10 @@ fn switch_to(next: Arc<Thread>) {
         return;
     }
     next.on_cpu.store(true, Ordering::Relaxed);
+    if next.tid() != 0 {
+        // An idle thread runs in whatever address space there is.
+        load_space(next.space().tables);
+    }
     SWITCHES.fetch_add(1, Ordering::Relaxed);
     let index = arch::vcpu_index();
     let now = arch::ticks();

@@ -1,14 +1,17 @@
 //! Signal system calls.
 
+use alloc::sync::Arc;
+use alloc::vec::Vec;
 use core::sync::atomic::Ordering;
 
+use super::number::SIGCONT;
 use super::pending::{Info, code};
 use super::{Action, AltStack, UNBLOCKABLE, bit, send_process, send_thread};
 use crate::errno::{Errno, SysResult};
-use crate::process::Process;
+use crate::process::{self, Process};
 use crate::sched::clock::{self, Timespec};
 use crate::sched::{self, park};
-use crate::syscall::{Args, Entry, full, partial};
+use crate::syscall::{Args, Entry, full};
 use crate::user;
 
 /// System calls served here.
@@ -22,10 +25,10 @@ pub const SYSCALLS: &[Entry] = &[
     full(131, "sigaltstack", "xx", sigaltstack),
     full(34, "pause", "", pause),
     full(219, "restart_syscall", "", restart_syscall),
-    partial(62, "kill", "ii", "this process only", kill),
+    full(62, "kill", "ii", kill),
     full(200, "tkill", "ii", tkill),
     full(234, "tgkill", "iii", tgkill),
-    partial(129, "rt_sigqueueinfo", "iix", "this process only", sigqueueinfo),
+    full(129, "rt_sigqueueinfo", "iix", sigqueueinfo),
     full(297, "rt_tgsigqueueinfo", "iiix", tgsigqueueinfo),
 ];
 
@@ -224,15 +227,49 @@ fn sender(signal: u32, code: i32) -> Info {
 }
 
 fn kill(a: &Args) -> SysResult {
-    let process = Process::current();
-    if a.u32(1) > 64 {
+    let signal = a.u32(1);
+    if signal > 64 {
         return Err(Errno::EINVAL);
     }
-    if !matches!(a.i32(0), 0 | -1) && a.i32(0) != process.pid && a.i32(0) != -process.pid {
-        return Err(Errno::ESRCH);
+    let info = sender(signal.max(1), code::SI_USER);
+    let own = Process::current();
+    let targets: Vec<Arc<Process>> = match a.i32(0) {
+        pid if pid > 0 => {
+            let target = process::find(pid).ok_or(Errno::ESRCH)?;
+            return send(&target, signal, info);
+        }
+        0 => group(own.family.group()),
+        -1 => process::all()
+            .into_iter()
+            .filter(|p| p.pid != process::FIRST_PID && p.pid != own.pid)
+            .collect(),
+        pid => group(pid.checked_neg().ok_or(Errno::ESRCH)?),
+    };
+    let mut result = Err(Errno::ESRCH);
+    // The caller last: it may end.
+    let (me, others): (Vec<_>, Vec<_>) = targets.into_iter().partition(|p| p.pid == own.pid);
+    for target in others.iter().chain(&me) {
+        result = match (result, send(target, signal, info)) {
+            (Ok(n), _) | (_, Ok(n)) => Ok(n),
+            (_, error) => error,
+        };
     }
-    if a.u32(1) != 0 {
-        send_process(&process, sender(a.u32(1), code::SI_USER));
+    result
+}
+
+fn group(number: i32) -> Vec<Arc<Process>> {
+    let mut all = process::all();
+    all.retain(|p| p.family.group() == number);
+    all
+}
+
+fn send(target: &Process, signal: u32, info: Info) -> SysResult {
+    let continues = signal == SIGCONT && target.family.session() == Process::current().family.session();
+    if !continues && !process::may_signal(target) {
+        return Err(Errno::EPERM);
+    }
+    if signal != 0 && !target.family.has_ended() && !send_process(target, info) {
+        return Err(Errno::EAGAIN);
     }
     Ok(0)
 }
@@ -241,11 +278,14 @@ fn to_thread(tgid: Option<i32>, tid: i32, signal: u32, info: Info) -> SysResult 
     if tid <= 0 || signal > 64 {
         return Err(Errno::EINVAL);
     }
-    let process = Process::current();
-    if tgid.is_some_and(|t| t != process.pid) {
-        return Err(Errno::ESRCH);
+    let thread = match tgid {
+        Some(pid) => process::find(pid).and_then(|p| p.thread(tid)),
+        None => process::all().iter().find_map(|p| p.thread(tid)),
+    };
+    let thread = thread.ok_or(Errno::ESRCH)?;
+    if !process::may_signal(&thread.process) {
+        return Err(Errno::EPERM);
     }
-    let thread = process.thread(tid).ok_or(Errno::ESRCH)?;
     if signal != 0 && !send_thread(&thread, info) {
         return Err(Errno::EAGAIN);
     }
@@ -273,15 +313,11 @@ fn queued(signal: u32, address: u64) -> SysResult<Info> {
 
 fn sigqueueinfo(a: &Args) -> SysResult {
     let info = queued(a.u32(1), a.u64(2))?;
-    let process = Process::current();
-    if a.i32(0) != process.pid {
-        return Err(Errno::ESRCH);
+    let target = process::find(a.i32(0)).ok_or(Errno::ESRCH)?;
+    if target.pid != Process::current().pid && (info.code >= 0 || info.code == code::SI_TKILL) {
+        return Err(Errno::EPERM);
     }
-    if send_process(&process, info) {
-        Ok(0)
-    } else {
-        Err(Errno::EAGAIN)
-    }
+    send(&target, info.signal, info)
 }
 
 fn tgsigqueueinfo(a: &Args) -> SysResult {

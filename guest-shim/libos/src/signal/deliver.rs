@@ -27,13 +27,6 @@ const SA_RESETHAND: u64 = 0x8000_0000;
 /// Signals delivered, for `--stats`.
 pub static DELIVERED: core::sync::atomic::AtomicU64 = core::sync::atomic::AtomicU64::new(0);
 
-impl super::ThreadSignals {
-    /// Whether a signal is to be looked at, or the process ends.
-    pub fn deliverable(&self, process: &Process) -> bool {
-        self.wants(&process.signals) || process.is_exiting()
-    }
-}
-
 /// Sends to a process: some thread of it that does not block the signal takes it.
 pub fn send_process(process: &Process, info: Info) -> bool {
     to_process(process, info.signal, |pending| pending.add(info))
@@ -100,7 +93,14 @@ pub fn send_timer(
 fn prepare(process: &Process, signal: u32) {
     let stops = bit(number::SIGSTOP) | bit(number::SIGTSTP) | bit(number::SIGTTIN) | bit(number::SIGTTOU);
     match default_action(signal) {
-        Default_::Continue => process.signals.pending.discard(stops),
+        Default_::Continue => {
+            process.signals.pending.discard(stops);
+            process
+                .threads()
+                .iter()
+                .for_each(|t| t.signals.pending.discard(stops));
+            process.go_on();
+        }
         Default_::Stop => process.signals.pending.discard(bit(number::SIGCONT)),
         _ => {}
     }
@@ -211,8 +211,11 @@ pub fn force(info: Info, extra: Extra) {
 pub fn deliver(frame: &mut Frame) -> bool {
     let thread = sched::current();
     loop {
-        if thread.process.is_exiting() {
+        if thread.process.ends(thread) {
             process::exit_thread(0);
+        }
+        if thread.process.is_stopped() {
+            process::stop_wait();
         }
         if !thread.signals.wants(&thread.process.signals) {
             break;
@@ -249,6 +252,9 @@ fn handle(thread: &Thread, frame: &mut Frame, info: &Info) {
 fn default(frame: &Frame, signal: u32) {
     match default_action(signal) {
         Default_::Ignore | Default_::Continue => {}
+        Default_::Stop if !sched::current().process.stops_outside() => {
+            sched::current().process.stop(signal as u8);
+        }
         Default_::Stop => {
             // The whole VM stops, as far as the host's shell can see; a failure leaves it running.
             let _ = host::call(HostOp::Stop, [u64::from(number::SIGSTOP), 0, 0, 0, 0, 0]);

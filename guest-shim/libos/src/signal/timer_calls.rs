@@ -62,6 +62,21 @@ struct Created {
     by_id: BTreeMap<i32, Arc<Timer>>,
 }
 
+impl Timers {
+    /// Deletes those of `timer_create`.
+    pub fn clear_created(&self) {
+        let gone = core::mem::take(&mut *self.created.lock());
+        drop(gone); // outside the lock
+    }
+
+    /// Deletes all.
+    pub fn clear(&self) {
+        self.clear_created();
+        let gone = core::mem::take(&mut *self.interval.lock());
+        drop(gone);
+    }
+}
+
 /// A timer of `timer_create`.
 #[derive(Debug)]
 struct Timer {

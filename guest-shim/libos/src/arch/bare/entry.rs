@@ -285,6 +285,7 @@ global_asm!(
     "libos_kcall:",
     "mov rax, rdi",
     "mov rdi, rsi",
+    "mov rsi, rdx",
     "int3",
     "libos_kcall_return:",
     "ret",
@@ -341,11 +342,12 @@ pub fn patched_entry() -> u64 {
 }
 
 /// The kernel-call instruction.
-pub fn kernel_call(number: u64, argument: u64) -> i64 {
+pub fn kernel_call(number: u64, first: u64, second: u64) -> i64 {
     let result: i64;
     // SAFETY: the kernel preserves callee-saved registers and clears the others.
     unsafe {
-        asm!("call {f}", f = sym libos_kcall, in("rdi") number, in("rsi") argument, lateout("rax") result,
+        asm!("call {f}", f = sym libos_kcall, in("rdi") number, in("rsi") first,
+            in("rdx") second, lateout("rax") result,
             clobber_abi("C"));
     }
     result

@@ -90,7 +90,12 @@ pub fn monitor(call: MonitorCall) {
 
 /// A kernel call.
 pub fn kcall(call: Kcall, argument: u64) -> i64 {
-    entry::kernel_call(call as u64, argument)
+    kcall2(call, argument, 0)
+}
+
+/// A kernel call with two arguments.
+pub fn kcall2(call: Kcall, first: u64, second: u64) -> i64 {
+    entry::kernel_call(call as u64, first, second)
 }
 
 /// Ticks in a second.

@@ -1,0 +1,404 @@
+//! All processes: who is whose parent, which group and session they are in, and what is left of those that ended.
+//!
+//! One lock guards the shape of the tree. A process is in it from its birth until its parent has waited for it (or
+//! does not care to).
+
+use alloc::collections::BTreeMap;
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use core::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, Ordering};
+
+use spin::Mutex;
+
+use super::{FIRST_PID, Process, Status};
+use crate::arch;
+use crate::errno::{Errno, SysResult};
+use crate::sched::{WaitQueue, clock};
+use crate::signal::number::SIGCHLD;
+use crate::signal::pending::Info;
+use crate::signal::send_process;
+
+/// Most processes at a time (each has an address space).
+pub const MAX_PROCESSES: usize = 4000;
+
+/// `SA_NOCLDSTOP`.
+const SA_NOCLDSTOP: u64 = 1;
+/// `SA_NOCLDWAIT`.
+const SA_NOCLDWAIT: u64 = 2;
+
+/// What a process has used.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// Processor time, ticks.
+    pub ticks: u64,
+    /// Page faults.
+    pub faults: u64,
+    /// Most resident memory, KiB.
+    pub peak: u64,
+}
+
+impl Usage {
+    /// Both together.
+    #[must_use]
+    pub fn plus(self, other: Self) -> Self {
+        Self {
+            ticks: self.ticks + other.ticks,
+            faults: self.faults + other.faults,
+            peak: self.peak.max(other.peak),
+        }
+    }
+}
+
+/// A change of a child that its parent has not yet been told of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Report {
+    /// Stopped by this signal.
+    Stopped(u8),
+    /// Goes on.
+    Continued,
+}
+
+/// What remains of a process that ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Remains {
+    /// How it ended.
+    pub status: Status,
+    /// What it and those of its children that it waited for used.
+    pub usage: Usage,
+    /// Its last name.
+    pub name: [u8; 16],
+}
+
+/// A process's place among the others.
+#[derive(Debug, Default)]
+pub struct Family {
+    parent: AtomicI32,
+    group: AtomicI32,
+    session: AtomicI32,
+    /// What its parent gets when it ends; 0: nothing.
+    pub exit_signal: AtomicU32,
+    /// It has run `execve`.
+    pub executed: AtomicBool,
+    /// `PR_SET_CHILD_SUBREAPER`.
+    pub subreaper: AtomicBool,
+    /// `PR_SET_NO_NEW_PRIVS`.
+    pub no_new_privileges: AtomicBool,
+    /// `PR_SET_DUMPABLE` with 0.
+    pub undumpable: AtomicBool,
+    /// `PR_SET_PDEATHSIG`.
+    pub death_signal: AtomicU32,
+    /// When it was made, nanoseconds since boot.
+    pub started: u64,
+    /// Woken when a child changes.
+    pub children_changed: WaitQueue,
+    /// Woken when it has ended.
+    pub ended: WaitQueue,
+    /// Woken when it has memory of its own, or none.
+    pub released: WaitQueue,
+    /// Whether its parent's memory is not its own any more (`vfork`).
+    pub is_released: AtomicBool,
+    /// Stopped by a signal.
+    pub stopped: AtomicBool,
+    pub(super) report: Mutex<Option<Report>>,
+    /// What the program that ends now says.
+    pub(super) status: Mutex<Option<Status>>,
+    /// What its children used that it waited for.
+    pub(super) children: Mutex<Usage>,
+    remains: Mutex<Option<Remains>>,
+}
+
+static TREE: Mutex<BTreeMap<i32, Arc<Process>>> = Mutex::new(BTreeMap::new());
+
+impl Family {
+    /// The first process's.
+    #[must_use]
+    pub fn first() -> Self {
+        let family = Self::default();
+        family.group.store(FIRST_PID, Ordering::Relaxed);
+        family.session.store(FIRST_PID, Ordering::Relaxed);
+        family
+    }
+
+    /// A child of `parent`'s, or its sibling.
+    #[must_use]
+    pub fn child(parent: &Process, sibling: bool, exit_signal: u32) -> Self {
+        let from = &parent.family;
+        let family = Self {
+            started: clock::boottime(),
+            ..Self::default()
+        };
+        let above = if sibling { from.parent() } else { parent.pid };
+        family.parent.store(above, Ordering::Relaxed);
+        family.group.store(from.group(), Ordering::Relaxed);
+        family.session.store(from.session(), Ordering::Relaxed);
+        family.exit_signal.store(exit_signal, Ordering::Relaxed);
+        let no_new = from.no_new_privileges.load(Ordering::Relaxed);
+        family.no_new_privileges.store(no_new, Ordering::Relaxed);
+        let undumpable = from.undumpable.load(Ordering::Relaxed);
+        family.undumpable.store(undumpable, Ordering::Relaxed);
+        family
+    }
+
+    /// Number of the parent; 0: it is outside.
+    pub fn parent(&self) -> i32 {
+        self.parent.load(Ordering::Relaxed)
+    }
+
+    /// Process group.
+    pub fn group(&self) -> i32 {
+        self.group.load(Ordering::Relaxed)
+    }
+
+    /// Session.
+    pub fn session(&self) -> i32 {
+        self.session.load(Ordering::Relaxed)
+    }
+
+    /// What is left of the process, if it has ended.
+    pub fn remains(&self) -> Option<Remains> {
+        self.remains.lock().clone()
+    }
+
+    /// Whether it has ended.
+    pub fn has_ended(&self) -> bool {
+        self.remains.lock().is_some()
+    }
+}
+
+/// Adds a process.
+///
+/// # Errors
+/// EAGAIN when there are too many.
+pub fn add(process: &Arc<Process>) -> SysResult<()> {
+    let mut tree = TREE.lock();
+    if tree.len() >= MAX_PROCESSES {
+        return Err(Errno::EAGAIN);
+    }
+    tree.insert(process.pid, process.clone());
+    Ok(())
+}
+
+/// The process of this number, which may have ended.
+#[must_use]
+pub fn find(pid: i32) -> Option<Arc<Process>> {
+    TREE.lock().get(&pid).cloned()
+}
+
+/// All processes, in order of their numbers.
+#[must_use]
+pub fn all() -> Vec<Arc<Process>> {
+    TREE.lock().values().cloned().collect()
+}
+
+/// Whether a process, group or session has this number.
+#[must_use]
+pub fn is_used(id: i32) -> bool {
+    let tree = TREE.lock();
+    tree.contains_key(&id)
+        || tree
+            .values()
+            .any(|p| p.family.group() == id || p.family.session() == id)
+}
+
+/// Whether the running process may send signals to `target`.
+#[must_use]
+pub fn may_signal(target: &Process) -> bool {
+    let mine = Process::current().credentials.lock().uid;
+    if mine[1] == 0 {
+        return true;
+    }
+    let theirs = target.credentials.lock().uid;
+    [mine[0], mine[1]]
+        .iter()
+        .any(|id| *id == theirs[0] || *id == theirs[2])
+}
+
+/// `setpgid`.
+///
+/// # Errors
+/// As `setpgid(2)`.
+pub fn set_group(caller: &Process, pid: i32, group: i32) -> SysResult<()> {
+    if group < 0 {
+        return Err(Errno::EINVAL);
+    }
+    let tree = TREE.lock();
+    let pid = if pid == 0 { caller.pid } else { pid };
+    let group = if group == 0 { pid } else { group };
+    let target = tree.get(&pid).ok_or(Errno::ESRCH)?;
+    if pid != caller.pid {
+        if target.family.parent() != caller.pid {
+            return Err(Errno::ESRCH);
+        }
+        if target.family.session() != caller.family.session() {
+            return Err(Errno::EPERM);
+        }
+        if target.family.executed.load(Ordering::Relaxed) {
+            return Err(Errno::EACCES);
+        }
+    }
+    let session = target.family.session();
+    if session == pid {
+        return Err(Errno::EPERM); // a session's leader
+    }
+    let exists = |p: &Arc<Process>| p.family.group() == group && p.family.session() == session;
+    if group != pid && !tree.values().any(exists) {
+        return Err(Errno::EPERM);
+    }
+    target.family.group.store(group, Ordering::Relaxed);
+    Ok(())
+}
+
+/// `setsid`.
+///
+/// # Errors
+/// EPERM for the leader of a group.
+pub fn set_session(caller: &Process) -> SysResult<()> {
+    let tree = TREE.lock();
+    if tree.values().any(|p| p.family.group() == caller.pid) {
+        return Err(Errno::EPERM);
+    }
+    caller.family.group.store(caller.pid, Ordering::Relaxed);
+    caller.family.session.store(caller.pid, Ordering::Relaxed);
+    Ok(())
+}
+
+/// Who takes over the children of `ended`: its nearest ancestor that wants to, else the first process.
+fn reaper(tree: &BTreeMap<i32, Arc<Process>>, ended: &Process) -> i32 {
+    let mut at = ended.family.parent();
+    while let Some(process) = tree.get(&at) {
+        if process.family.subreaper.load(Ordering::Relaxed) && !process.is_exiting() {
+            return at;
+        }
+        at = process.family.parent();
+    }
+    FIRST_PID
+}
+
+/// The process has ended and has given up everything else: its children get another parent, its own learns of it.
+pub fn ended(process: &Process, remains: Remains) {
+    let (bereaved, deaths, parent, forgotten) = {
+        let mut tree = TREE.lock();
+        let heir = reaper(&tree, process);
+        let mut deaths = Vec::new();
+        let mut bereaved = false;
+        for child in tree.values().filter(|p| p.family.parent() == process.pid) {
+            child.family.parent.store(heir, Ordering::Relaxed);
+            bereaved |= child.family.has_ended();
+            let signal = child.family.death_signal.load(Ordering::Relaxed);
+            if signal != 0 {
+                deaths.push((child.clone(), signal));
+            }
+        }
+        let heir = bereaved.then(|| tree.get(&heir).cloned()).flatten();
+        let parent = tree.get(&process.family.parent()).cloned();
+        *process.family.remains.lock() = Some(remains.clone());
+        let forgotten = parent
+            .as_ref()
+            .is_none_or(|p| p.pid != process.pid && ignores_children(p, process));
+        if forgotten {
+            tree.remove(&process.pid);
+        }
+        (heir, deaths, parent, forgotten)
+    };
+    let _ = forgotten;
+    process.family.ended.wake_all(crate::fs::file::ready::IN);
+    for (child, signal) in deaths {
+        send_process(&child, sender(process, signal));
+    }
+    if let Some(heir) = bereaved {
+        reap_unwanted(&heir);
+        heir.family.children_changed.wake_all(0);
+    }
+    if let Some(parent) = parent {
+        let signal = process.family.exit_signal.load(Ordering::Relaxed);
+        if signal != 0 {
+            let (code, status) = remains.status.code();
+            tell(&parent, process, signal, code, status);
+        }
+        parent.family.children_changed.wake_all(0);
+    }
+}
+
+/// Whether `parent` wants to know nothing of the end of `child`.
+fn ignores_children(parent: &Process, child: &Process) -> bool {
+    let action = parent.signals.action(SIGCHLD);
+    child.family.exit_signal.load(Ordering::Relaxed) == SIGCHLD
+        && (action.handler == 1 || action.flags & SA_NOCLDWAIT != 0)
+}
+
+/// Forgets ended children that came to a parent which does not wait.
+fn reap_unwanted(parent: &Process) {
+    TREE.lock().retain(|_, p| {
+        p.family.parent() != parent.pid || !p.family.has_ended() || !ignores_children(parent, p)
+    });
+}
+
+fn sender(process: &Process, signal: u32) -> Info {
+    let uid = process.credentials.lock().uid[0];
+    Info::user(signal, crate::signal::pending::code::SI_USER, process.pid, uid)
+}
+
+/// Tells `parent` about a change of `child` by a signal. `code`: `CLD_*`.
+fn tell(parent: &Process, child: &Process, signal: u32, code: i32, status: u64) {
+    let used = child.family.remains().map_or(0, |r| r.usage.ticks);
+    let mut info = sender(child, signal);
+    info.code = code;
+    info.fields[1] = status;
+    info.fields[2] = used / (arch::ticks_per_second() / 100).max(1);
+    send_process(parent, info);
+}
+
+/// A child stopped or goes on: its parent may wait for that.
+pub fn changed(process: &Process, report: Report) {
+    *process.family.report.lock() = Some(report);
+    let Some(parent) = find(process.family.parent()) else {
+        return;
+    };
+    if parent.signals.action(SIGCHLD).flags & SA_NOCLDSTOP == 0 {
+        let (code, status) = match report {
+            Report::Stopped(signal) => (5, u64::from(signal)),
+            Report::Continued => (6, u64::from(crate::signal::number::SIGCONT)),
+        };
+        tell(&parent, process, SIGCHLD, code, status);
+    }
+    parent.family.children_changed.wake_all(0);
+}
+
+/// Looks at the children of `parent`, in order: `look` gives what it wants of one, and whether the child is to be
+/// forgotten. Gives that, and whether there was any child for which `look` was asked and did not say `None`.
+pub fn children<T>(parent: &Process, mut look: impl FnMut(&Arc<Process>) -> Look<T>) -> (Option<T>, bool) {
+    let mut tree = TREE.lock();
+    let mut any = false;
+    let mut found = None;
+    for child in tree.values().filter(|p| p.family.parent() == parent.pid) {
+        match look(child) {
+            Look::Other => {}
+            Look::Nothing => any = true,
+            Look::Found(value, forget) => {
+                any = true;
+                found = Some((value, forget.then_some(child.pid)));
+                break;
+            }
+        }
+    }
+    match found {
+        Some((value, forget)) => {
+            if let Some(pid) = forget {
+                tree.remove(&pid);
+            }
+            (Some(value), any)
+        }
+        None => (None, any),
+    }
+}
+
+/// What was found of a child.
+#[derive(Debug)]
+pub enum Look<T> {
+    /// It is not one that is asked for.
+    Other,
+    /// It is, but nothing has happened to it.
+    Nothing,
+    /// Something has; whether the child is to be forgotten.
+    Found(T, bool),
+}

@@ -1,0 +1,268 @@
+//! Programs of several processes: purpose-made ones, shells, Python's process modules, builds, version control.
+
+use cloak_tests::programs::{Linkage, built};
+use cloak_tests::{Case, Scratch, needs};
+
+/// The program checks itself and must succeed; what it prints must be the same natively.
+fn conforms(name: &str, linkages: &[Linkage]) {
+    let scratch = Scratch::new();
+    for linkage in linkages.iter().filter(|_| needs::kvm()) {
+        let Some(program) = built(name, *linkage) else {
+            needs::skip(&format!(
+                "no compiler here builds {name} {linkage:?} (musl-tools)"
+            ));
+            continue;
+        };
+        Case::new(program)
+            .volume(scratch.path())
+            .arg(scratch.join("made"))
+            .succeeds_as_native();
+    }
+}
+
+#[test]
+fn processes_begin_and_end() {
+    conforms("processes", &[Linkage::Dynamic, Linkage::Static]);
+}
+
+#[test]
+fn processes_have_memory_of_their_own() {
+    conforms("process_memory", &[Linkage::Dynamic, Linkage::Static]);
+}
+
+#[test]
+fn processes_run_other_programs() {
+    conforms("process_exec", &[Linkage::Dynamic, Linkage::Static]);
+}
+
+/// Memory of a thousand children comes back: the program compares free memory itself.
+#[test]
+fn a_thousand_forks_leak_nothing() {
+    if !needs::kvm() {
+        return;
+    }
+    let scratch = Scratch::new();
+    let program = built("process_memory", Linkage::Dynamic).expect("gcc builds it");
+    Case::new(program)
+        .volume(scratch.path())
+        .arg(scratch.join("made"))
+        .arg("1000")
+        .memory("256M")
+        .succeeds_as_native();
+}
+
+/// The same where the kernel checks and carries out each change of page tables.
+#[test]
+fn processes_with_the_kernels_page_tables() {
+    if !needs::kvm() {
+        return;
+    }
+    let scratch = Scratch::new();
+    for name in ["process_memory", "process_exec"] {
+        let program = built(name, Linkage::Static).expect("gcc builds it");
+        Case::new(program)
+            .volume(scratch.path())
+            .arg(scratch.join("made"))
+            .arg("20")
+            .option("--kernel-tables")
+            .succeeds_as_native();
+    }
+}
+
+fn script(shell: &str, text: &str) {
+    let Some(program) = needs::cloaked_program(shell) else {
+        return;
+    };
+    let scratch = Scratch::new();
+    let file = scratch.write("script", text);
+    Case::new(program)
+        .volume(scratch.path())
+        .in_folder(scratch.path())
+        .arg(file)
+        .succeeds_as_native();
+}
+
+const PLAIN: &str = r#"
+echo start; (exit 3); echo $?
+echo a b c | tr ' ' '\n' | sort -r | while read x; do echo "<$x>"; done
+cat <<END
+here $((1 + 2)) $(echo sub)
+END
+sh -c 'kill -TERM $$'; echo $?
+sh -c 'exit 7' & wait $!; echo $?
+sleep 0.05 & sleep 0.01 & wait; echo waited
+for i in 1 2 3; do /bin/echo $i; done > out; wc -l < out
+trap 'echo trapped' EXIT
+f() { echo in f; }; f | cat
+seq 1 500 | xargs -n 50 echo | wc -l
+yes | head -100 | wc -l
+exec 3> three; echo three >&3; exec 3>&-; cat three
+test -e /proc/$$/status && grep -c '^Pid:' /proc/self/status
+umask 027; sh -c umask
+cd /usr; sh -c pwd
+"#;
+
+#[test]
+fn dash_runs_scripts() {
+    script("dash", PLAIN);
+}
+
+#[test]
+fn busybox_runs_scripts() {
+    let Some(program) = needs::cloaked_program("busybox") else {
+        return;
+    };
+    let scratch = Scratch::new();
+    let file = scratch.write("script", PLAIN);
+    Case::new(program)
+        .volume(scratch.path())
+        .in_folder(scratch.path())
+        .arg("sh")
+        .arg(file)
+        .succeeds_as_native();
+}
+
+#[test]
+fn bash_runs_scripts() {
+    script("bash", PLAIN);
+    script(
+        "bash",
+        r#"
+set -e
+trap 'echo trap exit' EXIT
+trap 'echo got usr1' USR1
+kill -USR1 $$
+diff <(printf 'a\nb\n') <(printf 'a\nc\n') || echo differ
+tee >(sort -r > sorted) < <(printf '1\n2\n') > /dev/null; sleep 0.3; cat sorted
+sleep 0.3 & sleep 0.01 &
+wait -n && echo one
+wait; echo all
+(exit 4) || echo "rc $?"
+coproc C { while read l; do echo "co:$l"; done; }
+echo hello >&${C[1]}; read -u ${C[0]} r; echo $r; eval "exec ${C[1]}>&-"; wait $C_PID || true
+false | true; echo "${PIPESTATUS[@]}"
+find /usr/share/perl -name '*.pm' | xargs grep -l strict | wc -l
+set +e
+bash -c 'exit 300'; echo $?
+timeout 1 sleep 5; echo $?
+(sleep 3 & echo $! > pid); kill $(cat pid) && echo killed
+ulimit -n 64; bash -c 'ulimit -n'
+set -m; sleep 10 & kill -STOP %1; wait -f %1 2> /dev/null & sleep 0.1; kill -KILL %1; echo stopped and killed
+"#,
+    );
+}
+
+#[test]
+fn python_starts_processes() {
+    let Some(program) = needs::cloaked_program("python3") else {
+        return;
+    };
+    let text = r#"
+import asyncio, multiprocessing, os, signal, subprocess, sys
+from concurrent.futures import ProcessPoolExecutor
+
+def square(x):
+    return x * x
+
+def add(value):
+    for _ in range(100):
+        with value.get_lock():
+            value.value += 1
+
+if __name__ == "__main__":
+    print(subprocess.run(["echo", "hi"], capture_output=True, text=True))
+    print(subprocess.check_output("ls /usr | sort | head -2; exit 0", shell=True))
+    try:
+        subprocess.run(["false"], check=True)
+    except subprocess.CalledProcessError as e:
+        print(e)
+    try:
+        subprocess.run(["/nonexistent"])
+    except FileNotFoundError as e:
+        print(e)
+    cat = subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    print(cat.communicate(b"x" * 300000)[0] == b"x" * 300000, cat.returncode)
+    try:
+        subprocess.run(["sleep", "5"], timeout=0.2)
+    except subprocess.TimeoutExpired:
+        print("timeout")
+    slow = subprocess.Popen(["sleep", "9"])
+    slow.send_signal(signal.SIGTERM)
+    print(slow.wait())
+    pid = os.fork()
+    if pid == 0:
+        os._exit(3)
+    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+    sys.stdout.flush()
+    for method in ("fork", "spawn", "forkserver"):
+        with multiprocessing.get_context(method).Pool(3) as pool:
+            print(method, pool.map(square, range(10)))
+            sys.stdout.flush()
+    value = multiprocessing.Value("i", 0)
+    adders = [multiprocessing.Process(target=add, args=(value,)) for _ in range(4)]
+    [p.start() for p in adders]
+    [p.join() for p in adders]
+    print(value.value)
+    sys.stdout.flush()
+    with ProcessPoolExecutor(2) as executor:
+        print(sum(executor.map(square, range(100))))
+    async def main():
+        p = await asyncio.create_subprocess_exec("sh", "-c", "echo async; exit 5", stdout=-1)
+        print((await p.communicate())[0], p.returncode)
+    asyncio.run(main())
+"#;
+    let scratch = Scratch::new();
+    let file = scratch.write("processes.py", text);
+    Case::new(program)
+        .volume(scratch.path())
+        .env("PYTHONDONTWRITEBYTECODE", "1")
+        .arg(file)
+        .succeeds_as_native();
+}
+
+#[test]
+fn make_builds_a_c_project() {
+    for tool in ["gcc", "make"] {
+        if needs::cloaked_program(tool).is_none() {
+            return;
+        }
+    }
+    script(
+        "bash",
+        r#"
+set -e
+mkdir project; cd project
+for i in 1 2 3 4; do echo "int f$i(int x) { return x * $i; }" > f$i.c; done
+cat > main.c <<END
+#include <stdio.h>
+int f1(int), f2(int), f3(int), f4(int);
+int main(void) { printf("%d\n", f1(1) + f2(2) + f3(3) + f4(4)); return 0; }
+END
+printf 'prog: main.o f1.o f2.o f3.o f4.o\n\t$(CC) -o $@ $^\ntest: prog\n\t./prog\n' > Makefile
+make -j2 test | sort
+cd ..; rm -r project
+"#,
+    );
+}
+
+#[test]
+fn git_keeps_a_history() {
+    if needs::cloaked_program("git").is_none() {
+        return;
+    }
+    script(
+        "bash",
+        r#"
+set -e
+export HOME=$PWD GIT_CONFIG_NOSYSTEM=1
+export GIT_AUTHOR_DATE=2020-01-01T00:00:00Z GIT_COMMITTER_DATE=2020-01-01T00:00:00Z
+git init -q repo 2> /dev/null; cd repo
+git config user.email a@example.org; git config user.name a
+for i in 1 2 3; do echo "line $i" >> file; git add file; git commit -qm "change $i"; done
+git log --format='%h %s'; git fsck 2> /dev/null
+cd ..; git clone -q repo copy; git -C copy log --oneline | wc -l
+git -C repo gc -q; git -C repo fsck 2> /dev/null; git -C repo status --short
+rm -rf repo copy
+"#,
+    );
+}

@@ -1,0 +1,295 @@
+/* Memory of processes: private pages are copied when written, on either side; shared ones are the same; nothing leaks. */
+#include "check.h"
+#include <fcntl.h>
+#include <linux/futex.h>
+#include <pthread.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#ifndef MADV_WIPEONFORK
+#define MADV_WIPEONFORK 18
+#endif
+
+#define SIZE (9 << 20)
+
+static int ok(pid_t child) {
+    int status = -1;
+    return waitpid(child, &status, 0) == child && status == 0;
+}
+
+static void fill(uint64_t *words, size_t bytes, uint64_t seed) {
+    for (size_t i = 0; i < bytes / 8; i += 64)
+        words[i] = seed + i;
+}
+
+static int holds(const uint64_t *words, size_t bytes, uint64_t seed) {
+    for (size_t i = 0; i < bytes / 8; i += 64)
+        if (words[i] != seed + i)
+            return 0;
+    return 1;
+}
+
+static uint64_t *map(size_t size, int flags) {
+    void *at = mmap(NULL, size, PROT_READ | PROT_WRITE, flags | MAP_ANONYMOUS, -1, 0);
+    MUST(at != MAP_FAILED);
+    return at;
+}
+
+static void copies(void) {
+    uint64_t *private = map(SIZE, MAP_PRIVATE);
+    fill(private, SIZE, 1);
+    pid_t child = fork();
+    if (child == 0) {
+        int before = holds(private, SIZE, 1);
+        fill(private, SIZE, 2);
+        _exit(before && holds(private, SIZE, 2) ? 0 : 1);
+    }
+    CHECK("a child writes its own", ok(child) && holds(private, SIZE, 1));
+    int gate[2];
+    MUST(pipe(gate) == 0);
+    child = fork();
+    if (child == 0) {
+        char byte;
+        MUST(read(gate[0], &byte, 1) == 1);
+        _exit(holds(private, SIZE, 1) ? 0 : 1);
+    }
+    fill(private, SIZE, 3);
+    MUST(write(gate[1], "x", 1) == 1);
+    CHECK("a parent writes its own", ok(child) && holds(private, SIZE, 3));
+    pid_t first = fork();
+    if (first == 0) {
+        fill(private, SIZE / 2, 4);
+        pid_t second = fork();
+        if (second == 0) {
+            private[0] = 99;
+            _exit(holds(private + SIZE / 16, SIZE / 2, 3 + SIZE / 16) && private[0] == 99 ? 0 : 1);
+        }
+        _exit(ok(second) && holds(private, SIZE / 2, 4) ? 0 : 1);
+    }
+    CHECK("children of children", ok(first) && holds(private, SIZE, 3));
+    char into[16] = "";
+    child = fork();
+    if (child == 0) {
+        MUST(write(gate[1], "from the child!", 16) == 16);
+        _exit(0);
+    }
+    CHECK("a call writes to a copied page", ok(child) && read(gate[0], into, 16) == 16 && !strcmp(into, "from the child!"));
+    MUST(munmap(private, SIZE) == 0);
+    close(gate[0]), close(gate[1]);
+}
+
+static void rights(void) {
+    unsigned char *page = (unsigned char *)map(3 * 4096, MAP_PRIVATE);
+    memset(page, 7, 3 * 4096);
+    pid_t child = fork();
+    if (child == 0) {
+        mprotect(page, 3 * 4096, PROT_READ);
+        mprotect(page, 3 * 4096, PROT_READ | PROT_WRITE);
+        page[0] = 8;
+        page[8192] = 9;
+        _exit(page[1] == 7 ? 0 : 1);
+    }
+    CHECK("mprotect gives no way to the other's page", ok(child) && page[0] == 7 && page[8192] == 7);
+    child = fork();
+    if (child == 0) {
+        madvise(page, 3 * 4096, MADV_DONTNEED);
+        _exit(page[0] == 0 && page[5000] == 0 ? 0 : 1);
+    }
+    CHECK("nor does MADV_DONTNEED", ok(child) && page[0] == 7 && page[5000] == 7);
+    child = fork();
+    if (child == 0) {
+        unsigned char *moved = mremap(page, 3 * 4096, 6 * 4096, MREMAP_MAYMOVE);
+        MUST(moved != MAP_FAILED);
+        moved[4096] = 1;
+        _exit(moved[0] == 7 && moved[4 * 4096] == 0 ? 0 : 1);
+    }
+    CHECK("nor mremap", ok(child) && page[4096] == 7);
+    child = fork();
+    if (child == 0) {
+        void *top = sbrk(0);
+        MUST(sbrk(1 << 20) == top);
+        memset(top, 3, 1 << 20);
+        sbrk(-(1 << 20));
+        sbrk(1 << 20);
+        _exit(((char *)top)[100] == 0 ? 0 : 1);
+    }
+    CHECK("the heap shrinks and grows", ok(child));
+    munmap(page, 3 * 4096);
+}
+
+static void advice(void) {
+    uint64_t *kept = map(4096, MAP_PRIVATE), *wiped = map(4096, MAP_PRIVATE), *absent = map(4096, MAP_PRIVATE);
+    kept[0] = wiped[0] = absent[0] = 5;
+    CHECK("MADV_WIPEONFORK", madvise(wiped, 4096, MADV_WIPEONFORK) == 0);
+    CHECK("MADV_DONTFORK", madvise(absent, 4096, MADV_DONTFORK) == 0);
+    pid_t child = fork();
+    if (child == 0) {
+        unsigned char present;
+        int gone = mincore(absent, 4096, &present) == -1 && errno == ENOMEM;
+        _exit(kept[0] == 5 && wiped[0] == 0 && gone ? 0 : 1);
+    }
+    CHECK("zeros, and nothing", ok(child) && wiped[0] == 5 && absent[0] == 5);
+}
+
+static void shared(const char *file) {
+    uint64_t *words = map(SIZE, MAP_SHARED);
+    pid_t child = fork();
+    if (child == 0) {
+        fill(words, SIZE, 11);
+        _exit(0);
+    }
+    CHECK("shared memory is one", ok(child) && holds(words, SIZE, 11));
+    uint32_t *word = (uint32_t *)words;
+    *word = 0;
+    child = fork();
+    if (child == 0) {
+        while (__atomic_load_n(word, __ATOMIC_SEQ_CST) == 0)
+            syscall(SYS_futex, word, FUTEX_WAIT, 0, NULL, NULL, 0);
+        __atomic_store_n(word, 2, __ATOMIC_SEQ_CST);
+        syscall(SYS_futex, word, FUTEX_WAKE, 1, NULL, NULL, 0);
+        _exit(0);
+    }
+    usleep(3000);
+    __atomic_store_n(word, 1, __ATOMIC_SEQ_CST);
+    syscall(SYS_futex, word, FUTEX_WAKE, 1, NULL, NULL, 0);
+    while (__atomic_load_n(word, __ATOMIC_SEQ_CST) == 1)
+        syscall(SYS_futex, word, FUTEX_WAIT, 1, NULL, NULL, 0);
+    CHECK("a futex between processes", ok(child) && *word == 2);
+    pthread_mutexattr_t attributes;
+    pthread_mutexattr_init(&attributes);
+    pthread_mutexattr_setpshared(&attributes, PTHREAD_PROCESS_SHARED);
+    pthread_mutexattr_setrobust(&attributes, PTHREAD_MUTEX_ROBUST);
+    pthread_mutex_t *mutex = (void *)(words + 1000);
+    pthread_mutex_init(mutex, &attributes);
+    child = fork();
+    if (child == 0) {
+        pthread_mutex_lock(mutex);
+        _exit(0);
+    }
+    CHECK("a robust mutex whose owner died", ok(child) && pthread_mutex_lock(mutex) == EOWNERDEAD);
+    pthread_mutex_consistent(mutex);
+    pthread_mutex_unlock(mutex);
+    uint64_t *sum = words + 2000;
+    *sum = 0;
+    pid_t adders[4];
+    for (int i = 0; i < 4; i++)
+        if ((adders[i] = fork()) == 0) {
+            for (int j = 0; j < 500; j++) {
+                pthread_mutex_lock(mutex);
+                *(volatile uint64_t *)sum += 1;
+                pthread_mutex_unlock(mutex);
+            }
+            _exit(0);
+        }
+    int all = 1;
+    for (int i = 0; i < 4; i++)
+        all &= ok(adders[i]);
+    CHECK_WITH("four processes, one mutex", all && *sum == 2000, *sum);
+    munmap(words, SIZE);
+    int fd = open(file, O_RDWR | O_CREAT | O_TRUNC, 0600);
+    MUST(fd >= 0 && ftruncate(fd, 65536) == 0);
+    uint64_t *pages = mmap(NULL, 65536, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    uint64_t *own = mmap(NULL, 65536, PROT_READ | PROT_WRITE, MAP_PRIVATE, fd, 0);
+    own[1] = 77;
+    child = fork();
+    if (child == 0) {
+        pages[0] = 42;
+        own[1] = 78;
+        _exit(0);
+    }
+    uint64_t seen = 0;
+    CHECK("a shared file", ok(child) && pages[0] == 42 && pread(fd, &seen, 8, 0) == 8 && seen == 42);
+    CHECK("a private file", own[1] == 77 && pages[1] == 0);
+    close(fd);
+    unlink(file);
+}
+
+static uint64_t *hammered;
+static int stop;
+static void *hammer(void *base) {
+    uint64_t *words = base, n = 0;
+    while (!__atomic_load_n(&stop, __ATOMIC_RELAXED)) {
+        n++;
+        for (int i = 0; i < 64; i++)
+            __atomic_store_n(&words[i * 512], n, __ATOMIC_RELAXED);
+    }
+    return NULL;
+}
+
+/* While a thread writes, a child must see each page as it was at some moment, and never a change afterwards. */
+static void while_threads_write(void) {
+    hammered = map(64 * 4096, MAP_PRIVATE);
+    pthread_t thread;
+    pthread_create(&thread, NULL, hammer, hammered);
+    int good = 1;
+    for (int round = 0; round < 20; round++) {
+        pid_t child = fork();
+        if (child == 0) {
+            uint64_t first[64];
+            for (int i = 0; i < 64; i++)
+                first[i] = hammered[i * 512];
+            usleep(2000);
+            int same = 1;
+            for (int i = 0; i < 64; i++)
+                same &= first[i] == *(volatile uint64_t *)&hammered[i * 512];
+            for (int i = 1; i < 64; i++)
+                same &= first[i - 1] - first[i] <= 1; // written in this order
+            _exit(same ? 0 : 1);
+        }
+        good &= ok(child);
+    }
+    stop = 1;
+    pthread_join(thread, NULL);
+    CHECK("a moment's picture", good);
+    munmap(hammered, 64 * 4096);
+}
+
+static long free_kib(void) {
+    FILE *file = fopen("/proc/meminfo", "r");
+    char line[200];
+    long kib = -1;
+    while (file && fgets(line, sizeof line, file))
+        if (sscanf(line, "MemFree: %ld kB", &kib) == 1)
+            break;
+    if (file)
+        fclose(file);
+    return kib;
+}
+
+static void nothing_leaks(int rounds, int exact) {
+    char *block = malloc(3 << 20);
+    memset(block, 1, 3 << 20);
+    long before = 0;
+    for (int i = 0; i < rounds; i++) {
+        if (i == rounds / 10)
+            before = free_kib();
+        pid_t child = fork();
+        if (child == 0) {
+            memset(block, 2, 200 * 4096);
+            char *more = malloc(1 << 20);
+            memset(more, 3, 1 << 20);
+            _exit(more[5] + block[0] == 5 ? 0 : 1);
+        }
+        if (!ok(child)) {
+            CHECK("each child", 0);
+            return;
+        }
+    }
+    long lost = before - free_kib();
+    /* The host's memory is used by others, too. */
+    CHECK_WITH("no memory is lost", !exact || lost < 1024, lost);
+    free(block);
+}
+
+int main(int argc, char **argv) {
+    MUST(argc > 1);
+    copies();
+    rights();
+    advice();
+    shared(argv[1]);
+    while_threads_write();
+    nothing_leaks(argc > 2 ? atoi(argv[2]) : 100, getppid() == 0);
+    return check_result();
+}
