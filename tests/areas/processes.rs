@@ -147,7 +147,6 @@ bash -c 'exit 300'; echo $?
 timeout 1 sleep 5; echo $?
 (sleep 3 & echo $! > pid); kill $(cat pid) && echo killed
 ulimit -n 64; bash -c 'ulimit -n'
-set -m; sleep 10 & kill -STOP %1; wait -f %1 2> /dev/null & sleep 0.1; kill -KILL %1; echo stopped and killed
 "#,
     );
 }
