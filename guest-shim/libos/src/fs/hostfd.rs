@@ -9,8 +9,16 @@ use spin::{Lazy, Mutex};
 
 use crate::errno::{Errno, SysResult};
 use crate::host;
+#[cfg(test)]
+use crate::testing::weaken::{Protection, without};
 
 static HELD: Lazy<Mutex<HashSet<u32>>> = Lazy::new(|| Mutex::new((0..3).collect()));
+
+/// The numbers that are held.
+#[cfg(test)]
+pub(crate) fn held() -> alloc::vec::Vec<u32> {
+    HELD.lock().iter().copied().collect()
+}
 
 /// A host descriptor, closed at its drop.
 #[derive(Debug, PartialEq, Eq)]
@@ -26,11 +34,10 @@ impl HostFd {
             .ok()
             .filter(|&n| n < ROOT_FD)
             .ok_or(Errno::EIO)?;
-        if HELD.lock().insert(number) {
-            Ok(Self(number))
-        } else {
-            Err(Errno::EIO)
-        }
+        let fresh = HELD.lock().insert(number);
+        #[cfg(test)]
+        let fresh = fresh || without(Protection::Adoption);
+        if fresh { Ok(Self(number)) } else { Err(Errno::EIO) }
     }
 
     /// One of the standard streams, which are there from the start. They are never closed on the host: its

@@ -408,6 +408,12 @@ pub fn process_ended(pid: i32) {
     }
 }
 
+/// Files with locks.
+#[cfg(test)]
+pub(crate) fn kept() -> usize {
+    RECORDS.lock().len() + WHOLE.lock().len()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
