@@ -6,6 +6,7 @@
 
 pub mod clock;
 pub mod error;
+mod hidden;
 pub mod load;
 pub mod shared;
 pub mod signals;
@@ -112,6 +113,7 @@ pub struct Prepared {
 /// # Errors
 /// Which step failed and what to try.
 pub fn prepare(options: Options) -> Result<Prepared, VmError> {
+    hidden::hide()?;
     let kvm = kvm::open(&options.device)?;
     check(&kvm, &options)?;
     let vm = kvm.create_vm().step("creating a VM (KVM_CREATE_VM)")?;
