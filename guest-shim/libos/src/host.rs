@@ -18,6 +18,8 @@ use spin::{Lazy, Mutex};
 use crate::arch;
 use crate::errno::{Errno, SysResult};
 use crate::sched::{self, Thread, WaitQueue};
+#[cfg(test)]
+use crate::testing::weaken::{Protection, without};
 use crate::user::Buf;
 
 /// Bytes of a request's buffer.
@@ -93,6 +95,10 @@ impl Answer {
     /// The error that the OS side reports, or EIO.
     pub fn len(self, most: usize) -> SysResult<usize> {
         let len = self.ok()?;
+        #[cfg(test)]
+        if without(Protection::Length) {
+            return Ok(len as usize);
+        }
         usize::try_from(len).ok().filter(|&l| l <= most).ok_or(Errno::EIO)
     }
 }
@@ -166,7 +172,7 @@ impl Request {
         if !spin(shared, seq) {
             self.park(shared, seq);
         }
-        if shared.done.load(Ordering::Acquire) != seq {
+        if !answers(shared, seq) {
             return Answer {
                 result: -i64::from(Errno::EIO.number()),
                 extra: 0,
@@ -219,8 +225,7 @@ impl Request {
     fn park(&self, shared: &Slot, seq: u64) {
         let cell = &WAITERS[usize::from(self.index)];
         *cell.lock() = Some(sched::current_arc());
-        while shared.done.load(Ordering::SeqCst) != seq && header().service_gone.load(Ordering::Relaxed) == 0
-        {
+        while !answers(shared, seq) && header().service_gone.load(Ordering::Relaxed) == 0 {
             sched::park(u64::MAX);
         }
         *cell.lock() = None;
@@ -245,9 +250,19 @@ impl Drop for Request {
 static TAILS: [AtomicU32; cloak_abi::layout::MAX_VCPUS] =
     [const { AtomicU32::new(0) }; cloak_abi::layout::MAX_VCPUS];
 
+/// Whether what stands in the slot answers request `seq`.
+fn answers(shared: &Slot, seq: u64) -> bool {
+    let done = shared.done.load(Ordering::SeqCst);
+    #[cfg(test)]
+    if without(Protection::Sequence) {
+        return done != 0;
+    }
+    done == seq
+}
+
 fn spin(shared: &Slot, seq: u64) -> bool {
     for _ in 0..SPIN {
-        if shared.done.load(Ordering::Acquire) == seq {
+        if answers(shared, seq) {
             return true;
         }
         if sched::others_wait() {
@@ -347,6 +362,18 @@ fn take_events(page: &EventPage) {
     for entry in ready {
         crate::fs::readiness::event((entry >> 32) as u32, entry as u32);
     }
+}
+
+/// The slots that no request has.
+#[cfg(test)]
+pub(crate) fn free_slots() -> Vec<u8> {
+    FREE.lock().clone()
+}
+
+/// Threads that are noted as waiting for an answer or for a slot.
+#[cfg(test)]
+pub(crate) fn waiting() -> usize {
+    WAITERS.iter().filter(|w| w.lock().is_some()).count() + FREED.len()
 }
 
 /// One operation without a buffer.

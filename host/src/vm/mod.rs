@@ -6,6 +6,7 @@
 
 pub mod clock;
 pub mod error;
+mod hidden;
 pub mod load;
 pub mod phases;
 pub mod resident;
@@ -130,6 +131,7 @@ pub struct Prepared {
 /// Which step failed and what to try.
 pub fn prepare(options: Options) -> Result<Prepared, VmError> {
     let mut phases = Phases::default();
+    hidden::hide()?;
     let kvm = kvm::open(&options.device)?;
     check(&kvm, &options)?;
     let vm = kvm.create_vm().step("creating a VM (KVM_CREATE_VM)")?;

@@ -31,7 +31,12 @@ impl SharedRegion {
     /// When the memfd or its mapping can't be had.
     pub fn create(vcpus: u32) -> Result<Self, VmError> {
         // SAFETY: a literal name; the result is checked.
-        let raw = unsafe { libc::memfd_create(c"cloak-shared".as_ptr(), libc::MFD_CLOEXEC) };
+        let raw = unsafe {
+            libc::memfd_create(
+                c"cloak-shared".as_ptr(),
+                libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING,
+            )
+        };
         if raw < 0 {
             return Err(VmError::last_os("making the shared region"));
         }
@@ -41,6 +46,7 @@ impl SharedRegion {
         if unsafe { libc::ftruncate(raw, SHARED_LEN as libc::off_t) } < 0 {
             return Err(VmError::last_os("sizing the shared region"));
         }
+        seal(&fd)?;
         let base = map_aligned(&fd)?;
         let region = Self { fd, base };
         let header = region.header();
@@ -91,6 +97,17 @@ impl SharedRegion {
     }
 }
 
+/// Fixes the size for good. Who holds the descriptor, the OS service, could otherwise cut the file short and have the
+/// monitor, and the guest, end by SIGBUS at their next access.
+fn seal(fd: &OwnedFd) -> Result<(), VmError> {
+    let seals = libc::F_SEAL_SHRINK | libc::F_SEAL_GROW | libc::F_SEAL_SEAL;
+    // SAFETY: a plain call on an own descriptor.
+    if unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_ADD_SEALS, seals) } < 0 {
+        return Err(VmError::last_os("sealing the size of the shared region"));
+    }
+    Ok(())
+}
+
 /// Maps the region in 2 MiB alignment, so that the guest's large pages are cheap to shadow.
 fn map_aligned(fd: &OwnedFd) -> Result<NonNull<u8>, VmError> {
     let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
@@ -128,4 +145,36 @@ fn map_aligned(fd: &OwnedFd) -> Result<NonNull<u8>, VmError> {
     // SAFETY: inside the mapping.
     unsafe { libc::madvise(base, BUFFERS_AT + 4 * BUFFER, libc::MADV_POPULATE_WRITE) };
     NonNull::new(base.cast()).ok_or(VmError::Shim("mapping at address zero"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Error;
+
+    /// What the OS service could do with its copy of the descriptor.
+    #[test]
+    fn who_has_the_descriptor_cannot_change_the_size_or_the_seals() {
+        let region = SharedRegion::create(1).expect("a region");
+        let theirs = region.fd().try_clone().expect("a copy");
+        let raw = theirs.as_raw_fd();
+        let refused = |result: i64| {
+            assert_eq!(
+                (result, Error::last_os_error().raw_os_error()),
+                (-1, Some(libc::EPERM))
+            );
+        };
+        let whole = SHARED_LEN as libc::off_t;
+        // SAFETY: plain calls on an own descriptor.
+        unsafe {
+            refused(libc::ftruncate(raw, 0).into());
+            refused(libc::ftruncate(raw, whole - 4096).into());
+            refused(libc::ftruncate(raw, whole + 4096).into());
+            refused(libc::fallocate(raw, 0, whole, 4096).into());
+            refused(libc::fcntl(raw, libc::F_ADD_SEALS, libc::F_SEAL_WRITE).into());
+        }
+        // Holes may be punched: those read as zeros and kill nobody.
+        assert_eq!(region.header().magic.load(Ordering::Relaxed), SHARED_MAGIC);
+        assert_eq!(region.header().vcpus.load(Ordering::Relaxed), 1);
+    }
 }

@@ -3,6 +3,8 @@
 use alloc::vec::Vec;
 
 use crate::errno::{Errno, SysResult};
+#[cfg(test)]
+use crate::testing::weaken::{Protection, without};
 use crate::user::Buf;
 
 /// Bytes of a `struct linux_dirent64` before the name.
@@ -64,9 +66,17 @@ pub fn take<'a>(bytes: &mut &'a [u8]) -> SysResult<Entry<'a>> {
     if name.is_empty() || end > super::flags::NAME_MAX || name.contains(&b'/') || record[18] > 15 {
         return Err(Errno::EIO);
     }
+    let next = number(8)?;
+    // What a program can seek to; more would look like an error number to who asks for the position.
+    let seekable = i64::try_from(next).is_ok();
+    #[cfg(test)]
+    let seekable = seekable || without(Protection::Position);
+    if !seekable {
+        return Err(Errno::EIO);
+    }
     let entry = Entry {
         ino: number(0)?,
-        next: number(8)?,
+        next,
         kind: record[18],
         name,
     };

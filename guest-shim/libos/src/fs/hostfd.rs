@@ -11,8 +11,16 @@ use spin::{Lazy, Mutex};
 
 use crate::errno::{Errno, SysResult};
 use crate::host::{self, Request};
+#[cfg(test)]
+use crate::testing::weaken::{Protection, without};
 
 static HELD: Lazy<Mutex<HashSet<u32>>> = Lazy::new(|| Mutex::new((0..3).collect()));
+
+/// The numbers that are held.
+#[cfg(test)]
+pub(crate) fn held() -> alloc::vec::Vec<u32> {
+    HELD.lock().iter().copied().collect()
+}
 
 /// A host descriptor, closed at its drop.
 #[derive(Debug)]
@@ -44,7 +52,10 @@ impl HostFd {
             .ok()
             .filter(|&n| n < ROOT_FD)
             .ok_or(Errno::EIO)?;
-        if HELD.lock().insert(number) {
+        let fresh = HELD.lock().insert(number);
+        #[cfg(test)]
+        let fresh = fresh || without(Protection::Adoption);
+        if fresh {
             Ok(Self::with(number))
         } else {
             Err(Errno::EIO)

@@ -13,6 +13,10 @@ use super::hostfd::HostFd;
 use crate::errno::{Errno, SysResult};
 use crate::host::{self, CAPACITY, Request};
 
+/// Largest extended attribute, and largest list of their names (`XATTR_SIZE_MAX`, `XATTR_LIST_MAX`).
+const XATTR_MAX: usize = 65536;
+const _: () = assert!(XATTR_MAX <= CAPACITY, "fits a slot's buffer");
+
 /// A name below a host directory.
 #[derive(Debug, Clone, Copy)]
 pub struct At<'a> {
@@ -274,7 +278,7 @@ pub fn xattr(at: At<'_>, name: &[u8], size: usize, follow: bool) -> SysResult<(u
     let args = [
         at.dir,
         name.len() as u64,
-        size.min(CAPACITY) as u64,
+        size.min(XATTR_MAX) as u64,
         at.len(),
         u64::from(!follow),
         0,
@@ -292,7 +296,7 @@ pub fn xattrs(at: At<'_>, size: usize, follow: bool) -> SysResult<(usize, Vec<u8
     let args = [
         at.dir,
         0,
-        size.min(CAPACITY) as u64,
+        size.min(XATTR_MAX) as u64,
         at.len(),
         u64::from(!follow),
         0,
@@ -303,9 +307,9 @@ pub fn xattrs(at: At<'_>, size: usize, follow: bool) -> SysResult<(usize, Vec<u8
 
 fn bytes_or_length(request: &Request, answer: host::Answer, size: usize) -> SysResult<(usize, Vec<u8>)> {
     if size == 0 {
-        return Ok((answer.len(CAPACITY)?, Vec::new()));
+        return Ok((answer.len(XATTR_MAX)?, Vec::new()));
     }
-    let mut value = vec![0; answer.len(size.min(CAPACITY))?];
+    let mut value = vec![0; answer.len(size.min(XATTR_MAX))?];
     request.get(0, &mut value);
     Ok((value.len(), value))
 }
@@ -318,7 +322,7 @@ pub fn set_xattr(at: At<'_>, name: &[u8], value: &[u8], flags: u32, follow: bool
     let mut request = Request::new();
     request.put(0, name);
     at.put(&mut request, name.len())?;
-    if value.len() > 65536 {
+    if value.len() > XATTR_MAX {
         return Err(Errno::E2BIG);
     }
     request.put(name.len() + at.path.len(), value);

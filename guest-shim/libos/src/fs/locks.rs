@@ -6,6 +6,7 @@
 
 use alloc::sync::Arc;
 use alloc::vec::Vec;
+use core::sync::atomic::{AtomicU64, Ordering};
 
 use cloak_abi::hostop::HostOp;
 use hashbrown::HashMap;
@@ -61,6 +62,14 @@ type Key = (u64, u64);
 static RECORDS: Lazy<Mutex<HashMap<Key, Vec<Held>>>> = Lazy::new(|| Mutex::new(HashMap::new()));
 static WHOLE: Lazy<Mutex<HashMap<Key, Vec<Held>>>> = Lazy::new(|| Mutex::new(HashMap::new()));
 static CHANGED: WaitQueue = WaitQueue::new();
+/// Changes so far: a waiter looks whether there were any since its attempt.
+static CHANGES: AtomicU64 = AtomicU64::new(0);
+
+/// Some lock went, or became smaller.
+fn changed() {
+    CHANGES.fetch_add(1, Ordering::SeqCst);
+    CHANGED.wake_all(0);
+}
 
 /// The open file through which the record locks of processes on one host file are held there.
 ///
@@ -342,18 +351,33 @@ pub fn set(process: &Process, open: &Arc<OpenFile>, address: u64, by_open: bool,
 /// Runs `attempt` until it gives something else than EAGAIN.
 fn acquire(wait: bool, mut attempt: impl FnMut() -> SysResult) -> SysResult {
     loop {
+        let seen = CHANGES.load(Ordering::SeqCst);
         match attempt() {
             Err(Errno::EAGAIN) if wait => {}
             result => return result,
         }
-        let mut first = true;
         let deadline = crate::arch::ticks() + host_interval();
         // Woken when a lock of the context goes, and now and then for those of the host.
-        let woken = CHANGED.wait(deadline, || (!core::mem::take(&mut first)).then_some(Ok(())));
+        let woken = CHANGED.wait(deadline, || {
+            (CHANGES.load(Ordering::SeqCst) != seen).then_some(Ok(()))
+        });
         if woken == Err(Errno::EINTR) {
             return Err(Errno::ERESTARTSYS);
         }
     }
+}
+
+/// The owner holds what it held `before`; what others did meanwhile stays.
+fn restore(key: Key, owner: Owner, before: Vec<Held>) {
+    let mut records = RECORDS.lock();
+    let held = records.entry(key).or_default();
+    held.retain(|h| h.owner != owner);
+    held.extend(before.into_iter().filter(|h| h.owner == owner));
+    if held.is_empty() {
+        records.remove(&key);
+    }
+    drop(records);
+    changed();
 }
 
 fn try_set(open: &OpenFile, key: Key, wanted: &Held, kind: i16) -> SysResult {
@@ -371,16 +395,8 @@ fn try_set(open: &OpenFile, key: Key, wanted: &Held, kind: i16) -> SysResult {
         before
     };
     let file = holder(open, key, wanted, kind);
-    let result = on_host(&*file, wanted, kind, true);
-    if let Err(e) = result {
-        {
-            let mut records = RECORDS.lock();
-            if before.is_empty() {
-                records.remove(&key);
-            } else {
-                records.insert(key, before);
-            }
-        }
+    if let Err(e) = on_host(&*file, wanted, kind, true) {
+        restore(key, wanted.owner, before);
         dismiss_agent(key);
         // Linux knows two words for this; POSIX programs expect either.
         return Err(if e == Errno::EACCES { Errno::EAGAIN } else { e });
@@ -389,7 +405,7 @@ fn try_set(open: &OpenFile, key: Key, wanted: &Held, kind: i16) -> SysResult {
         take_again(&*file, key, wanted);
         dismiss_agent(key);
     }
-    CHANGED.wake_all(0);
+    changed();
     Ok(0)
 }
 
@@ -435,7 +451,7 @@ pub fn flock(open: &OpenFile, operation: u32) -> SysResult {
                 return Err(e);
             }
         }
-        CHANGED.wake_all(0);
+        changed();
         Ok(0)
     })
 }
@@ -482,7 +498,7 @@ pub fn dropped(open: &OpenFile) {
     let records = !RECORDS.lock().is_empty() && forget(&RECORDS, owner);
     let whole = !WHOLE.lock().is_empty() && forget(&WHOLE, owner);
     if records || whole {
-        CHANGED.wake_all(0);
+        changed();
     }
 }
 
@@ -506,7 +522,13 @@ pub fn process_ended(pid: i32) {
         }
         dismiss_agent(key);
     }
-    CHANGED.wake_all(0);
+    changed();
+}
+
+/// Files with locks.
+#[cfg(test)]
+pub(crate) fn kept() -> usize {
+    RECORDS.lock().len() + WHOLE.lock().len()
 }
 
 #[cfg(test)]
@@ -532,6 +554,43 @@ mod tests {
             conflict(&all, &held(2, false, 40, 61)),
             Some(held(1, true, 60, 100))
         );
+    }
+
+    /// A waiter parks: it sees the signal, and the change that lets it go on.
+    #[test]
+    fn a_wait_for_a_lock_ends_by_a_signal_or_a_change() {
+        let thread = crate::sched::current();
+        thread.signal.store(true, Ordering::SeqCst);
+        assert_eq!(acquire(true, || Err(Errno::EAGAIN)), Err(Errno::ERESTARTSYS));
+        thread.signal.store(false, Ordering::SeqCst);
+        let mut attempts = 0;
+        let begun = std::time::Instant::now();
+        let result = acquire(true, || {
+            attempts += 1;
+            if begun.elapsed().as_millis() < 50 {
+                Err(Errno::EAGAIN)
+            } else {
+                Ok(0)
+            }
+        });
+        assert_eq!(result, Ok(0));
+        assert!(attempts < 100, "{attempts} attempts: it does not rest");
+    }
+
+    #[test]
+    fn a_lock_that_the_host_refused_leaves_those_of_others() {
+        let key = (u64::MAX, 1);
+        RECORDS
+            .lock()
+            .insert(key, alloc::vec![held(71, true, 0, 10), held(72, true, 20, 30)]);
+        restore(key, Owner::Process(71), alloc::vec![held(71, false, 0, 5)]);
+        assert_eq!(
+            RECORDS.lock().get(&key),
+            Some(&alloc::vec![held(72, true, 20, 30), held(71, false, 0, 5)])
+        );
+        restore(key, Owner::Process(71), Vec::new());
+        restore(key, Owner::Process(72), Vec::new());
+        assert_eq!(RECORDS.lock().get(&key), None);
     }
 
     #[test]

@@ -177,6 +177,12 @@ pub fn all_ready() {
     all.iter().for_each(|readiness| readiness.suspect(REPORTED));
 }
 
+/// Files that may be reported of.
+#[cfg(test)]
+pub(crate) fn watched() -> usize {
+    WATCHED.lock().len()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -233,6 +233,12 @@ impl SharedPages {
     }
 }
 
+/// Page sets that live, or are noted.
+#[cfg(test)]
+pub(crate) fn live() -> usize {
+    LIVE.load(Ordering::Acquire).max(SETS.lock().len())
+}
+
 impl Drop for SharedPages {
     fn drop(&mut self) {
         LIVE.fetch_sub(1, Ordering::AcqRel);

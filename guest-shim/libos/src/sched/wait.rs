@@ -76,6 +76,12 @@ impl WaitQueue {
         self.inner.lock().entries.retain(|(k, _)| *k != key.0);
     }
 
+    /// Registrations.
+    #[cfg(test)]
+    pub(crate) fn len(&self) -> usize {
+        self.inner.lock().entries.len()
+    }
+
     /// Tells the one that has waited longest.
     pub fn wake_one(&self) {
         let first = {

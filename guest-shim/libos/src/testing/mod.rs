@@ -5,7 +5,9 @@
 //! slots (host threads share one vCPU here, so the submission queue is not theirs alone), and it can be told
 //! to lie about a descriptor ([`lie`]).
 
+mod hostile;
 mod sockets;
+pub mod weaken;
 
 use std::alloc::{Layout, alloc_zeroed};
 use std::collections::HashMap;

@@ -51,11 +51,18 @@ impl Inode {
 
     /// Runs `work` and gives back what it did not use of `room`, which was charged.
     fn settle<T>(&self, pages: &PageCache, room: u64, work: impl FnOnce() -> SysResult<T>) -> SysResult<T> {
-        let before = pages.used();
         let result = work();
-        let grown = pages.used().saturating_sub(before);
-        self.fs.release(room.saturating_sub(grown));
+        self.account(pages);
+        self.fs.release(room);
         result
+    }
+
+    /// Charges the pages that there are, whoever made or freed them: other threads do so at the same time.
+    fn account(&self, pages: &PageCache) {
+        let mut charged = self.charged.lock();
+        let used = pages.used();
+        self.fs.correct(*charged, used);
+        *charged = used;
     }
 
     pub(super) fn resize(&self, pages: &PageCache, size: u64) -> SysResult<()> {
@@ -66,9 +73,9 @@ impl Inode {
         if size < old && self.sealed(F_SEAL_SHRINK) || size > old && self.sealed(F_SEAL_GROW) {
             return Err(Errno::EPERM);
         }
-        let before = pages.used();
-        pages.resize(size)?;
-        self.fs.release(before.saturating_sub(pages.used()));
+        let result = pages.resize(size);
+        self.account(pages);
+        result?;
         self.touch(true);
         Ok(())
     }
@@ -128,10 +135,9 @@ impl MemoryFile {
     }
 
     fn zero(&self, pages: &PageCache, start: u64, end: u64) -> SysResult<()> {
-        let before = pages.used();
-        pages.punch(start, end)?;
-        self.inode.fs.release(before.saturating_sub(pages.used()));
-        Ok(())
+        let result = pages.punch(start, end);
+        self.inode.account(pages);
+        result
     }
 }
 
@@ -229,6 +235,11 @@ impl File for MemoryFile {
                 self.zero(pages, offset, end)?;
             }
             0 => {
+                // Before the pages are counted: that takes long for a range that can't fit.
+                let most = self.inode.fs.left().saturating_add(pages.used());
+                if (end / PAGE - offset / PAGE).saturating_sub(1) > most / PAGE {
+                    return Err(Errno::ENOSPC);
+                }
                 let room = Self::missing(pages, offset, end);
                 self.inode.accounted(pages, room, || {
                     (offset / PAGE..end.div_ceil(PAGE)).try_for_each(|page| pages.get_or_zero(page).map(drop))

@@ -91,6 +91,8 @@ pub struct Inode {
     this: Weak<Inode>,
     /// Seals of `fcntl(F_ADD_SEALS)`.
     seals: AtomicU32,
+    /// Bytes of pages that the file system counts for this file.
+    charged: Mutex<u64>,
 }
 
 impl Tmpfs {
@@ -125,6 +127,9 @@ impl Tmpfs {
 
     /// Counts `bytes` against the limit.
     fn charge(&self, bytes: u64) -> SysResult<()> {
+        if bytes == 0 {
+            return Ok(()); // also beyond the limit, where a race may have led
+        }
         let add = |used: u64| used.checked_add(bytes).filter(|&u| u <= self.limit);
         self.used
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, add)
@@ -144,6 +149,15 @@ impl Tmpfs {
     pub fn populate(&self, name: &[u8], new: New<'_>, mode: u32) -> SysResult<()> {
         let root = self.root.lock().clone().ok_or(Errno::ENOENT)?;
         root.make(&Credentials::default(), name, new, mode).map(drop)
+    }
+
+    /// What was charged as `before` is now `now`.
+    fn correct(&self, before: u64, now: u64) {
+        if now > before {
+            self.used.fetch_add(now - before, Ordering::Relaxed);
+        } else {
+            self.release(before - now);
+        }
     }
 
     fn release(&self, bytes: u64) {
@@ -179,6 +193,7 @@ impl Inode {
             body,
             this: this.clone(),
             seals: AtomicU32::new(file::F_SEAL_SEAL),
+            charged: Mutex::new(0),
         }))
     }
 
@@ -242,11 +257,15 @@ impl Inode {
 
 impl Drop for Inode {
     fn drop(&mut self) {
-        let pages = match &self.body {
-            Body::File(pages) => pages.used(),
-            _ => 0,
-        };
-        self.fs.release(INODE_COST + pages);
+        let attributes: usize = self
+            .meta
+            .lock()
+            .xattrs
+            .iter()
+            .map(|(n, v)| n.len() + v.len())
+            .sum();
+        self.fs
+            .release(INODE_COST + *self.charged.lock() + attributes as u64);
     }
 }
 

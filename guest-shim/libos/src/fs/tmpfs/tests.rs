@@ -280,3 +280,45 @@ fn attributes_of_the_user_are_kept() {
     assert_eq!(call(199, &[fd, name]), Ok(0));
     assert_eq!(call(193, &[fd, name, 0, 0]), Err(Errno::ENODATA));
 }
+
+#[test]
+fn what_threads_free_at_once_is_counted_once() {
+    const PUNCH_KEEP: u32 = 3;
+    let limit = 1 << 20;
+    let fs = Tmpfs::new(limit, 0o755);
+    let left = fs.left();
+    let open = memfd(&fs, b"x", 0o777, true).expect("made");
+    let threads: Vec<_> = (0..3)
+        .map(|n| {
+            let open = open.clone();
+            std::thread::spawn(move || {
+                for round in 0..2000u64 {
+                    let file = &open.file;
+                    let _ = file.write_at((round + n) % 8 * 4096, &mut Buf::own(&[1; 8192]));
+                    assert_eq!(file.allocate(PUNCH_KEEP, 0, 1 << 16), Ok(()));
+                    let _ = file.truncate(round % 5 * 3000);
+                }
+            })
+        })
+        .collect();
+    threads.into_iter().for_each(|t| t.join().expect("no panic"));
+    assert_eq!(open.file.truncate(0), Ok(()));
+    drop(open);
+    assert_eq!(fs.left(), left);
+}
+
+#[test]
+fn room_for_more_than_there_is_is_refused_at_once() {
+    let fs = Tmpfs::new(1 << 20, 0o755);
+    let open = memfd(&fs, b"x", 0o777, true).expect("made");
+    let file = &open.file;
+    assert_eq!(file.allocate(0, 0, 1 << 62), Err(Errno::ENOSPC));
+    assert_eq!(file.allocate(0, (1 << 62) + 5, 100), Ok(()));
+    assert_eq!(file.truncate(0), Ok(()));
+    let before = fs.left();
+    let node = file.node().expect("a node");
+    node.set_xattr(b"user.a", &[1; 1000], 0).expect("kept");
+    assert!(fs.left() < before);
+    drop(open);
+    assert!(fs.left() > before, "the attributes went with the file");
+}
