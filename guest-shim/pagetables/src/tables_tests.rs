@@ -141,6 +141,9 @@ fn tables_of_whole_ranges_return_to_the_pool() {
 
 /// Random mappings, copied, changed on both sides, compared with two models; then both copies end, and every
 /// table frame must have come back.
+/// What an address space maps: address to frame and flags.
+type Model = BTreeMap<u64, (u64, u64)>;
+
 #[test]
 fn copies_agree_with_the_model_and_give_their_tables_back() {
     let owned = Owned::new(OWNED, (0, 0));
@@ -150,7 +153,7 @@ fn copies_agree_with_the_model_and_give_their_tables_back() {
         let libos = ROOT + 8 * LIBOS_SLOT as u64;
         ram.write(libos, 0x7f_f000 | TABLE);
         let mut pool = Pool::new(POOL.0, POOL.1);
-        let mut models: Vec<(u64, BTreeMap<u64, (u64, u64)>)> = vec![(ROOT, BTreeMap::new())];
+        let mut models: Vec<(u64, Model)> = vec![(ROOT, BTreeMap::new())];
         for step in 0..60 {
             if step == 20 || step == 40 {
                 let root = pool.take(&mut ram).expect("enough tables");
