@@ -178,6 +178,19 @@ impl Guest {
         }
     }
 
+    /// Waits until the service has taken all that was pushed.
+    #[track_caller]
+    pub fn drained(&self) {
+        let start = Instant::now();
+        let waits = |vcpu: usize| {
+            self.region.queue(self.vcpu(vcpu)).sq_head.load(Ordering::Acquire) != self.sq_tail[vcpu]
+        };
+        while (0..self.sq_tail.len()).any(waits) {
+            assert!(start.elapsed() < PATIENCE, "entries were left");
+            std::thread::yield_now();
+        }
+    }
+
     pub fn ring(&self) {
         rustix::io::write(&self.doorbell, &1u64.to_ne_bytes()).expect("doorbell");
     }
