@@ -159,6 +159,22 @@ fn threads64_on_one_two_and_four_processors() {
 }
 
 #[test]
+fn answers_come_while_every_processor_computes() {
+    if !needs::kvm() {
+        return;
+    }
+    let scratch = Scratch::new();
+    let program = built("answers_while_computing", Linkage::Static).expect("gcc builds static programs");
+    for count in [1, 2, 4] {
+        Case::new(&program)
+            .cpus(count)
+            .volume(scratch.path())
+            .arg(scratch.join("made"))
+            .succeeds_as_native();
+    }
+}
+
+#[test]
 fn stack_overflow_ends_with_139() {
     if !needs::kvm() {
         return;

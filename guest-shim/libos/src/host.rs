@@ -276,11 +276,7 @@ fn spin(shared: &Slot, seq: u64) -> bool {
 /// Takes completions of vCPU `vcpu` and all readiness events; unparks whom they concern. Cheap when there
 /// is nothing.
 pub fn poll(vcpu: usize) {
-    let page = queue(vcpu);
-    let tail = page.cq_tail.load(Ordering::Acquire);
-    if tail != HEADS[vcpu].load(Ordering::Relaxed) {
-        complete(page, vcpu, tail);
-    }
+    take_completions(vcpu);
     let page = events();
     if page.tail.load(Ordering::Acquire) != EVENT_HEAD.load(Ordering::Relaxed)
         || page.overflow.load(Ordering::Relaxed) != 0
@@ -289,9 +285,29 @@ pub fn poll(vcpu: usize) {
     }
 }
 
-/// Whether completions of vCPU `vcpu` or readiness events wait.
-pub fn has_news(vcpu: usize) -> bool {
-    queue(vcpu).cq_tail.load(Ordering::SeqCst) != HEADS[vcpu].load(Ordering::Relaxed)
+/// The same for the completions of all vCPUs: whoever has nothing to do takes those, too, whose vCPU computes.
+pub fn poll_all() {
+    (0..vcpus()).for_each(take_completions);
+    poll(arch::vcpu_index());
+}
+
+fn vcpus() -> usize {
+    arch::boot().vcpus as usize
+}
+
+fn take_completions(vcpu: usize) {
+    let page = queue(vcpu);
+    let tail = page.cq_tail.load(Ordering::Acquire);
+    if tail != HEADS[vcpu].load(Ordering::Relaxed) {
+        complete(page, vcpu, tail);
+    }
+}
+
+/// Whether completions or readiness events wait.
+pub fn has_news() -> bool {
+    let completed =
+        |vcpu| queue(vcpu).cq_tail.load(Ordering::SeqCst) != HEADS[vcpu].load(Ordering::Relaxed);
+    (0..vcpus()).any(completed)
         || events().tail.load(Ordering::SeqCst) != EVENT_HEAD.load(Ordering::Relaxed)
         || events().overflow.load(Ordering::SeqCst) != 0
 }

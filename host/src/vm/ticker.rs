@@ -82,17 +82,24 @@ fn tick(shared: &SharedRegion, handles: &[Arc<Handle>], clock: Clock, asleep: &A
             asleep.store(false, Ordering::SeqCst);
         }
         idle = 0;
-        if unseen(shared, clock) {
+        if unseen(shared, clock, handles.len()) {
             busy.iter().for_each(|&i| handles[i].kick());
         }
     }
 }
 
 /// Whether something waits in the shared region that only a vCPU can take.
-fn unseen(shared: &SharedRegion, clock: Clock) -> bool {
+///
+/// Answers are among it: the vCPU whose thread waits for one may run another thread that makes no calls.
+fn unseen(shared: &SharedRegion, clock: Clock, vcpus: usize) -> bool {
     let (header, events) = (shared.header(), shared.events());
     let timer = header.timer.load(Ordering::Relaxed);
+    let answers = |i: usize| {
+        let queue = shared.queue(i);
+        queue.cq_tail.load(Ordering::Relaxed) != queue.cq_head.load(Ordering::Relaxed)
+    };
     header.waiting.load(Ordering::Relaxed) != 0
+        || (0..vcpus).any(answers)
         || timer != u64::MAX && clock.guest_now() >= timer
         || events.tail.load(Ordering::Relaxed) != events.head.load(Ordering::Relaxed)
         || header.signals.load(Ordering::Relaxed) != 0

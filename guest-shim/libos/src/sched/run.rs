@@ -445,7 +445,7 @@ pub fn tick() {
 
 /// Looks at everything that comes from outside the running thread.
 fn attend() {
-    host::poll(arch::vcpu_index());
+    host::poll_all();
     timer::expire(arch::ticks());
     crate::signal::take_outside();
 }
@@ -461,13 +461,17 @@ pub fn end_thread() -> ! {
 fn enqueue(thread: Arc<Thread>) {
     let mut queue = QUEUE.lock();
     queue.push_back(thread);
+    if publish(&queue) == 1 {
+        QUEUED_AT.store(arch::ticks(), Ordering::Relaxed);
+    }
+}
+
+/// Tells how many wait, while the queue is locked: a late word would stand for ever. Gives the number.
+fn publish(queue: &VecDeque<Arc<Thread>>) -> usize {
     let len = queue.len();
     WAITING.store(len, Ordering::SeqCst);
-    drop(queue);
-    if len == 1 {
-        QUEUED_AT.store(arch::ticks(), Ordering::Relaxed);
-        host::header().waiting.store(1, Ordering::Relaxed);
-    }
+    host::header().waiting.store(len as u32, Ordering::Relaxed);
+    len
 }
 
 fn pick() -> Option<Arc<Thread>> {
@@ -482,11 +486,7 @@ fn pick() -> Option<Arc<Thread>> {
         .iter()
         .position(|t| core::ptr::eq(Arc::as_ptr(t), me) || !t.on_cpu.load(Ordering::Acquire));
     let thread = ready.and_then(|i| queue.remove(i));
-    let len = queue.len();
-    WAITING.store(len, Ordering::SeqCst);
-    drop(queue);
-    host::header().waiting.store(len as u32, Ordering::Relaxed);
-    if len > 0 {
+    if publish(&queue) > 0 {
         QUEUED_AT.store(arch::ticks(), Ordering::Relaxed);
     }
     thread
@@ -622,7 +622,7 @@ fn poll_for_work(index: usize) -> bool {
     let end = arch::ticks() + POLL_US * arch::ticks_per_second() / 1_000_000;
     let mut found = false;
     while !found && arch::ticks() < end {
-        host::poll(index);
+        host::poll_all();
         if timer::next_deadline() <= arch::ticks() {
             timer::expire(arch::ticks());
         }
@@ -641,7 +641,7 @@ fn halt(index: usize) {
     set_state(index, VcpuState::Halted);
     fence(Ordering::SeqCst);
     let work = others_wait()
-        || host::has_news(index)
+        || host::has_news()
         || host::header().signals.load(Ordering::SeqCst) != 0
         || timer::next_deadline() < deadline;
     if !work {
