@@ -75,7 +75,9 @@ impl Peer {
 
 fn start_peer(view: &FileStore) -> (Peer, Userfaultfd, u64, std::process::Child) {
     let (ours, theirs) = UnixStream::pair().unwrap();
-    let (view, theirs) = (view.share().unwrap(), OwnedFd::from(theirs));
+    // Above the numbers that the child gives them: neither may take the other's place.
+    let high = |fd: OwnedFd| rustix::io::fcntl_dupfd_cloexec(fd, 32).unwrap();
+    let (view, theirs) = (high(view.share().unwrap()), high(OwnedFd::from(theirs)));
     let mut command = Command::new(std::env::current_exe().unwrap());
     command
         .args(["--exact", "view::os_side", "--nocapture"])
