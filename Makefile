@@ -1,6 +1,7 @@
 # The commands of this repository. CI runs `make test` and nothing else.
 #
-#   make build         cloak, for this machine and as a static musl binary
+#   make program       cloak, for this machine
+#   make build         the same, and as a static musl binary
 #   make test          everything that must pass: build, lints, unit tests, integration tests, the stock-kernel lane
 #   make lint          formatting, clippy and documentation, warnings being errors
 #   make lane          the stock-kernel lane alone (tests/lane/run)
@@ -15,9 +16,11 @@ CARGO ?= cargo
 MUSL_TARGET := x86_64-unknown-linux-musl
 FUZZ_SECONDS ?= 10
 
-build:
-	$(CARGO) build --release --locked --package cloak
+build: program
 	$(CARGO) build --release --locked --package cloak --target $(MUSL_TARGET)
+
+program:
+	$(CARGO) build --release --locked --package cloak
 
 test:
 	scripts/run-tests
@@ -28,13 +31,13 @@ fmt:
 	$(CARGO) fmt --all --check
 
 clippy:
-	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
+	$(CARGO) clippy --release --workspace --all-targets --locked -- -D warnings
 
 docs:
-	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps --document-private-items --locked
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --release --workspace --no-deps --document-private-items --locked
 
 unit:
-	$(CARGO) test --workspace --exclude cloak-tests --locked --no-fail-fast
+	$(CARGO) test --release --workspace --exclude cloak-tests --locked --no-fail-fast
 
 integration:
 	scripts/run-integration
@@ -51,16 +54,15 @@ test-suites: build
 	tests/suites/run
 
 suite-broker:
-	$(CARGO) build --locked --package cloak-broker
-	CLOAK_KBS=$(CURDIR)/target/debug/cloak-kbs tests/suites/broker/suite
+	$(CARGO) build --release --locked --package cloak-broker
+	CLOAK_KBS=$(CURDIR)/target/release/cloak-kbs tests/suites/broker/suite
 
 bench-attestation:
 	$(CARGO) bench --locked --package cloak-attestation
 	$(CARGO) bench --locked --package cloak-broker
 
-examples:
-	$(CARGO) build --release --locked --package cloak
-	$(CARGO) build --locked --package cloak-attestation --features ratls,sim --example ratls
+examples: program
+	$(CARGO) build --release --locked --package cloak-attestation --features ratls,sim --example ratls
 	examples/run
 
 fuzz:
@@ -69,4 +71,4 @@ fuzz:
 packages:
 	scripts/install-test-packages
 
-.PHONY: build test lint fmt clippy docs unit integration lane bench test-suites suite-broker bench-attestation examples fuzz packages
+.PHONY: program build test lint fmt clippy docs unit integration lane bench test-suites suite-broker bench-attestation examples fuzz packages

@@ -2,7 +2,7 @@
 # RA-TLS: two processes whose certificates carry (simulated) evidence. The source is attestation/examples/ratls.rs.
 source "$(dirname "$0")/lib.sh"
 
-ratls=${RATLS:-$PWD/target/debug/examples/ratls}
+ratls=${RATLS:-$PWD/target/release/examples/ratls}
 
 # talk OPTIONS...: a server, and a client with these options.
 talk() {
