@@ -285,14 +285,11 @@ pub fn poll(vcpu: usize) {
     }
 }
 
-/// The same for the completions of all vCPUs: whoever has nothing to do takes those, too, whose vCPU computes.
-pub fn poll_all() {
-    (0..vcpus()).for_each(take_completions);
+/// The same for the completions of all of `count` vCPUs: whoever has nothing to do takes those, too, whose vCPU
+/// computes.
+pub fn poll_all(count: usize) {
+    (0..count).for_each(take_completions);
     poll(arch::vcpu_index());
-}
-
-fn vcpus() -> usize {
-    arch::boot().vcpus as usize
 }
 
 fn take_completions(vcpu: usize) {
@@ -303,11 +300,10 @@ fn take_completions(vcpu: usize) {
     }
 }
 
-/// Whether completions or readiness events wait.
-pub fn has_news() -> bool {
-    let completed =
-        |vcpu| queue(vcpu).cq_tail.load(Ordering::SeqCst) != HEADS[vcpu].load(Ordering::Relaxed);
-    (0..vcpus()).any(completed)
+/// Whether completions of `count` vCPUs or readiness events wait.
+pub fn has_news(count: usize) -> bool {
+    let completed = |vcpu| queue(vcpu).cq_tail.load(Ordering::SeqCst) != HEADS[vcpu].load(Ordering::Relaxed);
+    (0..count).any(completed)
         || events().tail.load(Ordering::SeqCst) != EVENT_HEAD.load(Ordering::Relaxed)
         || events().overflow.load(Ordering::SeqCst) != 0
 }

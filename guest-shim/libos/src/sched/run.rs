@@ -373,13 +373,13 @@ pub fn space_freed(number: u32) {
 
 /// Whether a vCPU has an address space loaded.
 pub fn is_loaded(number: u32) -> bool {
-    (0..arch::boot().vcpus as usize).any(|i| VCPUS[i].space.load(Ordering::SeqCst) == number)
+    (0..vcpus()).any(|i| VCPUS[i].space.load(Ordering::SeqCst) == number)
 }
 
 /// Whether another vCPU than this one has an address space loaded.
 pub fn is_loaded_elsewhere(number: u32) -> bool {
     let me = arch::vcpu_index();
-    (0..arch::boot().vcpus as usize).any(|i| i != me && VCPUS[i].space.load(Ordering::SeqCst) == number)
+    (0..vcpus()).any(|i| i != me && VCPUS[i].space.load(Ordering::SeqCst) == number)
 }
 
 /// Remembers the frame of the system call that the running thread is in.
@@ -445,7 +445,7 @@ pub fn tick() {
 
 /// Looks at everything that comes from outside the running thread.
 fn attend() {
-    host::poll_all();
+    host::poll_all(vcpus());
     timer::expire(arch::ticks());
     crate::signal::take_outside();
 }
@@ -505,7 +505,7 @@ pub fn spread() {
 
 fn wake_a_vcpu() {
     let state = |i: &usize| host_state(*i);
-    let count = arch::boot().vcpus as usize;
+    let count = vcpus();
     if (0..count).any(|i| state(&i) == VcpuState::Polling as u32) {
         return;
     }
@@ -527,6 +527,10 @@ fn set_state(index: usize, state: VcpuState) {
         .state
         .store(state as u32, Ordering::SeqCst);
     host::queue(index).state.store(state as u32, Ordering::SeqCst);
+}
+
+fn vcpus() -> usize {
+    arch::boot().vcpus as usize
 }
 
 fn vcpu() -> &'static Vcpu {
@@ -622,7 +626,7 @@ fn poll_for_work(index: usize) -> bool {
     let end = arch::ticks() + POLL_US * arch::ticks_per_second() / 1_000_000;
     let mut found = false;
     while !found && arch::ticks() < end {
-        host::poll_all();
+        host::poll_all(vcpus());
         if timer::next_deadline() <= arch::ticks() {
             timer::expire(arch::ticks());
         }
@@ -641,7 +645,7 @@ fn halt(index: usize) {
     set_state(index, VcpuState::Halted);
     fence(Ordering::SeqCst);
     let work = others_wait()
-        || host::has_news()
+        || host::has_news(vcpus())
         || host::header().signals.load(Ordering::SeqCst) != 0
         || timer::next_deadline() < deadline;
     if !work {
