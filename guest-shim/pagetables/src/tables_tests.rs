@@ -47,45 +47,49 @@ impl Rng {
     }
 }
 
+/// What an address space maps: address to frame and flags.
+type Model = BTreeMap<u64, (u64, u64)>;
+
+/// One random operation with flags out of `flags`, carried out on the tables and on the model.
+fn random_operation(editor: &mut Editor<'_, Ram>, model: &mut Model, rng: &mut Rng, flags: &[u64]) {
+    let owned = Owned::new(OWNED, (0, 0));
+    let kind = rng.next(3);
+    let pages = if rng.next(3) == 0 {
+        512 * (1 + rng.next(3))
+    } else {
+        1 + rng.next(700)
+    };
+    let unit = if rng.next(2) == 0 { LARGE } else { PAGE };
+    let va = BASE + rng.next(4 * LARGE / unit) * unit;
+    let gpa = LARGE + rng.next(8 * LARGE / unit) * unit;
+    let flags = flags[rng.next(flags.len() as u64) as usize];
+    let op = Op::check(va | kind, pages * PAGE, gpa, flags, &owned).expect("acceptable");
+    editor.apply(&op).expect("enough tables");
+    for i in 0..pages {
+        let page = va + i * PAGE;
+        match kind {
+            0 => drop(model.insert(page, (gpa + i * PAGE, flags))),
+            1 => drop(model.remove(&page)),
+            _ => drop(model.get_mut(&page).map(|m| m.1 = flags)),
+        }
+    }
+}
+
 #[test]
 fn random_operations_agree_with_the_model() {
-    let owned = Owned::new(OWNED, (0, 0));
     for seed in 1..40 {
         let mut rng = Rng(seed * 0x9e37_79b9);
         let mut ram = Ram(vec![0; 0x80_000 / 8]);
         let mut pool = Pool::new(POOL.0, POOL.1);
-        let mut model: BTreeMap<u64, (u64, u64)> = BTreeMap::new();
+        let mut model = Model::new();
         for _ in 0..60 {
-            let kind = rng.next(3);
-            let pages = if rng.next(3) == 0 {
-                512 * (1 + rng.next(3))
-            } else {
-                1 + rng.next(700)
-            };
-            let unit = if rng.next(2) == 0 { LARGE } else { PAGE };
-            let va = BASE + rng.next(4 * LARGE / unit) * unit;
-            let gpa = LARGE + rng.next(8 * LARGE / unit) * unit;
-            let flags = match rng.next(3) {
-                0 => PTE_P | PTE_U | PTE_NX,
-                1 => PTE_P | PTE_U | PTE_W | PTE_D,
-                _ => PTE_NX,
-            };
-            let op = Op::check(va | kind, pages * PAGE, gpa, flags, &owned).expect("acceptable");
-            Editor {
+            let mut editor = Editor {
                 root: ROOT,
                 memory: &mut ram,
                 pool: &mut pool,
-            }
-            .apply(&op)
-            .expect("enough tables");
-            for i in 0..pages {
-                let page = va + i * PAGE;
-                match kind {
-                    0 => drop(model.insert(page, (gpa + i * PAGE, flags))),
-                    1 => drop(model.remove(&page)),
-                    _ => drop(model.get_mut(&page).map(|m| m.1 = flags)),
-                }
-            }
+            };
+            let flags = [PTE_P | PTE_U | PTE_NX, PTE_P | PTE_U | PTE_W | PTE_D, PTE_NX];
+            random_operation(&mut editor, &mut model, &mut rng, &flags);
         }
         for page in (BASE..BASE + 8 * LARGE).step_by(4096) {
             assert_eq!(
@@ -141,19 +145,15 @@ fn tables_of_whole_ranges_return_to_the_pool() {
 
 /// Random mappings, copied, changed on both sides, compared with two models; then both copies end, and every
 /// table frame must have come back.
-/// What an address space maps: address to frame and flags.
-type Model = BTreeMap<u64, (u64, u64)>;
-
 #[test]
 fn copies_agree_with_the_model_and_give_their_tables_back() {
-    let owned = Owned::new(OWNED, (0, 0));
     for seed in 1..20 {
         let mut rng = Rng(seed * 0x51_7cc1);
         let mut ram = Ram(vec![0; 0x80_000 / 8]);
         let libos = ROOT + 8 * LIBOS_SLOT as u64;
         ram.write(libos, 0x7f_f000 | TABLE);
         let mut pool = Pool::new(POOL.0, POOL.1);
-        let mut models: Vec<(u64, Model)> = vec![(ROOT, BTreeMap::new())];
+        let mut models: Vec<(u64, Model)> = vec![(ROOT, Model::new())];
         for step in 0..60 {
             if step == 20 || step == 40 {
                 let root = pool.take(&mut ram).expect("enough tables");
@@ -172,36 +172,17 @@ fn copies_agree_with_the_model_and_give_their_tables_back() {
             }
             let which = rng.next(models.len() as u64) as usize;
             let (root, model) = &mut models[which];
-            let kind = rng.next(3);
-            let pages = if rng.next(3) == 0 {
-                512 * (1 + rng.next(2))
-            } else {
-                1 + rng.next(600)
-            };
-            let unit = if rng.next(2) == 0 { LARGE } else { PAGE };
-            let va = BASE + rng.next(4 * LARGE / unit) * unit;
-            let gpa = LARGE + rng.next(8 * LARGE / unit) * unit;
-            let flags = match rng.next(3) {
-                0 => PTE_P | PTE_U | PTE_W | PTE_SHARED,
-                1 => PTE_P | PTE_U | PTE_W | PTE_D,
-                _ => PTE_NX,
-            };
-            let op = Op::check(va | kind, pages * PAGE, gpa, flags, &owned).expect("acceptable");
-            Editor {
+            let mut editor = Editor {
                 root: *root,
                 memory: &mut ram,
                 pool: &mut pool,
-            }
-            .apply(&op)
-            .expect("enough tables");
-            for i in 0..pages {
-                let page = va + i * PAGE;
-                match kind {
-                    0 => drop(model.insert(page, (gpa + i * PAGE, flags))),
-                    1 => drop(model.remove(&page)),
-                    _ => drop(model.get_mut(&page).map(|m| m.1 = flags)),
-                }
-            }
+            };
+            let flags = [
+                PTE_P | PTE_U | PTE_W | PTE_SHARED,
+                PTE_P | PTE_U | PTE_W | PTE_D,
+                PTE_NX,
+            ];
+            random_operation(&mut editor, model, &mut rng, &flags);
         }
         for (root, model) in &models {
             for page in (BASE..BASE + 8 * LARGE).step_by(4096) {
