@@ -4,7 +4,7 @@ use alloc::sync::Arc;
 use core::any::Any;
 
 use super::Pipe;
-use super::ring::{MAX_CAPACITY, PIPE_BUF};
+use super::ring::{MAX_CAPACITY, PIPE_BUF, Span};
 use crate::errno::{Errno, SysResult};
 use crate::fs::anon::{self, FIONREAD, S_IFIFO};
 use crate::fs::file::{Stat, ready};
@@ -105,17 +105,9 @@ impl File for PipeEnd {
         if to.is_empty() {
             return Ok(0);
         }
-        let (want, nonblocking) = (to.len(), file.nonblocking());
-        let begin = || self.pipe.begin_read(want, nonblocking);
-        let span = match begin() {
-            Some(result) => result?,
-            None => self
-                .pipe
-                .sleeping_readers
-                .wait(u64::MAX, begin)
-                .map_err(restart)?,
+        let Some(span) = self.reserve_read(to.len(), file.nonblocking())? else {
+            return Ok(0);
         };
-        let Some(span) = span else { return Ok(0) };
         let result = span.copy_to(to);
         self.pipe.end_read(result.unwrap_or(0));
         result
@@ -205,16 +197,9 @@ impl PipeEnd {
         nonblocking: bool,
         sink: impl FnOnce(&[u8]) -> SysResult<usize>,
     ) -> SysResult<usize> {
-        let begin = || self.pipe.begin_read(len, nonblocking);
-        let span = match begin() {
-            Some(result) => result?,
-            None => self
-                .pipe
-                .sleeping_readers
-                .wait(u64::MAX, begin)
-                .map_err(restart)?,
+        let Some(span) = self.reserve_read(len, nonblocking)? else {
+            return Ok(0);
         };
-        let Some(span) = span else { return Ok(0) };
         let mut part = alloc::vec![0; span.len];
         let copied = span.copy_to(&mut Buf::own_mut(&mut part));
         let taken = copied.and_then(|got| sink(&part[..got]));
@@ -222,18 +207,24 @@ impl PipeEnd {
         taken
     }
 
+    /// What may be read now, up to `len` bytes; none at the end.
+    fn reserve_read(&self, len: usize, nonblocking: bool) -> SysResult<Option<Span>> {
+        let begin = || self.pipe.begin_read(len, nonblocking);
+        // Without a registration when there is something at once.
+        begin().unwrap_or_else(|| {
+            let sleeping = &self.pipe.sleeping_readers;
+            sleeping.wait(u64::MAX, begin).map_err(restart)
+        })
+    }
+
     /// Writes what fits; also says whether all that was reserved could be copied.
     fn write_part(&self, file: &OpenFile, from: &mut Buf) -> SysResult<(usize, bool)> {
         let (want, nonblocking) = (from.len(), file.nonblocking());
         let begin = || self.pipe.begin_write(want, nonblocking);
-        let span = match begin() {
-            Some(result) => result?,
-            None => self
-                .pipe
-                .sleeping_writers
-                .wait(u64::MAX, begin)
-                .map_err(restart)?,
-        };
+        let span = begin().unwrap_or_else(|| {
+            let sleeping = &self.pipe.sleeping_writers;
+            sleeping.wait(u64::MAX, begin).map_err(restart)
+        })?;
         let result = span.copy_from(from);
         self.pipe.end_write(result.unwrap_or(0));
         result.map(|put| (put, put == span.len))
