@@ -1,7 +1,6 @@
 //! The document.
 
 use std::collections::BTreeMap;
-use std::fmt::Write as _;
 
 use cloak_libos::syscall::Status;
 
@@ -27,27 +26,23 @@ pub fn document(rows: &BTreeMap<usize, Row>) -> String {
     out.push_str("\n| number | name | status | note | served in |\n|---|---|---|---|---|\n");
     for (number, row) in rows {
         let status = status(row.status);
-        writeln!(
-            out,
-            "| {number} | `{}` | {status} | {} | `{}` |",
-            row.name, row.note, row.area
-        )
-        .unwrap();
+        let (name, note, area) = (&row.name, &row.note, &row.area);
+        out.push_str(&format!(
+            "| {number} | `{name}` | {status} | {note} | `{area}` |\n"
+        ));
     }
-    writeln!(out, "\n## Not listed: ENOSYS\n\n{}.", unlisted.join(", ")).unwrap();
+    let unlisted = unlisted.join(", ");
+    out.push_str(&format!("\n## Not listed: ENOSYS\n\n{unlisted}.\n"));
     out
 }
 
 fn write_counts(out: &mut String, rows: &BTreeMap<usize, Row>, unlisted: usize) {
     let count = |status| rows.values().filter(|r| r.status == status).count();
-    writeln!(
-        out,
-        "\n{} full, {} partial, {} refused, {unlisted} not listed.",
-        count(Status::Full),
-        count(Status::Partial),
-        count(Status::Refused)
-    )
-    .unwrap();
+    let (full, partial) = (count(Status::Full), count(Status::Partial));
+    let refused = count(Status::Refused);
+    out.push_str(&format!(
+        "\n{full} full, {partial} partial, {refused} refused, {unlisted} not listed.\n"
+    ));
 }
 
 fn status(status: Status) -> &'static str {
