@@ -1,6 +1,6 @@
 //! What the host said about names on read-only mounts, for a second: attributes, access, and that there is
 //! nothing of a name. Programs ask the same again and again (look-ups along a search path most of all). As with
-//! [`super::read_cache`], what others change is seen at the next look, at most [`FRESH_MS`] later.
+//! [`super::read_cache`], what others change is seen at the next look, at most [`FRESH_NS`] later.
 
 use alloc::vec::Vec;
 
@@ -9,12 +9,12 @@ use spin::{Lazy, Mutex};
 
 use super::attributes::Statx;
 use super::mount::Dir;
+use super::read_cache::FRESH_NS;
 use super::walk::HostPlace;
 use crate::arch;
 use crate::errno::SysResult;
+use crate::sched::clock::deadline_in;
 
-/// How long an answer is believed, milliseconds.
-const FRESH_MS: u64 = 1000;
 /// Most answers kept: beyond that all are forgotten.
 const MOST: usize = 4096;
 
@@ -65,14 +65,13 @@ pub fn answer(
         name: place.name.clone(),
         question,
     };
-    let now = arch::ticks();
     if let Some(known) = ANSWERS.lock().get(&key)
-        && now < known.until
+        && arch::ticks() < known.until
     {
         return known.answer;
     }
+    let until = deadline_in(FRESH_NS);
     let answer = ask();
-    let until = now + arch::ticks_per_second() / 1000 * FRESH_MS;
     let mut answers = ANSWERS.lock();
     if answers.len() >= MOST {
         answers.clear();
@@ -111,7 +110,7 @@ mod tests {
         }
         assert_eq!(asked, 1);
         assert!(answer(&known, Question::Access(2, 0), || Ok(Statx::default())).is_ok());
-        std::thread::sleep(std::time::Duration::from_millis(FRESH_MS + 20));
+        std::thread::sleep(std::time::Duration::from_nanos(FRESH_NS + 20_000_000));
         assert!(answer(&known, question, || Ok(Statx::default())).is_ok());
     }
 

@@ -3,7 +3,7 @@
 //! Such a file can't be changed from inside, so what was read once is read again without the host. Somebody
 //! else may change it there: as with network file systems, an open looks whether the file is still the one
 //! that is cached (size, modification and change times), and so does a read when the last look is more than
-//! [`FRESH_MS`] ago or when it comes to the end. Between looks a read gives what the file was.
+//! [`FRESH_NS`] ago or when it comes to the end. Between looks a read gives what the file was.
 //!
 //! Files with a writable mount never come here: what two parties change is asked for each time.
 
@@ -19,12 +19,13 @@ use super::file::Stat;
 use super::shared_pages::Key;
 use crate::arch;
 use crate::errno::{Errno, SysResult};
+use crate::sched::clock::deadline_in;
 use crate::user::Buf;
 
 /// Bytes read from the host at a time.
 const BLOCK: u64 = 64 << 10;
-/// How long attributes are believed, milliseconds.
-const FRESH_MS: u64 = 1000;
+/// How long is believed what the host said of a read-only mount, nanoseconds.
+pub(super) const FRESH_NS: u64 = 1_000_000_000;
 /// The part of guest memory that may be used: one in so many.
 const SHARE: u64 = 8;
 
@@ -85,8 +86,8 @@ pub struct Content {
 #[derive(Debug)]
 struct Inner {
     version: Version,
-    /// When the version was last looked at, ticks.
-    looked: u64,
+    /// Until when the version need not be looked at again, ticks.
+    fresh_until: u64,
     blocks: BTreeMap<u64, Arc<Block>>,
 }
 
@@ -100,7 +101,7 @@ pub fn content(key: Key, stat: &Stat) -> Arc<Content> {
             Arc::new(Content {
                 inner: Mutex::new(Inner {
                     version: Version::of(stat),
-                    looked: 0,
+                    fresh_until: 0,
                     blocks: BTreeMap::new(),
                 }),
                 read: AtomicU64::new(arch::ticks()),
@@ -129,7 +130,7 @@ impl Content {
 
     fn saw(&self, version: Version) {
         let mut inner = self.inner.lock();
-        inner.looked = arch::ticks();
+        inner.fresh_until = deadline_in(FRESH_NS);
         if inner.version != version {
             inner.version = version;
             inner.blocks.clear();
@@ -138,13 +139,11 @@ impl Content {
 
     /// Size, after a look at the host when the last one is long ago or `offset` is not before the end.
     fn size(&self, source: &impl Source, offset: u64) -> SysResult<u64> {
-        let now = arch::ticks();
-        let (size, looked) = {
+        let (size, fresh_until) = {
             let inner = self.inner.lock();
-            (inner.version.size, inner.looked)
+            (inner.version.size, inner.fresh_until)
         };
-        let fresh = now.saturating_sub(looked) < arch::ticks_per_second() / 1000 * FRESH_MS;
-        if fresh && offset < size {
+        if arch::ticks() < fresh_until && offset < size {
             return Ok(size);
         }
         let version = Version::of(&source.attributes()?);
