@@ -136,9 +136,10 @@ impl Inner {
             let number = (offset + (first - start)) / PAGE;
             let parts = match &version {
                 Some(version) => {
-                    let known = self.map_kept(&mut batch, (first, last), number, version, protection)?;
-                    served |= known.0.contains(&page);
-                    known.1
+                    let missing = self.map_kept(&mut batch, (first, last), number, version, protection)?;
+                    let is_missing = |&(low, high): &(u64, u64)| (low..high).contains(&page);
+                    served |= (first..last).contains(&page) && !missing.iter().any(is_missing);
+                    missing
                 }
                 None => alloc::vec![(first, last)],
             };
@@ -165,8 +166,7 @@ impl Inner {
     }
 
     /// Maps what is kept of `[first, last)`, whose first page is number `number` of the file: the frames themselves,
-    /// or copies where the program may write. Gives the addresses mapped and the ranges that are not there.
-    #[allow(clippy::type_complexity)]
+    /// or copies where the program may write. Gives the ranges that are not there.
     fn map_kept(
         &mut self,
         batch: &mut Batch,
@@ -174,9 +174,8 @@ impl Inner {
         number: u64,
         version: &file_frames::Version,
         protection: Protection,
-    ) -> Result<(Vec<u64>, Vec<(u64, u64)>), Fault> {
+    ) -> Result<Vec<(u64, u64)>, Fault> {
         let flags = tables::flags(protection);
-        let mut mapped = Vec::new();
         let mut missing: Vec<(u64, u64)> = Vec::new();
         // Frames that follow each other are mapped by one operation.
         let mut run: Option<(u64, u64, u64)> = None;
@@ -196,7 +195,6 @@ impl Inner {
             } else {
                 self.copied = true;
             }
-            mapped.push(va);
             run = match run {
                 Some((at, frame, len)) if at + len == va && frame + len == gpa => {
                     Some((at, frame, len + PAGE))
@@ -212,7 +210,7 @@ impl Inner {
         if let Some((at, frame, len)) = run {
             batch.map(at, frame, len, flags).map_err(|_| Fault::Bus)?;
         }
-        Ok((mapped, missing))
+        Ok(missing)
     }
 
     #[allow(clippy::too_many_arguments)]
