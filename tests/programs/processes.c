@@ -410,6 +410,8 @@ static void in_a_row(void) {
 }
 
 int main(int argc, char **argv) {
+    /* A shell's background job may have it ignored. */
+    signal(SIGINT, SIG_DFL);
     MUST(argc > 1);
     setpgid(0, 0);
     signal(SIGCONT, on_cont);
