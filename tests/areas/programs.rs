@@ -61,6 +61,7 @@ conformance! {
     signals: Dynamic Static Musl;
     vector_registers: Dynamic Static;
     syscall_sites: Dynamic Static Musl;
+    sites_of_threads: Static;
     descriptors: Dynamic Static;
     directories: Dynamic Static;
     sockets: Dynamic Static Musl;

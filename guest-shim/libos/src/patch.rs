@@ -9,6 +9,10 @@
 //! | `mov eax, n; syscall` | the `mov` | the SYSCALL stays; whoever jumps to it traps as before |
 //! | `syscall; i...` where `i...` are three bytes or more of movable instructions | both | the jump stands at the SYSCALL's own address; nothing in the text jumps to `i` |
 //!
+//! Behind a replaced SYSCALL a thread may still stand: one that waits in this very call, or was interrupted there. So
+//! such a site is written only while no other vCPU can be in the program ([`stop_others`]), and whoever goes back to
+//! the program is sent to the moved instructions ([`physical`], the last thing on the way out).
+//!
 //! A trampoline lies within reach of its site, touches neither the program's stack nor its red zone, and ends
 //! behind the replaced bytes. The program's text is written through the libos's window: its mapping is never
 //! writable and executable at once. Code addresses that the program sees (signal frames) are those of the
@@ -19,13 +23,16 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 
+use cloak_abi::kcall::Kcall;
+use cloak_abi::layout::MAX_VCPUS;
 use hashbrown::HashMap;
 use spin::{Mutex, MutexGuard};
 
 use crate::arch::{self, Frame};
 use crate::errno::{Errno, SysResult};
 use crate::mem::area::{Area, Protection};
-use crate::mem::{frames, space, tables};
+use crate::mem::{frames, space};
+use crate::sched;
 use crate::user;
 use crate::x86::jumps;
 
@@ -45,15 +52,16 @@ const REACH: u64 = 0x7000_0000;
 /// Bytes of text that are searched at most.
 const TEXT_MAX: u64 = 64 << 20;
 const PAGE: u64 = cloak_abi::layout::PAGE;
+/// How long the other vCPUs have to come out of the program, microseconds, and how often they are told.
+const STOP_US: u64 = 20_000;
+const KICKS: u64 = 20;
 
 #[derive(Debug, Clone, Copy)]
 struct Site {
-    /// First replaced byte.
-    start: u64,
     /// Where the trampoline goes on after the call.
     resume: u64,
-    /// Whether an instruction behind the SYSCALL was moved, so that its address is no longer one.
-    moved: bool,
+    /// Bytes of instructions behind the SYSCALL that were moved there, so that their addresses are none any more.
+    moved: u64,
 }
 
 #[derive(Debug, Default, Clone)]
@@ -116,7 +124,8 @@ pub struct Still(());
 #[must_use]
 pub fn hold() -> Still {
     while BUSY.swap(1, Ordering::Acquire) != 0 {
-        crate::sched::yield_now();
+        rest();
+        sched::yield_now();
         core::hint::spin_loop();
     }
     Still(())
@@ -128,9 +137,84 @@ impl Drop for Still {
     }
 }
 
-/// A site that is being written, for [`breakpoint`].
-static WRITING: AtomicU64 = AtomicU64::new(0);
+/// Held by whoever writes sites.
 static BUSY: AtomicU8 = AtomicU8::new(0);
+/// Set while a site is written: nobody goes to the program.
+static STOPPING: AtomicBool = AtomicBool::new(false);
+/// vCPUs that wait for that to end.
+static STOPPED: [AtomicBool; MAX_VCPUS] = [const { AtomicBool::new(false) }; MAX_VCPUS];
+
+/// No other vCPU is in the program until this is dropped.
+#[derive(Debug)]
+struct World(());
+
+impl Drop for World {
+    fn drop(&mut self) {
+        STOPPING.store(false, Ordering::SeqCst);
+    }
+}
+
+/// Keeps the other vCPUs out of the running program's address space.
+///
+/// A vCPU is out when it rests, when it has nothing to run, or when it has another address space. One that changes
+/// any of that looks at [`STOPPING`] on its way to the program ([`depart`]), and we look at it after setting
+/// [`STOPPING`]: one of both sees the other.
+///
+/// # Errors
+/// EAGAIN when one does not come out in time, as when the host does not run it.
+fn stop_others() -> SysResult<World> {
+    STOPPING.store(true, Ordering::SeqCst);
+    let world = World(());
+    let (me, space) = (arch::vcpu_index(), space::current().tables.number());
+    let patience = arch::ticks_per_second() / 1_000_000 * STOP_US;
+    for other in (0..arch::boot().vcpus as usize).filter(|&i| i != me) {
+        let begun = arch::ticks();
+        let mut kicked = None;
+        while sched::may_run_program(other, space) && !STOPPED[other].load(Ordering::SeqCst) {
+            let waited = arch::ticks().saturating_sub(begun);
+            if waited > patience {
+                return Err(Errno::EAGAIN);
+            }
+            // A kick may find it just on its way out: it is back in the program then.
+            let turn = waited / (patience / KICKS);
+            if kicked != Some(turn) {
+                kicked = Some(turn);
+                arch::kcall(Kcall::Kick, other as u64);
+            }
+            core::hint::spin_loop();
+        }
+    }
+    Ok(world)
+}
+
+/// Waits while sites are written. Gives whether that was so.
+fn rest() -> bool {
+    if !STOPPING.load(Ordering::SeqCst) {
+        return false;
+    }
+    let stopped = &STOPPED[arch::vcpu_index()];
+    stopped.store(true, Ordering::SeqCst);
+    while STOPPING.load(Ordering::SeqCst) {
+        core::hint::spin_loop();
+    }
+    stopped.store(false, Ordering::SeqCst);
+    true
+}
+
+/// The last thing before a thread goes back to its program, which must follow without a park. Gives whether all of
+/// `frame` must be restored: IRETQ lets the vCPU forget instructions that it has fetched.
+///
+/// `is_in_trampoline`: the frame is that of a call from a patched site, as it came.
+pub fn depart(frame: &mut Frame, is_in_trampoline: bool) -> bool {
+    let mut rested = false;
+    while rest() {
+        rested = true; // and again: the next one may have begun
+    }
+    if !is_in_trampoline {
+        frame.regs.rip = physical(frame.regs.rip);
+    }
+    rested
+}
 
 /// A trap came from the SYSCALL before `rip`.
 pub fn visit(rip: u64) {
@@ -158,9 +242,11 @@ pub fn visit(rip: u64) {
     if !due || BUSY.swap(1, Ordering::Acquire) != 0 {
         return;
     }
-    let done = patch(rip, count == HOT);
-    if done.is_err() && count == HOT {
-        sites().seen.insert(rip, u8::MAX);
+    match patch(rip, count == HOT) {
+        // Another vCPU did not come out of the program: after some more traps.
+        Err(Errno::EAGAIN) => drop(sites().seen.insert(rip, HOT / 2)),
+        Err(_) if count == HOT => drop(sites().seen.insert(rip, u8::MAX)),
+        _ => {}
     }
     BUSY.store(0, Ordering::Release);
 }
@@ -193,28 +279,21 @@ fn patch(rip: u64, hot: bool) -> SysResult<()> {
     let plan = match load_before(&bytes, rip) {
         Some(plan) => plan,
         None if hot => movable_after(&bytes[9..], rip)?,
-        None => return Err(Errno::EAGAIN),
+        None => return Err(Errno::EINVAL), // when it is hot
     };
-    let moved = !plan.after.is_empty();
+    let moved = plan.after.len() as u64;
     let trampoline = place(plan.start, 64)?;
     let (code, resume) = assemble(trampoline, &plan);
     write_text(trampoline, &code)?;
     {
         let mut state = sites();
-        state.sites.insert(
-            rip,
-            Site {
-                start: plan.start,
-                resume,
-                moved,
-            },
-        );
+        state.sites.insert(rip, Site { resume, moved });
         state.resumes.insert(resume, rip);
     }
     let mut jump = alloc::vec![0xe9];
     jump.extend_from_slice(&(trampoline.wrapping_sub(plan.start + 5) as u32).to_le_bytes());
     jump.resize(plan.replaced, 0x90);
-    if let Err(error) = replace(plan.start, &jump) {
+    if let Err(error) = replace(plan.start, &jump, moved > 0) {
         space::current().sites.forget(rip, rip + 1);
         return Err(error);
     }
@@ -232,7 +311,7 @@ fn load_before(bytes: &[u8], rip: u64) -> Option<Plan> {
             bytes[at + 3],
         ]))
     };
-    let in_call = crate::sched::frame().regs.orig_rax;
+    let in_call = sched::frame().regs.orig_rax;
     // A prefix would make another instruction of it; the value is a second witness.
     let (len, start) = if bytes[..3] == [0x48, 0xc7, 0xc0] && number(3) == in_call {
         (7, 0)
@@ -369,6 +448,11 @@ fn place(site: u64, len: u64) -> SysResult {
 /// Writes to a page that is mapped executable, through the window.
 fn write_text(at: u64, bytes: &[u8]) -> SysResult<()> {
     own_text(at, bytes.len())?;
+    store_text(at, bytes)
+}
+
+/// The same for text that is this address space's own already.
+fn store_text(at: u64, bytes: &[u8]) -> SysResult<()> {
     for (i, &byte) in bytes.iter().enumerate() {
         let target = text_window(at + i as u64)?;
         // SAFETY: an own frame of this address space, reached through the window.
@@ -396,56 +480,48 @@ fn text_window(at: u64) -> SysResult {
     }
 }
 
-/// Replaces text that other vCPUs may execute at this moment.
-fn replace(at: u64, bytes: &[u8]) -> SysResult<()> {
+/// Replaces text that other vCPUs may be about to execute. `stands`: threads may stand inside of it.
+fn replace(at: u64, bytes: &[u8], stands: bool) -> SysResult<()> {
     own_text(at, bytes.len())?;
     let target = text_window(at)?;
     text_window(at + bytes.len() as u64 - 1)?;
     let offset = (at % 8) as usize;
-    if offset + bytes.len() <= 8 {
-        // One aligned store is seen whole.
-        let word = (target & !7) as *mut u64;
-        // SAFETY: as `write_text`; aligned, inside one page.
-        unsafe {
-            let mut image = word.read_volatile().to_le_bytes();
-            image[offset..offset + bytes.len()].copy_from_slice(bytes);
-            word.write_volatile(u64::from_le_bytes(image));
-        }
-        return Ok(());
+    if stands || offset + bytes.len() > 8 {
+        let _world = stop_others()?;
+        return store_text(at, bytes);
     }
-    // First a breakpoint, then the rest, then the first byte: who meets the breakpoint tries again.
-    WRITING.store(at, Ordering::SeqCst);
-    let result = write_text(at, &[0xcc]).and_then(|()| {
-        tables::barrier(space::current().tables);
-        write_text(at + 1, &bytes[1..])?;
-        tables::barrier(space::current().tables);
-        write_text(at, &bytes[..1])
-    });
-    tables::barrier(space::current().tables);
-    WRITING.store(0, Ordering::SeqCst);
-    result
-}
-
-/// A breakpoint exception: `true` when it is one of a site that is being written.
-pub fn breakpoint(frame: &mut Frame) -> bool {
-    let at = frame.regs.rip - 1;
-    let ours = WRITING.load(Ordering::SeqCst) == at || sites().sites.values().any(|site| site.start == at);
-    if ours {
-        frame.regs.rip = at;
+    // One aligned store is seen whole.
+    let word = (target & !7) as *mut u64;
+    // SAFETY: an own frame of this address space, reached through the window; aligned, inside one page.
+    unsafe {
+        let mut image = word.read_volatile().to_le_bytes();
+        image[offset..offset + bytes.len()].copy_from_slice(bytes);
+        word.write_volatile(u64::from_le_bytes(image));
     }
-    ours
+    Ok(())
 }
 
 /// The address in the original text for an address in a trampoline behind its call.
 #[must_use]
 pub fn logical(rip: u64) -> u64 {
-    sites().resumes.get(&rip).copied().unwrap_or(rip)
+    let state = sites();
+    let Some((&resume, &original)) = state.resumes.range(..=rip).next_back() else {
+        return rip;
+    };
+    let moved = state.sites.get(&original).map_or(0, |s| s.moved);
+    if rip == resume || rip - resume < moved {
+        original + (rip - resume)
+    } else {
+        rip
+    }
 }
 
 /// Where to go on for an address in the original text whose instruction was moved.
 #[must_use]
 pub fn physical(rip: u64) -> u64 {
     let state = sites();
-    let site = state.sites.get(&rip).filter(|s| s.moved);
-    site.map_or(rip, |s| s.resume)
+    match state.sites.range(..=rip).next_back() {
+        Some((&original, site)) if rip - original < site.moved => site.resume + (rip - original),
+        _ => rip,
+    }
 }

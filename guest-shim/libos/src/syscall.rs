@@ -219,9 +219,6 @@ mod enter {
             trace::call(entry, number, &args, value);
         }
         frame.regs.rax = value;
-        if trapped {
-            frame.regs.rip = patch::physical(frame.regs.rip);
-        }
     }
 }
 

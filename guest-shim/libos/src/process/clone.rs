@@ -239,7 +239,6 @@ fn prepare(what: &Clone, process: Arc<Process>, id: i32) -> SysResult<Arc<Thread
     let mut frame = *sched::frame();
     frame.regs.rax = 0;
     frame.regs.orig_rax = u64::MAX;
-    frame.regs.rip = crate::patch::physical(frame.regs.rip);
     if what.stack != 0 {
         frame.regs.rsp = what.stack;
     }

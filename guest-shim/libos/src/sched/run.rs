@@ -311,8 +311,10 @@ extern "C" fn first(thread: u64) -> ! {
         // As on Linux, an address that can't be written is not reported.
         let _ = crate::user::write(word, &thread.tid());
     }
-    // SAFETY: written by the creator before the thread was queued.
-    arch::resume(unsafe { &*thread.start_frame.get() })
+    // SAFETY: written by the creator before the thread was queued, and the thread's own since.
+    let frame = unsafe { &mut *thread.start_frame.get() };
+    crate::patch::depart(frame, false);
+    arch::resume(frame)
 }
 
 /// The thread that runs this. Valid until it ends, so not to be kept.
@@ -380,6 +382,16 @@ pub fn is_loaded(number: u32) -> bool {
 pub fn is_loaded_elsewhere(number: u32) -> bool {
     let me = arch::vcpu_index();
     (0..vcpus()).any(|i| i != me && VCPUS[i].space.load(Ordering::SeqCst) == number)
+}
+
+/// Whether vCPU `index` may be in a program in this address space. `false` stays so until it has passed
+/// [`crate::patch::depart`].
+pub fn may_run_program(index: usize, space: u32) -> bool {
+    let state = host_state(index);
+    let is_idle = [VcpuState::Halted, VcpuState::Polling, VcpuState::Offline]
+        .iter()
+        .any(|idle| *idle as u32 == state);
+    !is_idle && VCPUS[index].space.load(Ordering::SeqCst) == space
 }
 
 /// Remembers the frame of the system call that the running thread is in.

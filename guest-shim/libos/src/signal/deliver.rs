@@ -356,7 +356,6 @@ pub fn sigreturn(frame: &mut Frame) {
         Ok(mask) => {
             thread.signals.mask.store(mask & !UNBLOCKABLE, Ordering::Relaxed);
             *thread.signals.alt_stack.lock() = alt;
-            frame.regs.rip = crate::patch::physical(frame.regs.rip);
             thread.signals.full_restore.store(true, Ordering::Relaxed);
         }
         Err(_) => {

@@ -7,12 +7,13 @@ use cloak_abi::layout::KICK_VECTOR;
 use super::entry::{Frame, OwnTrap, fixup, must_not_park};
 use super::{panic_exit, vcpu_block, vcpu_index};
 use crate::mem::space::{Access, Fault};
-use crate::{host, sched, signal};
+use crate::{host, patch, sched, signal};
 
 /// A system call. Gives whether all registers must be restored from the frame.
 pub extern "C" fn syscall(frame: &mut Frame, trapped: u32) -> bool {
     crate::syscall::enter(frame, trapped != 0);
-    leave(frame)
+    let whole = leave(frame);
+    whole | patch::depart(frame, trapped == 0 && !whole)
 }
 
 /// What is due before the program goes on: pending interrupts, completions, signals. Gives whether the
@@ -44,6 +45,7 @@ pub extern "C" fn upcall_user(frame: &mut Frame) {
         exception(frame, vector, error, address);
     }
     leave(frame);
+    patch::depart(frame, false);
 }
 
 fn exception(frame: &mut Frame, vector: u64, error: u64, address: u64) {
@@ -52,9 +54,6 @@ fn exception(frame: &mut Frame, vector: u64, error: u64, address: u64) {
             Ok(()) => return,
             Err(fault) => return raise_fault(frame, address, error, fault),
         }
-    }
-    if vector == 3 && crate::patch::breakpoint(frame) {
-        return;
     }
     signal::raise_exception(frame, vector, error);
 }
