@@ -1,6 +1,7 @@
 //! The host side of a VM: the monitor ([`vm`], over [`kvm`]) and the OS service ([`os`]).
 
 pub mod doctor;
+pub mod jail;
 pub mod kvm;
 pub mod os;
 pub mod run;

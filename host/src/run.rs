@@ -15,6 +15,7 @@ use cloak_abi::layout::MAX_VCPUS;
 use cloak_abi::ring::Stat;
 use rustix::process::Resource;
 
+use crate::jail::calls;
 use crate::os::{self, Access, Root, SpawnConfig};
 use crate::vm::error::{Step, VmError};
 use crate::vm::{self, Options, Statistics};
@@ -128,6 +129,7 @@ pub fn run(options: RunOptions) -> Result<(Outcome, Statistics), VmError> {
         .stack_size(64 << 10)
         .spawn(watcher)
         .step("watching the OS service")?;
+    calls::close(&calls::VM)?;
     running.wait()
 }
 

@@ -8,6 +8,9 @@ use rustix::io::Errno;
 use rustix::process::{DumpableBehavior, Resource, Rlimit};
 
 use super::error::OsError;
+use crate::jail::files::{self, Granted};
+use crate::jail::{JailError, calls, privileges};
+
 use super::handover::{DOORBELL, Handover, LIFELINE, MARK, REGION, WAKES};
 use super::region::Region;
 use super::server::{Parts, Server};
@@ -45,8 +48,11 @@ fn serve(arguments: impl Iterator<Item = String>) -> Result<(), OsError> {
         .take(handover.vcpus)
         .map(|fd| inherited("taking a wake-up", fd));
     let wakes = wakes.collect::<Result<Vec<_>, _>>()?;
+    let roots = roots(&handover)?;
+    let granted: Vec<Granted<'_>> = roots.iter().map(granted).collect();
+    let rules = files::Rules::new(&granted).map_err(OsError::Jail)?;
     let parts = Parts {
-        table: table(&handover)?,
+        table: table(roots)?,
         doorbell: inherited("taking the doorbell", DOORBELL)?,
         lifeline: inherited("taking the lifeline", LIFELINE)?,
         region,
@@ -55,17 +61,35 @@ fn serve(arguments: impl Iterator<Item = String>) -> Result<(), OsError> {
     };
     let server = Server::new(parts)?;
     settle()?;
+    enter_jail(rules).map_err(OsError::Jail)?;
     server.run()
 }
 
-fn table(handover: &Handover) -> Result<Table, OsError> {
-    let limit = raise_file_limit().saturating_sub(OWN_DESCRIPTORS);
+/// The very last step: from here on nothing but the guest's requests is done.
+fn enter_jail(rules: files::Rules) -> Result<(), JailError> {
+    privileges::drop_capabilities(&privileges::KEPT)?;
+    rules.close()?;
+    calls::close(&calls::SERVICE)
+}
+
+fn granted(root: &Entry) -> Granted<'_> {
+    Granted {
+        file: root.as_fd(),
+        read_only: root.read_only,
+    }
+}
+
+fn roots(handover: &Handover) -> Result<Vec<Entry>, OsError> {
     let first_root = WAKES + handover.vcpus as i32;
     let roots = (0..handover.roots).map(|n| {
         let directory = sys::inherited(first_root + n as i32).map_err(OsError::at("taking a root"))?;
         root(directory, handover.read_only >> n & 1 != 0)
     });
-    let roots = roots.collect::<Result<Vec<_>, _>>()?;
+    roots.collect()
+}
+
+fn table(roots: Vec<Entry>) -> Result<Table, OsError> {
+    let limit = raise_file_limit().saturating_sub(OWN_DESCRIPTORS);
     Ok(Table::new(
         standard_streams().map_err(OsError::at("taking the standard streams"))?,
         roots,
@@ -142,7 +166,8 @@ fn settle() -> Result<(), OsError> {
     // Nobody of the same user reads or writes this process through procfs or ptrace.
     rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)
         .map_err(OsError::at("becoming undumpable"))?;
-    rustix::thread::set_no_new_privs(true).map_err(OsError::at("renouncing new privileges"))?;
+    privileges::no_new_privileges().map_err(OsError::Jail)?;
+    super::machine::open_memory_information();
     rustix::process::chdir("/").map_err(OsError::at("chdir to /"))?;
     let null = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())
         .map_err(OsError::at("opening /dev/null"))?;

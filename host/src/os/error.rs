@@ -43,6 +43,9 @@ pub enum OsError {
         /// Most allowed.
         most: usize,
     },
+    /// The jail could not be closed.
+    #[error("OS service: {0}")]
+    Jail(#[source] crate::jail::JailError),
     /// The hidden command line is not what [`super::spawn()`] writes.
     #[error("OS service: argument {0:?} was not written by this build")]
     Argument(String),

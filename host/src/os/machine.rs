@@ -1,5 +1,8 @@
 //! Clocks, the machine's load, job control.
 
+use std::os::fd::OwnedFd;
+use std::sync::OnceLock;
+
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::process::Signal;
@@ -44,11 +47,22 @@ pub fn sysinfo(call: &Call<'_>) -> Reply {
     Ok(().into())
 }
 
+/// `/proc/meminfo`, opened before the jail closes.
+static MEMORY: OnceLock<Option<OwnedFd>> = OnceLock::new();
+
+/// Opens what [`sysinfo`] reads. Where there is no procfs it says 0.
+pub fn open_memory_information() {
+    let open = || rustix::fs::open("/proc/meminfo", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).ok();
+    MEMORY.get_or_init(open);
+}
+
 /// `MemAvailable` in bytes; 0 when the kernel does not say.
 fn memory_available() -> Result<u64, Errno> {
-    let file = rustix::fs::open("/proc/meminfo", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
+    let Some(Some(file)) = MEMORY.get() else {
+        return Ok(0);
+    };
     let mut text = [0u8; 512];
-    let len = rustix::io::read(&file, &mut text)?;
+    let len = rustix::io::pread(file, &mut text, 0)?;
     let text = String::from_utf8_lossy(&text[..len]);
     let kilobytes = text.lines().find_map(|line| {
         line.strip_prefix("MemAvailable:")?

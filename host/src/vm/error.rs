@@ -43,6 +43,9 @@ pub enum VmError {
     /// Memory can't be sealed, or what the OS side gave back was not what it was given.
     #[error(transparent)]
     Memory(#[from] cloak_memory::MemoryError),
+    /// The monitor's jail could not be closed.
+    #[error(transparent)]
+    Jail(#[from] crate::jail::JailError),
     /// A volume's host side can't be opened.
     #[error("--volume: opening {path}: {source}", path = path.display())]
     Volume {

@@ -35,6 +35,7 @@ use self::phases::Phases;
 use self::resident::{Paging, Resident};
 use self::shared::SharedRegion;
 use self::vcpu::{Handle, Runner};
+use crate::jail;
 use crate::kvm::{self, Start};
 
 /// What to run, and in what.
@@ -239,6 +240,7 @@ impl Prepared {
             }
             None => None,
         };
+        jail::enter_monitor()?;
         let ticker = ticker::Ticker::start(shared.clone(), handles.clone(), clock)?;
         let mut running = Running {
             kvm_vm: vm,

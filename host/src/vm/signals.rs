@@ -41,17 +41,12 @@ pub fn block() {
     }
 }
 
-/// Ends this process by `signal` as if nothing handled it, without a core dump. Returns for signals that
-/// end nothing.
+/// Ends this process by `signal` as if nothing handled it (without a core dump: the monitor has forbidden that at
+/// its start). Returns for signals that end nothing.
 pub fn die_by(signal: u8) {
     let signal = libc::c_int::from(signal);
     // SAFETY: plain calls; a zeroed sigaction is SIG_DFL.
     unsafe {
-        let none = libc::rlimit {
-            rlim_cur: 0,
-            rlim_max: 0,
-        };
-        libc::setrlimit(libc::RLIMIT_CORE, &raw const none);
         let action: libc::sigaction = std::mem::zeroed();
         libc::sigaction(signal, &raw const action, std::ptr::null_mut());
         let mut set: libc::sigset_t = std::mem::zeroed();

@@ -1,0 +1,69 @@
+//! What the OS service and the monitor may still ask of the host once they have started.
+//!
+//! The OS service is not trusted by the program, and it carries out what the guest asks: whoever takes it over is to
+//! find nothing there but what the guest may use anyway. The monitor is trusted on plain KVM and reads what the OS
+//! service writes; once the VM runs it needs little. Each gives up, in this order, what it can't get back:
+//!
+//! | layer | OS service | monitor |
+//! |---|---|---|
+//! | privileges ([`privileges`]) | capabilities for files of others and low ports only, no new ones | the same |
+//! | files ([`files`], Landlock) | its mounts, as far as each may be changed | none |
+//! | calls ([`calls`], seccomp) | those that it uses | those that it uses |
+//!
+//! A call that is not in the table ends the process: it was made by nobody of ours. `docs/jail.md` shows the tables; a
+//! test compares the two, another tries every call.
+
+pub mod calls;
+pub mod files;
+pub mod privileges;
+
+/// Closes the monitor's jail around the calling thread and those that it starts: no file, no capability. Calls are
+/// closed when all is started ([`calls::close`]).
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn enter_monitor() -> Result<(), JailError> {
+    privileges::no_new_privileges()?;
+    privileges::drop_capabilities(&[])?;
+    files::Rules::new(&[])?.close()
+}
+
+/// Why a jail could not be closed. Nothing runs outside of it then.
+#[derive(Debug, thiserror::Error)]
+pub enum JailError {
+    /// A system call failed.
+    #[error("{step}: {source}")]
+    System {
+        /// What was being done.
+        step: &'static str,
+        /// Why it failed.
+        source: std::io::Error,
+    },
+    /// The filter is wrong, or the kernel knows no filters.
+    #[error("closing the system-call filter: {0} (CONFIG_SECCOMP_FILTER)")]
+    Calls(#[from] seccompiler::Error),
+    /// The filter could not be built.
+    #[error("building the system-call filter: {0}")]
+    Filter(#[from] seccompiler::BackendError),
+    /// Landlock refused.
+    #[error("closing the file rules: {0}")]
+    Files(#[from] landlock::RulesetError),
+}
+
+impl JailError {
+    pub(crate) fn last_os(step: &'static str) -> Self {
+        Self::System {
+            step,
+            source: std::io::Error::last_os_error(),
+        }
+    }
+}
+
+impl From<JailError> for std::io::Error {
+    fn from(error: JailError) -> Self {
+        Self::other(error)
+    }
+}
+
+#[cfg(test)]
+mod tests;

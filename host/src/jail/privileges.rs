@@ -1,0 +1,79 @@
+//! Capabilities, new privileges, limits.
+
+use super::JailError;
+
+/// Capabilities that stay, where the user has them: a root's files may belong to others (capabilities(7)).
+pub const KEPT: [(u32, &str); 5] = [
+    (0, "CAP_CHOWN"),
+    (1, "CAP_DAC_OVERRIDE"),
+    (3, "CAP_FOWNER"),
+    (4, "CAP_FSETID"),
+    (10, "CAP_NET_BIND_SERVICE"),
+];
+
+const CAPABILITY_VERSION_3: u32 = 0x2008_0522;
+
+#[repr(C)]
+struct Header {
+    version: u32,
+    pid: i32,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+struct Data {
+    effective: u32,
+    permitted: u32,
+    inheritable: u32,
+}
+
+/// Gives up every capability of the calling thread but `kept`, and for good: the bounding set goes, too.
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn drop_capabilities(kept: &[(u32, &str)]) -> Result<(), JailError> {
+    let mask = kept.iter().fold(0u64, |bits, (number, _)| bits | 1 << number);
+    let mut header = Header {
+        version: CAPABILITY_VERSION_3,
+        pid: 0,
+    };
+    let mut data = [Data::default(); 2];
+    // SAFETY: version 3 takes a header and two data words, which both are ours.
+    if unsafe { libc::syscall(libc::SYS_capget, &raw mut header, data.as_mut_ptr()) } < 0 {
+        return Err(JailError::last_os("reading capabilities (capget)"));
+    }
+    let may_drop = data[0].effective & 1 << 8 != 0; // CAP_SETPCAP
+    for number in (0..64).filter(|n| mask >> n & 1 == 0) {
+        // SAFETY: plain numbers.
+        let refused = unsafe { libc::prctl(libc::PR_CAPBSET_DROP, number, 0, 0, 0) } < 0;
+        let error = std::io::Error::last_os_error();
+        // EINVAL: this kernel has fewer. Without CAP_SETPCAP nothing can be gained later either: no new privileges.
+        if refused && may_drop && error.raw_os_error() != Some(libc::EINVAL) {
+            return Err(JailError::System {
+                step: "dropping capabilities (PR_CAPBSET_DROP)",
+                source: error,
+            });
+        }
+    }
+    for (half, word) in data.iter_mut().enumerate() {
+        word.permitted &= (mask >> (32 * half)) as u32;
+        word.effective = word.permitted;
+        word.inheritable = 0;
+    }
+    // SAFETY: as above; the data is only read.
+    if unsafe { libc::syscall(libc::SYS_capset, &raw mut header, data.as_ptr()) } < 0 {
+        return Err(JailError::last_os("giving up capabilities (capset)"));
+    }
+    Ok(())
+}
+
+/// No program that it could start would have more rights.
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn no_new_privileges() -> Result<(), JailError> {
+    rustix::thread::set_no_new_privs(true).map_err(|errno| JailError::System {
+        step: "renouncing new privileges",
+        source: errno.into(),
+    })
+}
