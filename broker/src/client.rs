@@ -30,13 +30,12 @@ use zeroize::Zeroizing;
 use crate::attester::{Attester, AttesterError};
 use crate::audit::Entry;
 use crate::jwe::{JweError, TeeKey};
-use crate::path::ResourcePath;
+use crate::path::{Listed, ResourcePath};
 use crate::protocol::{
     self, Attestation, AttestationToken, Challenge, CompositeEvidence, ErrorInformation, HashAlgorithm,
     PREFIX, Response, RuntimeData, SELECTED_HASH, SESSION_COOKIE, SUPPORTED_HASHES, primary_evidence,
     report_data,
 };
-use crate::store::Listed;
 use crate::tls::{self, TlsError};
 
 /// Largest answer that is read.

@@ -15,7 +15,7 @@ use postgres::Postgres;
 use sqlite::Sqlite;
 
 use crate::audit::{Decision, Entry, Head};
-use crate::path::ResourcePath;
+use crate::path::{Listed, ResourcePath};
 use crate::seal::Sealed;
 
 /// Version of the tables.
@@ -33,17 +33,6 @@ pub struct Row {
     pub policy: Option<String>,
     /// The secret, sealed for its path, version and policy.
     pub sealed: Sealed,
-}
-
-/// What a list says of a secret.
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-pub struct Listed {
-    /// Its name.
-    pub path: ResourcePath,
-    /// Its version.
-    pub version: u64,
-    /// Whether it has a policy.
-    pub policy: bool,
 }
 
 /// A change to the secrets. `expected` is the version that the caller saw; with another one there, nothing happens.

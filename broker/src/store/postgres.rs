@@ -4,9 +4,9 @@
 use tokio::sync::Mutex;
 use tokio_postgres::{Client, NoTls, Transaction};
 
-use super::{Change, Committed, Job, Listed, Row, SCHEMA, StoreError, digest, number, path, signed};
+use super::{Change, Committed, Job, Row, SCHEMA, StoreError, digest, number, path, signed};
 use crate::audit::{Entry, Head};
-use crate::path::ResourcePath;
+use crate::path::{Listed, ResourcePath};
 use crate::seal::Sealed;
 
 /// The lock makes two brokers that start together on an empty database do so one after the other.

@@ -7,10 +7,10 @@ use std::time::Duration;
 use rusqlite::{Connection, OptionalExtension as _, Transaction, TransactionBehavior, params};
 
 use super::{
-    Change, Committed, Job, Listed, Row, SCHEMA, StoreError, blocking, digest, number, path, signed,
+    Change, Committed, Job, Row, SCHEMA, StoreError, blocking, digest, number, path, signed,
 };
 use crate::audit::{Entry, Head};
-use crate::path::ResourcePath;
+use crate::path::{Listed, ResourcePath};
 use crate::seal::Sealed;
 
 const TABLES: &str = "
