@@ -125,10 +125,12 @@ impl Client {
             .ok_or_else(wrong)?
             .trim_start_matches('[')
             .trim_end_matches(']');
+        let mut tls = tls::client(roots)?;
+        tls.alpn_protocols = vec![b"http/1.1".to_vec()];
         Ok(Self {
             host: host.to_owned(),
             port: uri.port_u16().unwrap_or(443),
-            tls: TlsConnector::from(Arc::new(tls::client(roots)?)),
+            tls: TlsConnector::from(Arc::new(tls)),
             connection: None,
         })
     }

@@ -55,7 +55,7 @@ pub(crate) fn server(certificate: &Path, key: &Path) -> Result<rustls::ServerCon
     Ok(config)
 }
 
-/// The guest's end, which trusts the certificates in `roots`.
+/// A client's end, which trusts the certificates in `roots`.
 pub(crate) fn client(roots: &Path) -> Result<ClientConfig, TlsError> {
     let mut store = RootCertStore::empty();
     // A system's bundle may hold certificates that are not understood here.
@@ -67,10 +67,8 @@ pub(crate) fn client(roots: &Path) -> Result<ClientConfig, TlsError> {
         });
     }
     let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let mut config = ClientConfig::builder_with_provider(provider)
+    Ok(ClientConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&TLS13])?
         .with_root_certificates(store)
-        .with_no_client_auth();
-    config.alpn_protocols = vec![b"http/1.1".to_vec()];
-    Ok(config)
+        .with_no_client_auth())
 }
