@@ -3,8 +3,10 @@
 
 use cloak_broker::jwe::{Recipient, TeeKey};
 use cloak_broker::protocol::{
-    Attestation, Challenge, ErrorInformation, HashAlgorithm, Request, Response, Tee, read_primary_evidence, report_data,
+    Attestation, Challenge, ErrorInformation, HashAlgorithm, Request, Response, Tee, read_primary_evidence,
+    report_data,
 };
+use cloak_fuzz_seeds::{own_folder, plant};
 use libfuzzer_sys::fuzz_target;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -17,7 +19,7 @@ fn read<T: DeserializeOwned + Serialize>(bytes: &[u8]) -> Option<T> {
     Some(body)
 }
 
-fuzz_target!(|bytes: &[u8]| {
+fuzz_target!(init: plant(|| own_folder("broker/tests/golden")), |bytes: &[u8]| {
     if let Some(request) = read::<Request>(bytes) {
         let _ = (request.version_fits(), request.hash_algorithm(), Tee::from_name(&request.tee));
     }

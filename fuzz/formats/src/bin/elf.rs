@@ -1,10 +1,11 @@
 //! The libos's reader of program files: an error or a description within its limits, never a panic.
 #![no_main]
 
+use cloak_fuzz_seeds::{machine, plant};
 use cloak_libos::errno::Errno;
 use cloak_libos::process::elf;
 
-libfuzzer_sys::fuzz_target!(|file: &[u8]| {
+libfuzzer_sys::fuzz_target!(init: plant(|| machine("/bin/true")), |file: &[u8]| {
     let parsed = elf::parse(|offset, out| {
         let from = usize::try_from(offset).map_err(|_| Errno::EIO)?;
         let end = from.checked_add(out.len()).ok_or(Errno::EIO)?;
