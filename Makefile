@@ -8,7 +8,7 @@
 #   make bench         Cloak beside native and its peers; writes docs/benchmarks.md
 #   make test-suites   the long suites under tests/suites
 #   make suite-broker  one of them: the key broker against its OpenAPI document and a guest in Python
-#   make bench-attestation  verification and the key broker, beside their peers
+#   make bench-attestation  verification and the key broker, beside their peers; writes docs/attestation-benchmarks.md
 #   make examples      the examples under examples/, run
 #   make fuzz          every fuzz target for FUZZ_SECONDS
 #   make packages      what the tests need from Debian
@@ -53,13 +53,13 @@ test-suites: build
 	scripts/install-test-packages --suites
 	tests/suites/run
 
+# It runs nothing under Cloak, so it needs no launcher.
 suite-broker:
 	$(CARGO) build --release --locked --package cloak-broker
-	CLOAK_KBS=$(CURDIR)/target/release/cloak-kbs tests/suites/broker/suite
+	CLOAK_BIN=$(CURDIR)/target/release/cloak-kbs CLOAK_KBS=$(CURDIR)/target/release/cloak-kbs tests/suites/run broker
 
 bench-attestation:
-	$(CARGO) bench --locked --package cloak-attestation
-	$(CARGO) bench --locked --package cloak-broker
+	$(CARGO) run --release --locked --package cloak-bench --bin cloak-bench-attestation -- docs/attestation-benchmarks.md
 
 examples: program
 	$(CARGO) build --release --locked --package cloak-attestation --features ratls,sim --example ratls

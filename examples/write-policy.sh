@@ -21,7 +21,13 @@ pages = 16
 [snp.boot]
 rip = 0x100000
 IMAGE
-echo 'program = "/usr/bin/server"' >"$here/cloak.toml"
+cat >"$here/cloak.toml" <<'MANIFEST'
+version = 1
+name = "server"
+
+[program]
+path = "/usr/bin/server"
+MANIFEST
 
 show "$CLOAK" measure --platform snp --cpus 2 "$here/image.toml"
 show "$CLOAK" measure --platform tdx "$here/image.toml"

@@ -7,6 +7,7 @@ use std::path::Path;
 
 use cloak_attestation::measure::Image;
 use cloak_attestation::policy::policy_for;
+use cloak_manifest::Manifest;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut arguments = std::env::args().skip(1);
@@ -16,7 +17,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let image = Image::load(Path::new(&image))?;
     let snp = BTreeSet::from([image.snp_measurement(1)?]);
     let mrtd = BTreeSet::from([image.mrtd()?]);
-    let policy = policy_for(&image.name, &image.release, &std::fs::read(manifest)?, snp, mrtd);
+    let manifest = Manifest::parse(&std::fs::read(manifest)?)?.canonical()?;
+    let policy = policy_for(&image.name, &image.release, manifest.as_bytes(), snp, mrtd);
     print!("{}", policy.to_toml()?);
     Ok(())
 }

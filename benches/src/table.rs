@@ -1,5 +1,6 @@
 //! The table, as Markdown, and the document it goes into.
 
+use crate::machine;
 use crate::peer::Peer;
 use crate::results::Results;
 use crate::rows::{ROWS, Row, Target};
@@ -83,15 +84,20 @@ fn shown(figure: f64, unit: &str) -> String {
     format!("{figure:.digits$}{unit}")
 }
 
-/// The whole document; the notes of the `old` one are kept.
-pub fn document(table: &str, machine: &str, when: &str, rounds: usize, old: &str) -> String {
-    let notes = old.find(NOTES).map_or("", |at| old[at + NOTES.len()..].trim());
-    let notes = if notes.is_empty() { "None yet." } else { notes };
+/// What stands above the table of `make bench`.
+pub fn introduction(rounds: usize) -> String {
     format!(
         "# Benchmarks\n\n`make bench` wrote this page: medians of {rounds} interleaved rounds, each figure with its ratio to \
-         native in the same run. Costs are better when smaller, rates (`/s`) when larger. A figure in bold reaches what it has to.\n\n\
-         Measured on {when}: {machine}\n\n{table}\n{NOTES}\n\n{notes}\n"
+         native in the same run. Costs are better when smaller, rates (`/s`) when larger. A figure in bold reaches what it has to."
     )
+}
+
+/// The whole document; the notes of the `old` one are kept.
+pub fn document(introduction: &str, figures: &str, machine: &str, old: &str) -> String {
+    let notes = old.find(NOTES).map_or("", |at| old[at + NOTES.len()..].trim());
+    let notes = if notes.is_empty() { "None yet." } else { notes };
+    let when = machine::when();
+    format!("{introduction}\n\nMeasured on {when}: {machine}\n\n{figures}\n{NOTES}\n\n{notes}\n")
 }
 
 #[cfg(test)]
@@ -120,11 +126,12 @@ mod tests {
 
     #[test]
     fn notes_survive() {
-        let first = document("TABLE", "a machine", "a day", 3, "");
+        let first = document("ABOVE", "TABLE", "a machine", "");
         let edited = first.replace("None yet.", "pread is slow because of X.");
+        let second = document("ABOVE", "OTHER", "a machine", &edited);
         assert!(
-            document("OTHER", "a machine", "a day", 3, &edited)
-                .ends_with("## Notes\n\npread is slow because of X.\n")
+            second.ends_with("OTHER\n## Notes\n\npread is slow because of X.\n"),
+            "{second}"
         );
     }
 }

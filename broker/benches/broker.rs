@@ -1,7 +1,7 @@
 //! How many guests a broker serves: attest and get, whole, over TLS, with every decision on the disk before its answer.
 //!
-//! `cargo bench -p cloak-broker`: p50 and p99 of one exchange, and exchanges a second, for one guest after another and
-//! for many at once. Guests and broker share the machine's processors, and the guests' own work (keys, evidence, TLS)
+//! `make bench-attestation` runs it and keeps the table: p50 and p99 of one exchange, and exchanges a second, for one guest
+//! after another and for many at once. Guests and broker share the machine's processors, and the guests' own work (keys, evidence, TLS)
 //! is part of the figures. A connection is kept for all exchanges of a guest.
 
 use std::path::{Path, PathBuf};
@@ -115,15 +115,20 @@ async fn measure(name: &str, guests: usize, url: &str, roots: &Path, attester: &
     let rate = done.load(Ordering::Relaxed) as f64 / begin.elapsed().as_secs_f64();
     times.sort_unstable();
     let (p50, p99) = (times[times.len() / 2], times[times.len() * 99 / 100]);
-    println!("{name:26} {guests:>7} {p50:>10.1?} {p99:>10.1?} {rate:>10.0}");
+    println!("| {name} | {guests} | {p50:.1?} | {p99:.1?} | {rate:.0} |");
 }
 
-#[tokio::main]
-async fn main() {
+fn main() {
     let keep = tempfile::tempdir().expect("a folder");
     let folder = keep.path().join("kbs");
     let key = SigningKey::generate();
+    // The command has a runtime of its own.
     let policy = init(&folder, &key);
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+    runtime.block_on(serve_and_measure(&folder, key, policy));
+}
+
+async fn serve_and_measure(folder: &Path, key: SigningKey, policy: String) {
     let running = start(Config::load(&folder.join("kbs.toml")).expect("a configuration"))
         .await
         .expect("it serves");
@@ -140,10 +145,8 @@ async fn main() {
         manifest_digest: Bytes32::ZERO,
     });
     let simulated: Arc<dyn Attester> = Arc::new(Simulated(TdxWorld::new(Timestamp::now()).expect("a world")));
-    println!(
-        "{:26} {:>7} {:>10} {:>10} {:>10}",
-        "attest and get", "guests", "p50", "p99", "per second"
-    );
+    println!("| evidence | guests at a time | p50 | p99 | exchanges a second |");
+    println!("|---|---|---|---|---|");
     for (name, attester) in [
         ("software evidence", &software),
         ("simulated TDX quote", &simulated),

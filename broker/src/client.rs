@@ -30,13 +30,12 @@ use zeroize::Zeroizing;
 use crate::attester::{Attester, AttesterError};
 use crate::audit::Entry;
 use crate::jwe::{JweError, TeeKey};
-use crate::path::ResourcePath;
+use crate::path::{Listed, ResourcePath};
 use crate::protocol::{
     self, Attestation, AttestationToken, Challenge, CompositeEvidence, ErrorInformation, HashAlgorithm,
     PREFIX, Response, RuntimeData, SELECTED_HASH, SESSION_COOKIE, SUPPORTED_HASHES, primary_evidence,
     report_data,
 };
-use crate::store::Listed;
 use crate::tls::{self, TlsError};
 
 /// Largest answer that is read.
@@ -126,10 +125,12 @@ impl Client {
             .ok_or_else(wrong)?
             .trim_start_matches('[')
             .trim_end_matches(']');
+        let mut tls = tls::client(roots)?;
+        tls.alpn_protocols = vec![b"http/1.1".to_vec()];
         Ok(Self {
             host: host.to_owned(),
             port: uri.port_u16().unwrap_or(443),
-            tls: TlsConnector::from(Arc::new(tls::client(roots)?)),
+            tls: TlsConnector::from(Arc::new(tls)),
             connection: None,
         })
     }

@@ -20,6 +20,9 @@ pub struct Config {
     pub listen: SocketAddr,
     /// `sqlite:PATH` or `postgres://USER@HOST/NAME`.
     pub database: String,
+    /// Roots, PEM, that PostgreSQL's certificate has to come from. With it connections are encrypted or not made.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub database_ca: Option<PathBuf>,
     /// Root key, 64 hexadecimal digits, for its owner only.
     pub root_key: PathBuf,
     /// Key that signs tokens: PKCS#8 PEM on P-256, for its owner only.
@@ -157,7 +160,11 @@ impl Config {
             &mut self.admin_token_digest,
             &mut self.attestation_policy,
         ];
-        for file in files.into_iter().chain(&mut self.collateral) {
+        for file in files
+            .into_iter()
+            .chain(&mut self.collateral)
+            .chain(&mut self.database_ca)
+        {
             *file = folder.join(&file);
         }
         if let Some(file) = self.database.strip_prefix("sqlite:") {

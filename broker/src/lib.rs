@@ -24,6 +24,7 @@
 
 pub mod attester;
 pub mod audit;
+#[cfg(feature = "server")]
 pub mod cli;
 pub mod client;
 pub mod config;
@@ -31,9 +32,12 @@ pub mod jwe;
 pub mod path;
 pub mod protocol;
 pub mod random;
+#[cfg(feature = "server")]
 pub mod seal;
+#[cfg(feature = "server")]
 pub mod server;
 pub mod session;
+#[cfg(feature = "server")]
 pub mod store;
 mod tls;
 

@@ -13,6 +13,17 @@ const MAX_PART: usize = 128;
 #[serde(try_from = "String", into = "String")]
 pub struct ResourcePath(String);
 
+/// What a list says of a secret.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Listed {
+    /// Its name.
+    pub path: ResourcePath,
+    /// Its version.
+    pub version: u64,
+    /// Whether it has a policy.
+    pub policy: bool,
+}
+
 /// A text that names no secret.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(

@@ -3,10 +3,10 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::version::TLS13;
-use rustls::{ClientConfig, RootCertStore, ServerConfig};
+use rustls::{ClientConfig, RootCertStore};
 
 /// Why TLS cannot be set up.
 #[derive(Debug, thiserror::Error)]
@@ -39,14 +39,15 @@ fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
 }
 
 /// The broker's end.
-pub(crate) fn server(certificate: &Path, key: &Path) -> Result<ServerConfig, TlsError> {
+#[cfg(feature = "server")]
+pub(crate) fn server(certificate: &Path, key: &Path) -> Result<rustls::ServerConfig, TlsError> {
     let chain = certificates(certificate)?;
-    let key = PrivateKeyDer::from_pem_file(key).map_err(|error| TlsError::File {
+    let key = rustls::pki_types::PrivateKeyDer::from_pem_file(key).map_err(|error| TlsError::File {
         path: key.to_owned(),
         problem: error.to_string(),
     })?;
     let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let mut config = ServerConfig::builder_with_provider(provider)
+    let mut config = rustls::ServerConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&TLS13])?
         .with_no_client_auth()
         .with_single_cert(chain, key)?;
@@ -54,7 +55,7 @@ pub(crate) fn server(certificate: &Path, key: &Path) -> Result<ServerConfig, Tls
     Ok(config)
 }
 
-/// The guest's end, which trusts the certificates in `roots`.
+/// A client's end, which trusts the certificates in `roots`.
 pub(crate) fn client(roots: &Path) -> Result<ClientConfig, TlsError> {
     let mut store = RootCertStore::empty();
     // A system's bundle may hold certificates that are not understood here.
@@ -66,10 +67,8 @@ pub(crate) fn client(roots: &Path) -> Result<ClientConfig, TlsError> {
         });
     }
     let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let mut config = ClientConfig::builder_with_provider(provider)
+    Ok(ClientConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&TLS13])?
         .with_root_certificates(store)
-        .with_no_client_auth();
-    config.alpn_protocols = vec![b"http/1.1".to_vec()];
-    Ok(config)
+        .with_no_client_auth())
 }

@@ -4,6 +4,8 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use cloak_manifest::{Manifest, ManifestError};
+
 use crate::evidence::EvidenceError;
 use crate::measure::ImageError;
 use crate::policy::PolicyError;
@@ -56,6 +58,14 @@ pub enum CommandError {
         /// Why.
         source: Box<PolicyError>,
     },
+    /// A file with a manifest that is none.
+    #[error("{path}: {source}")]
+    Manifest {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: Box<ManifestError>,
+    },
     /// An image that cannot be measured.
     #[error(transparent)]
     Image(#[from] ImageError),
@@ -84,4 +94,16 @@ pub(super) fn read(path: &Path) -> Result<Vec<u8>, CommandError> {
         path: path.to_owned(),
         source,
     })
+}
+
+/// A manifest in its canonical form, of which a machine is launched with the digest. How the file is written does not count.
+pub(super) fn read_manifest(path: &Path) -> Result<Vec<u8>, CommandError> {
+    let bytes = read(path)?;
+    let canonical = Manifest::parse(&bytes).and_then(|manifest| manifest.canonical());
+    canonical
+        .map(String::into_bytes)
+        .map_err(|source| CommandError::Manifest {
+            path: path.to_owned(),
+            source: Box::new(source),
+        })
 }

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use clap::{Args, Subcommand};
 
 use super::measure::Platform;
-use super::outcome::{CommandError, Outcome, conclude, read};
+use super::outcome::{CommandError, Outcome, conclude, read, read_manifest};
 use crate::measure::Image;
 use crate::policy::{Policy, json_schema, policy_for};
 
@@ -61,7 +61,7 @@ impl PolicyArgs {
 
 impl InitArgs {
     fn write(&self, out: &mut dyn Write) -> Result<Outcome, CommandError> {
-        let manifest = read(&self.manifest)?;
+        let manifest = read_manifest(&self.manifest)?;
         let image = Image::load(&self.image)?;
         let mut snp = BTreeSet::new();
         let mut tdx = BTreeSet::new();

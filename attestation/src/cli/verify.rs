@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use clap::Args;
 use serde_json::json;
 
-use super::outcome::{CommandError, Outcome, conclude, read};
+use super::outcome::{CommandError, Outcome, conclude, read, read_manifest};
 use crate::bytes::Bytes64;
 use crate::evidence::{Companions, Evidence, EvidenceError};
 use crate::time::Timestamp;
@@ -42,6 +42,9 @@ pub struct VerifyArgs {
     /// Manifest whose digest the machine was launched with.
     #[arg(long, value_name = "FILE")]
     manifest: Option<PathBuf>,
+    /// What another system launched the machine with the digest of, as it is.
+    #[arg(long, value_name = "FILE", conflicts_with = "manifest")]
+    init_data: Option<PathBuf>,
     /// Print the verdict as JSON.
     #[arg(long)]
     json: bool,
@@ -113,6 +116,9 @@ impl VerifyArgs {
             companions.add_collateral(&read(path)?).map_err(blame(path))?;
         }
         if let Some(path) = &self.manifest {
+            companions.add_manifest(read_manifest(path)?);
+        }
+        if let Some(path) = &self.init_data {
             companions.add_manifest(read(path)?);
         }
         Evidence::read(&read(&self.evidence)?, companions).map_err(blame(&self.evidence))

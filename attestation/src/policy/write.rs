@@ -8,7 +8,8 @@ use super::{Policy, Reference};
 use crate::bytes::{Bytes32, Bytes48};
 use crate::evidence::EvidenceKind;
 
-/// Default policy plus one reference value: the measurements given, and the digests of `manifest`.
+/// Default policy plus one reference value: the measurements given, and the digests of `manifest`, which has to be the
+/// form that a machine is launched with: the canonical one of `cloak-manifest`.
 ///
 /// A platform without a measurement is left out of `platforms`.
 pub fn policy_for(

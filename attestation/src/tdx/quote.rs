@@ -19,6 +19,10 @@ const INTEL_QE: [u8; 16] = [
 ];
 const QE_REPORT_CERTIFICATION: u16 = 6;
 const PCK_CHAIN: u16 = 5;
+// What names a PCK certificate instead (`sgx_quote_3.h`): PPID, in plain or encrypted for Intel, CPUSVN, PCESVN, PCEID.
+const PPID: u16 = 1;
+const PPID_FOR_RSA_2048: u16 = 2;
+const PPID_FOR_RSA_3072: u16 = 3;
 
 /// Why bytes are not a TDX quote.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -214,15 +218,25 @@ fn parse_signature_data(bytes: &[u8]) -> Result<Option<Vec<Vec<u8>>>, QuoteError
     let kind = inner.u16("the PCK certification type")?;
     let certificates = inner.sized_u32("the PCK chain")?;
     inner.end("the certification data")?;
-    match kind {
-        PCK_CHAIN => Ok(Some(canonical_pem_chain(certificates)?)),
-        // Other types name the certificate; the collateral has to bring it.
-        1..=4 => Ok(None),
-        _ => Err(QuoteError::Unknown {
-            what: "PCK certification type",
-            found: kind.to_string(),
-        }),
-    }
+    let ppid_bytes = match kind {
+        PCK_CHAIN => return Ok(Some(canonical_pem_chain(certificates)?)),
+        PPID => 16,
+        PPID_FOR_RSA_2048 => 256,
+        PPID_FOR_RSA_3072 => 384,
+        _ => {
+            return Err(QuoteError::Unknown {
+                what: "PCK certification type",
+                found: kind.to_string(),
+            });
+        }
+    };
+    // These types name the certificate, and the collateral has to bring it. No signature covers type and size, so they
+    // have to fit each other: else one type could be changed into another.
+    let mut name = Reader(certificates);
+    name.take(ppid_bytes, "the PPID")?;
+    name.take(16 + 2 + 2, "CPUSVN, PCESVN and PCEID")?;
+    name.end("the PCK certification data")?;
+    Ok(None)
 }
 
 /// Reads a chain and checks that writing it again gives the same text.

@@ -8,6 +8,7 @@ use cloak_attestation::cli::{MeasureArgs, Outcome, PolicyArgs, VerifyArgs};
 use cloak_attestation::evidence::Attestation;
 use cloak_attestation::sim::{QuoteFields, TdxWorld};
 use cloak_attestation::time::Timestamp;
+use cloak_manifest::Manifest;
 use serde_json::Value;
 
 use crate::vectors::{dcap_qvl, sev, sev_milan};
@@ -150,10 +151,80 @@ fn what_is_no_evidence_is_not_judged() {
     assert!(wrong.err.contains("allow_everything"), "{}", wrong.err);
 }
 
+const MANIFEST: &str = include_str!("../../../manifest/tests/full.toml");
+
+/// What is measured and what evidence is judged by is what a manifest says, however its file is written.
+#[test]
+fn spacing_and_comments_of_a_manifest_do_not_count() {
+    let folder = Folder::new("canonical");
+    let image = folder.put(
+        "image.toml",
+        "version = 1\nname = \"shim\"\nrelease = \"1\"\n[[region]]\ngpa = 0x100000\nkind = \"zero\"\npages = 1\n\
+         [snp.boot]\nrip = 0x100000\n",
+    );
+    let init = |manifest: &str| cloak(&["policy", "init", "--for", manifest, "--image", &image]);
+    let plain = folder.put("cloak.toml", MANIFEST);
+    let canonical = folder.put(
+        "canonical.toml",
+        include_str!("../../../manifest/tests/full.canonical.toml"),
+    );
+    let commented = folder.put("commented.toml", format!("# a comment\n\n{MANIFEST}"));
+    let policy = init(&plain);
+    assert_eq!(policy.outcome, Outcome::Verified, "{}", policy.err);
+    assert_eq!(init(&canonical).out, policy.out);
+    assert_eq!(init(&commented).out, policy.out);
+
+    let world = TdxWorld::new(Timestamp(1_780_000_000)).unwrap();
+    let fields = QuoteFields {
+        mr_config_id: Manifest::parse(MANIFEST.as_bytes())
+            .unwrap()
+            .digests()
+            .unwrap()
+            .sha384
+            .0
+            .into(),
+        ..QuoteFields::default()
+    };
+    let evidence = Attestation::SimulatedTdx(world.attest(&fields, &world.spec()).unwrap());
+    let evidence = folder.put(
+        "evidence.cbor",
+        cloak_attestation::Evidence::from(evidence).to_cbor(),
+    );
+    let policy = folder.put("simulated.toml", "platforms = [\"simulated-tdx\"]");
+    let verify = |option: &str, file: &str| {
+        cloak(&[
+            "verify",
+            &evidence,
+            "--policy",
+            &policy,
+            "--at",
+            "1780000000",
+            option,
+            file,
+        ])
+    };
+    assert_eq!(verify("--manifest", &commented).outcome, Outcome::Verified);
+    assert_eq!(verify("--init-data", &canonical).outcome, Outcome::Verified);
+    let raw = verify("--init-data", &commented);
+    assert!(
+        raw.outcome == Outcome::Refused && raw.out.contains("evidence.manifest.mismatch"),
+        "{}",
+        raw.out
+    );
+    let none = folder.put("none.toml", "program = \"/bin/true\"");
+    for ran in [init(&none), verify("--manifest", &none)] {
+        assert!(
+            ran.outcome == Outcome::Unjudged && ran.err.contains("none.toml"),
+            "{}",
+            ran.err
+        );
+    }
+}
+
 #[test]
 fn a_written_policy_accepts_what_was_measured() {
     let folder = Folder::new("init");
-    let manifest = folder.put("cloak.toml", "program = \"/bin/true\"");
+    let manifest = folder.put("cloak.toml", MANIFEST);
     folder.put("kernel.bin", [7; 5000]);
     let image = folder.put(
         "image.toml",
@@ -181,6 +252,9 @@ fn a_written_policy_accepts_what_was_measured() {
         mrtd["measurement"]
     );
     assert!(policy.require_reference && reference.snp_measurement.len() == 2);
+    let digests = Manifest::parse(MANIFEST.as_bytes()).unwrap().digests().unwrap();
+    assert_eq!(reference.host_data, [digests.sha256.0.into()].into());
+    assert_eq!(reference.mr_config_id, [digests.sha384.0.into()].into());
     let file = folder.put("policy.toml", &written.out);
     assert_eq!(cloak(&["policy", "check", &file]).out, written.out);
     assert!(serde_json::from_str::<Value>(&cloak(&["policy", "schema"]).out).is_ok());

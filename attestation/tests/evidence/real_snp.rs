@@ -1,7 +1,9 @@
 //! Real SNP reports of three products and three versions, judged at the times at which their keys were valid.
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use cloak_attestation::evidence::{Companions, SnpEvidence};
-use cloak_attestation::snp::{Product, Vek, VekKind};
+use cloak_attestation::snp::{Product, Vek, VekKind, pinned_roots};
 use cloak_attestation::verdict::Claims;
 use cloak_attestation::x509::Cert;
 use cloak_attestation::{Evidence, Policy};
@@ -175,6 +177,74 @@ fn certificates_without_a_report_are_read() {
     };
     let enarx = Vek::from_cert(&Cert::from_der(&enarx).unwrap()).unwrap();
     assert_eq!((enarx.product, enarx.hwid.unwrap().len()), (Product::Milan, 64));
+}
+
+/// Under another machine's key a report is refused, but not for the key's chain, as long as its dates last.
+#[test]
+fn endorsement_keys_that_came_without_a_report_have_good_chains() {
+    let turin = Some(sev("tests/certs_data/vcek_turin.der"));
+    let dates = [
+        (turin, "2024-11-06", "2031-11-06", "2031-11-08"),
+        (shared("enarx/vcek.der"), "2021-10-22", "2028-10-22", "2028-10-24"),
+    ];
+    for (vek, early, last, late) in dates {
+        let Some(vek) = vek else { continue };
+        let evidence = snp_evidence(SnpEvidence {
+            vek: Some(vek),
+            ..sev_milan()
+        });
+        let of_the_chain = |time: &str| {
+            let mut codes = codes(judge(&Policy::default(), &evidence, time));
+            assert!(codes.contains(&"snp.report.signature"), "{codes:?}");
+            codes.retain(|code| code.starts_with("chain."));
+            codes
+        };
+        assert_eq!(of_the_chain(early), ["chain.not-yet-valid"]);
+        assert_eq!(of_the_chain(last), Vec::<&str>::new());
+        assert_eq!(of_the_chain(late), ["chain.expired"]);
+    }
+}
+
+#[test]
+fn the_collections_chains_are_the_pinned_ones() {
+    let asvks: [&[u8]; 3] = [
+        include_bytes!("../../src/snp/roots/asvk_milan.pem"),
+        include_bytes!("../../src/snp/roots/asvk_genoa.pem"),
+        include_bytes!("../../src/snp/roots/asvk_turin.pem"),
+    ];
+    let files = [
+        ("milan", "ask_ark_milan.pem", "ask_ark_milan_vlek.pem"),
+        ("genoa", "ask_ark_genoa.pem", "ask_ark_genoa_vlek.pem"),
+        ("turin", "ask_ark_turin_vcek.pem", "ask_ark_turin_vlek.pem"),
+    ];
+    for ((product, vcek, vlek), asvk) in files.into_iter().zip(asvks) {
+        let (Some(vcek), Some(vlek)) = (
+            shared(&format!("go-sev-guest/{vcek}")),
+            shared(&format!("go-sev-guest/{vlek}")),
+        ) else {
+            continue;
+        };
+        // The authority comes first, then the root.
+        let chain = |pem: &[u8]| -> Vec<Cert> {
+            let text = String::from_utf8(pem.to_vec()).unwrap();
+            // Some lines are longer than PEM's, so the text is read by hand.
+            text.split("-----BEGIN CERTIFICATE-----")
+                .skip(1)
+                .map(|rest| rest.split_once("-----END").unwrap().0)
+                .map(|base64| STANDARD.decode(base64.replace(['\r', '\n'], "")).unwrap())
+                .map(|der| Cert::from_der(&der).unwrap())
+                .collect()
+        };
+        for (pem, authority) in [
+            (&vcek, shared(&format!("sev-crate/builtin_{product}_ask.pem"))),
+            (&vlek, Some(asvk.to_vec())),
+        ] {
+            let certs = chain(pem);
+            assert!(pinned_roots().any(|root| root == certs[1].der()), "{product}");
+            let authority = Cert::from_der_or_pem(&authority.unwrap()).unwrap();
+            assert_eq!(certs[0].der(), authority.der(), "{product}");
+        }
+    }
 }
 
 #[test]

@@ -165,8 +165,13 @@ fn reference_values_have_to_fit_as_a_whole() {
     assert_eq!(codes(judge_with(halves)), ["reference.unknown"]);
 }
 
+/// Quotes that came without collateral: nothing but that is wrong with them.
 #[test]
-fn a_quote_in_hexadecimal_is_read() {
-    let evidence = Evidence::read(&dcap_qvl("sample/tdx-quote.hex"), Default::default()).unwrap();
-    assert_eq!(evidence.kind(), cloak_attestation::EvidenceKind::Tdx);
+fn quotes_in_hexadecimal_are_read_and_lack_only_their_collateral() {
+    for name in ["tdx-quote.hex", "quote-from-tappd.hex"] {
+        let evidence = Evidence::read(&dcap_qvl(&format!("sample/{name}")), Default::default()).unwrap();
+        assert_eq!(evidence.kind(), cloak_attestation::EvidenceKind::Tdx);
+        let refused = codes(judge(&Policy::default(), &evidence, "1750400000"));
+        assert_eq!(refused, ["tdx.collateral.missing"], "{name}");
+    }
 }

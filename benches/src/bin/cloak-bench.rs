@@ -70,8 +70,6 @@ fn write(path: &Path, text: &str, machine: &str, rounds: usize) -> std::io::Resu
     if let Some(folder) = path.parent() {
         fs::create_dir_all(folder)?;
     }
-    fs::write(
-        path,
-        table::document(text, machine, &machine::when(), rounds, &old),
-    )
+    let introduction = table::introduction(rounds);
+    fs::write(path, table::document(&introduction, text, machine, &old))
 }

@@ -177,7 +177,7 @@ impl AuditArgs {
         if let Some(path) = &self.config {
             let config = Config::load(path)?;
             let sealer = Sealer::load(&config.root_key)?;
-            let store = Store::open(&config.database, sealer.check_value()).await?;
+            let store = Store::open(&config, sealer.check_value()).await?;
             return Ok(Log::Database(Box::new(store)));
         }
         let (Some(url), Some(token)) = (&self.url, &self.admin_token) else {

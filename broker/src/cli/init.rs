@@ -83,6 +83,7 @@ impl InitArgs {
         Config {
             listen: self.listen,
             database: self.database.clone(),
+            database_ca: None,
             root_key: "root.key".into(),
             token_key: "token.key".into(),
             issuer: format!(

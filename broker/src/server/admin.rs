@@ -14,9 +14,9 @@ use super::error::Refusal;
 use super::release::{Parts, resource_path};
 use super::state::State;
 use crate::audit::{Action, Decision, Entry, Outcome};
-use crate::path::ResourcePath;
+use crate::path::{Listed, ResourcePath};
 use crate::protocol::Problem;
-use crate::store::{Change, Listed, PAGE, Row};
+use crate::store::{Change, PAGE, Row};
 
 /// What a change made.
 #[derive(Debug, Serialize, Deserialize)]

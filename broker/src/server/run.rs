@@ -74,7 +74,7 @@ pub async fn start(config: Config) -> Result<Running, ServeError> {
     let reload = Reload::read(&config)?;
     let token_key = read_token_key(&config)?;
     let collateral = read_collateral(&config)?;
-    let store = Arc::new(Store::open(&config.database, sealer.check_value()).await?);
+    let store = Arc::new(Store::open(&config, sealer.check_value()).await?);
     let (ledger, writer) = Ledger::start(Arc::clone(&store));
     let state = Arc::new(Shared {
         limits: config.limits,

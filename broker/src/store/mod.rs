@@ -6,6 +6,7 @@
 
 mod ledger;
 mod postgres;
+mod sql;
 mod sqlite;
 
 use std::path::PathBuf;
@@ -15,7 +16,8 @@ use postgres::Postgres;
 use sqlite::Sqlite;
 
 use crate::audit::{Decision, Entry, Head};
-use crate::path::ResourcePath;
+use crate::config::Config;
+use crate::path::{Listed, ResourcePath};
 use crate::seal::Sealed;
 
 /// Version of the tables.
@@ -33,17 +35,6 @@ pub struct Row {
     pub policy: Option<String>,
     /// The secret, sealed for its path, version and policy.
     pub sealed: Sealed,
-}
-
-/// What a list says of a secret.
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-pub struct Listed {
-    /// Its name.
-    pub path: ResourcePath,
-    /// Its version.
-    pub version: u64,
-    /// Whether it has a policy.
-    pub policy: bool,
 }
 
 /// A change to the secrets. `expected` is the version that the caller saw; with another one there, nothing happens.
@@ -82,6 +73,9 @@ pub enum StoreError {
     /// The address of a database that is not known.
     #[error("{0:?} is no database: write sqlite:PATH or postgres://…")]
     Url(String),
+    /// No roots to judge the server's certificate by.
+    #[error("database_ca: {0}")]
+    Roots(String),
     /// The database refused, or is away.
     #[error("database: {0}")]
     Database(String),
@@ -112,12 +106,13 @@ pub enum Store {
 }
 
 impl Store {
-    /// Opens `url` (`sqlite:PATH`, `postgres://…`), makes the tables where there are none, and sees that they belong
-    /// to the root key with this check value.
+    /// Opens the configured database (`sqlite:PATH`, `postgres://…`), makes the tables where there are none, and sees
+    /// that they belong to the root key with this check value.
     ///
     /// # Errors
     /// [`StoreError`].
-    pub async fn open(url: &str, root_key_check: &[u8; 32]) -> Result<Self, StoreError> {
+    pub async fn open(config: &Config, root_key_check: &[u8; 32]) -> Result<Self, StoreError> {
+        let url = config.database.as_str();
         let check = hex::encode(root_key_check);
         if let Some(path) = url.strip_prefix("sqlite:") {
             let path = PathBuf::from(path);
@@ -125,7 +120,7 @@ impl Store {
             return blocking(open).await.map(Store::Sqlite);
         }
         if url.starts_with("postgres://") || url.starts_with("postgresql://") {
-            let postgres = Postgres::open(url, &check).await?;
+            let postgres = Postgres::open(url, config.database_ca.as_deref(), &check).await?;
             return Ok(Store::Postgres(Box::new(postgres)));
         }
         // An address may hold a password.

@@ -1,13 +1,18 @@
-//! PostgreSQL: a server, reached over a Unix socket, loopback or a network that is protected otherwise; connections
-//! carry ciphertext and decisions but are not encrypted here. An address that asks for TLS is refused by the driver.
+//! PostgreSQL: a server, over TLS where roots are configured, else over a Unix socket, loopback or a network that is
+//! protected otherwise. Connections carry ciphertext and decisions.
+
+use std::path::Path;
 
 use tokio::sync::Mutex;
+use tokio_postgres::config::SslMode;
+use tokio_postgres::types::ToSql;
 use tokio_postgres::{Client, NoTls, Transaction};
+use tokio_postgres_rustls::MakeRustlsConnect;
 
-use super::{Change, Committed, Job, Listed, Row, SCHEMA, StoreError, digest, number, path, signed};
+use super::{Change, Committed, Job, Row, StoreError, signed, sql};
 use crate::audit::{Entry, Head};
-use crate::path::ResourcePath;
-use crate::seal::Sealed;
+use crate::path::{Listed, ResourcePath};
+use crate::tls;
 
 /// The lock makes two brokers that start together on an empty database do so one after the other.
 const TABLES: &str = "
@@ -26,35 +31,33 @@ CREATE OR REPLACE TRIGGER audit_is_append_only BEFORE UPDATE OR DELETE OR TRUNCA
 /// A server, with a connection that writes and one that reads. A lost one is made again at its next use.
 #[derive(Debug)]
 pub struct Postgres {
-    url: String,
+    server: Server,
     writer: Mutex<Client>,
     reader: Mutex<Client>,
 }
 
 impl Postgres {
-    pub(super) async fn open(url: &str, root_key_check: &str) -> Result<Self, StoreError> {
-        let mut writer = connect(url).await?;
+    pub(super) async fn open(
+        url: &str,
+        roots: Option<&Path>,
+        root_key_check: &str,
+    ) -> Result<Self, StoreError> {
+        let server = Server::new(url, roots)?;
+        let mut writer = server.connect().await?;
         prepare(&mut writer, root_key_check).await?;
         Ok(Self {
-            url: url.to_owned(),
             writer: Mutex::new(writer),
-            reader: Mutex::new(connect(url).await?),
+            reader: Mutex::new(server.connect().await?),
+            server,
         })
     }
 
     pub(super) async fn read(&self, path: &ResourcePath) -> Result<Option<Row>, StoreError> {
         let mut reader = self.reader.lock().await;
         let reader = self.alive(&mut reader).await?;
-        let sql = "SELECT version, policy, sealed FROM resource WHERE path = $1";
-        let row = reader.query_opt(sql, &[&path.as_str()]).await?;
-        row.map(|row| {
-            Ok(Row {
-                version: number(row.try_get(0)?)?,
-                policy: row.try_get(1)?,
-                sealed: Sealed(row.try_get(2)?),
-            })
-        })
-        .transpose()
+        let row = reader.query_opt(sql::READ, &[&path.as_str()]).await?;
+        row.map(|row| sql::row((row.try_get(0)?, row.try_get(1)?, row.try_get(2)?)))
+            .transpose()
     }
 
     pub(super) async fn list(&self) -> Result<Vec<Listed>, StoreError> {
@@ -64,30 +67,17 @@ impl Postgres {
         let sql = "SELECT path, version, policy IS NOT NULL FROM resource ORDER BY path COLLATE \"C\"";
         let rows = reader.query(sql, &[]).await?;
         rows.iter()
-            .map(|row| {
-                Ok(Listed {
-                    path: path(row.try_get(0)?)?,
-                    version: number(row.try_get(1)?)?,
-                    policy: row.try_get(2)?,
-                })
-            })
+            .map(|row| sql::listed((row.try_get(0)?, row.try_get(1)?, row.try_get(2)?)))
             .collect()
     }
 
     pub(super) async fn audit(&self, after: u64, limit: u32) -> Result<Vec<Entry>, StoreError> {
         let mut reader = self.reader.lock().await;
         let reader = self.alive(&mut reader).await?;
-        let sql = "SELECT sequence, record, digest FROM audit WHERE sequence > $1 ORDER BY sequence LIMIT $2";
         let after = signed(after).unwrap_or(i64::MAX);
-        let rows = reader.query(sql, &[&after, &i64::from(limit)]).await?;
+        let rows = reader.query(sql::ENTRIES, &[&after, &i64::from(limit)]).await?;
         rows.iter()
-            .map(|row| {
-                Ok(Entry {
-                    sequence: number(row.try_get(0)?)?,
-                    record: row.try_get(1)?,
-                    digest: hex::encode(row.try_get::<_, &[u8]>(2)?),
-                })
-            })
+            .map(|row| sql::entry((row.try_get(0)?, row.try_get(1)?, row.try_get(2)?)))
             .collect()
     }
 
@@ -113,7 +103,7 @@ impl Postgres {
 
     async fn alive<'a>(&self, client: &'a mut Client) -> Result<&'a mut Client, StoreError> {
         if client.is_closed() {
-            *client = connect(&self.url).await?;
+            *client = self.server.connect().await?;
         }
         Ok(client)
     }
@@ -121,49 +111,70 @@ impl Postgres {
 
 impl From<tokio_postgres::Error> for StoreError {
     fn from(error: tokio_postgres::Error) -> Self {
-        let detail = error.as_db_error().map(|error| format!(": {error}"));
-        StoreError::Database(format!("{error}{}", detail.unwrap_or_default()))
+        // What the server said, what TLS found: the error itself names only the step.
+        let cause = std::error::Error::source(&error).map(|cause| format!(": {cause}"));
+        StoreError::Database(format!("{error}{}", cause.unwrap_or_default()))
     }
 }
 
-async fn connect(url: &str) -> Result<Client, StoreError> {
-    let (client, connection) = tokio_postgres::connect(url, NoTls).await?;
-    // Ends with the client; what goes wrong in it, the client's next call says.
-    tokio::spawn(connection);
-    // Whatever the server's default is, a commit is on the disk when it returns.
-    client.batch_execute("SET synchronous_commit = on").await?;
-    Ok(client)
+/// Where the server is, and who it has to be.
+#[derive(Debug)]
+struct Server {
+    config: tokio_postgres::Config,
+    tls: Option<rustls::ClientConfig>,
+}
+
+impl Server {
+    fn new(url: &str, roots: Option<&Path>) -> Result<Self, StoreError> {
+        let mut config: tokio_postgres::Config = url.parse()?;
+        let tls = roots
+            .map(tls::client)
+            .transpose()
+            .map_err(|error| StoreError::Roots(error.to_string()))?;
+        if tls.is_some() {
+            // Not `prefer`, the default: whoever is between could say that the server has no TLS.
+            config.ssl_mode(SslMode::Require);
+        }
+        Ok(Self { config, tls })
+    }
+
+    async fn connect(&self) -> Result<Client, StoreError> {
+        // A connection ends with its client; what goes wrong in it, the client's next call says.
+        let client = match &self.tls {
+            None => {
+                let (client, connection) = self.config.connect(NoTls).await?;
+                tokio::spawn(connection);
+                client
+            }
+            Some(tls) => {
+                let tls = MakeRustlsConnect::new(tls.clone());
+                let (client, connection) = self.config.connect(tls).await?;
+                tokio::spawn(connection);
+                client
+            }
+        };
+        // Whatever the server's default is, a commit is on the disk when it returns.
+        client.batch_execute("SET synchronous_commit = on").await?;
+        Ok(client)
+    }
 }
 
 async fn prepare(client: &mut Client, root_key_check: &str) -> Result<(), StoreError> {
     let transaction = client.transaction().await?;
     transaction.batch_execute(TABLES).await?;
-    for (name, value) in [("schema", SCHEMA), ("root-key", root_key_check)] {
-        let insert = "INSERT INTO meta VALUES ($1, $2) ON CONFLICT DO NOTHING";
-        transaction.execute(insert, &[&name, &value]).await?;
-        let found: String = transaction
-            .query_one("SELECT value FROM meta WHERE name = $1", &[&name])
-            .await?
-            .try_get(0)?;
-        match name {
-            _ if found == value => {}
-            "schema" => return Err(StoreError::Schema(found)),
-            _ => return Err(StoreError::RootKey),
-        }
+    for (name, value) in sql::meta(root_key_check) {
+        transaction.execute(sql::META_INSERT, &[&name, &value]).await?;
+        let row = transaction.query_one(sql::META_READ, &[&name]).await?;
+        sql::check_meta(name, value, row.try_get(0)?)?;
     }
     transaction.commit().await?;
     Ok(())
 }
 
 async fn head(transaction: &Transaction<'_>) -> Result<Head, StoreError> {
-    let sql = "SELECT sequence, digest FROM audit ORDER BY sequence DESC LIMIT 1";
-    match transaction.query_opt(sql, &[]).await? {
-        None => Ok(Head::default()),
-        Some(row) => Ok(Head {
-            sequence: number(row.try_get(0)?)?,
-            digest: digest(row.try_get(1)?)?,
-        }),
-    }
+    let last = transaction.query_opt(sql::HEAD, &[]).await?;
+    let last = last.map(|row| Ok::<_, StoreError>((row.try_get(0)?, row.try_get(1)?)));
+    sql::head(last.transpose()?)
 }
 
 async fn apply(
@@ -178,33 +189,23 @@ async fn apply(
                 expected: None,
                 row,
             } => {
-                let sql = "INSERT INTO resource VALUES ($1, $2, $3, $4) ON CONFLICT DO NOTHING";
-                transaction
-                    .execute(
-                        sql,
-                        &[&path.as_str(), &signed(row.version)?, &row.policy, &row.sealed.0],
-                    )
-                    .await?
+                let version = signed(row.version)?;
+                let values: [&(dyn ToSql + Sync); 4] = [&path.as_str(), &version, &row.policy, &row.sealed.0];
+                transaction.execute(sql::INSERT, &values).await?
             }
             Change::Write {
                 path,
                 expected: Some(expected),
                 row,
             } => {
-                let sql = "UPDATE resource SET version = $2, policy = $3, sealed = $4 WHERE path = $1 AND version = $5";
                 let (version, expected) = (signed(row.version)?, signed(*expected)?);
-                transaction
-                    .execute(
-                        sql,
-                        &[&path.as_str(), &version, &row.policy, &row.sealed.0, &expected],
-                    )
-                    .await?
+                let values: [&(dyn ToSql + Sync); 5] =
+                    [&version, &row.policy, &row.sealed.0, &path.as_str(), &expected];
+                transaction.execute(sql::UPDATE, &values).await?
             }
             Change::Remove { path, expected } => {
-                let sql = "DELETE FROM resource WHERE path = $1 AND version = $2";
-                transaction
-                    .execute(sql, &[&path.as_str(), &signed(*expected)?])
-                    .await?
+                let values: [&(dyn ToSql + Sync); 2] = [&path.as_str(), &signed(*expected)?];
+                transaction.execute(sql::REMOVE, &values).await?
             }
         };
         if changed == 0 {
@@ -212,9 +213,11 @@ async fn apply(
         }
     }
     let (entry, next) = head.append(&job.decision);
-    let sql = "INSERT INTO audit VALUES ($1, $2, $3)";
     transaction
-        .execute(sql, &[&signed(entry.sequence)?, &entry.record, &&next.digest[..]])
+        .execute(
+            sql::APPEND,
+            &[&signed(entry.sequence)?, &entry.record, &&next.digest[..]],
+        )
         .await?;
     Ok(Ok(next))
 }

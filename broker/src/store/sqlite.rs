@@ -6,12 +6,9 @@ use std::time::Duration;
 
 use rusqlite::{Connection, OptionalExtension as _, Transaction, TransactionBehavior, params};
 
-use super::{
-    Change, Committed, Job, Listed, Row, SCHEMA, StoreError, blocking, digest, number, path, signed,
-};
+use super::{Change, Committed, Job, Row, StoreError, blocking, signed, sql};
 use crate::audit::{Entry, Head};
-use crate::path::ResourcePath;
-use crate::seal::Sealed;
+use crate::path::{Listed, ResourcePath};
 
 const TABLES: &str = "
 CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
@@ -49,22 +46,13 @@ impl Sqlite {
     pub(super) async fn read(&self, path: &ResourcePath) -> Result<Option<Row>, StoreError> {
         let path = path.clone();
         self.with_reader(move |reader| {
-            let row = reader
-                .prepare_cached("SELECT version, policy, sealed FROM resource WHERE path = ?1")?
-                .query_row([path.as_str()], |row| {
-                    Ok((row.get::<_, i64>(0)?, row.get(1)?, row.get(2)?))
-                })
-                .optional()?;
-            Ok(row)
+            reader
+                .prepare_cached(sql::READ)?
+                .query_row([path.as_str()], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))
+                .optional()
         })
         .await?
-        .map(|(version, policy, sealed)| {
-            Ok(Row {
-                version: number(version)?,
-                policy,
-                sealed: Sealed(sealed),
-            })
-        })
+        .map(sql::row)
         .transpose()
     }
 
@@ -77,13 +65,7 @@ impl Sqlite {
         })
         .await?
         .into_iter()
-        .map(|(name, version, policy)| {
-            Ok(Listed {
-                path: path(name)?,
-                version: number(version)?,
-                policy,
-            })
-        })
+        .map(sql::listed)
         .collect()
     }
 
@@ -91,21 +73,15 @@ impl Sqlite {
         let after = signed(after).unwrap_or(i64::MAX);
         self.with_reader(move |reader| {
             reader
-                .prepare_cached(
-                    "SELECT sequence, record, digest FROM audit WHERE sequence > ?1 ORDER BY sequence LIMIT ?2",
-                )?
-                .query_map(params![after, limit], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?
-                .collect::<Result<Vec<(i64, String, Vec<u8>)>, _>>()
+                .prepare_cached(sql::ENTRIES)?
+                .query_map(params![after, limit], |row| {
+                    Ok((row.get(0)?, row.get(1)?, row.get(2)?))
+                })?
+                .collect::<Result<Vec<_>, _>>()
         })
         .await?
         .into_iter()
-        .map(|(sequence, record, digest)| {
-            Ok(Entry {
-                sequence: number(sequence)?,
-                record,
-                digest: hex::encode(digest),
-            })
-        })
+        .map(sql::entry)
         .collect()
     }
 
@@ -164,15 +140,10 @@ fn connect(file: &Path) -> Result<Connection, StoreError> {
 fn prepare(connection: &mut Connection, root_key_check: &str) -> Result<(), StoreError> {
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
     transaction.execute_batch(TABLES)?;
-    for (name, value) in [("schema", SCHEMA), ("root-key", root_key_check)] {
-        transaction.execute("INSERT OR IGNORE INTO meta VALUES (?1, ?2)", [name, value])?;
-        let found: String =
-            transaction.query_row("SELECT value FROM meta WHERE name = ?1", [name], |row| row.get(0))?;
-        match name {
-            _ if found == value => {}
-            "schema" => return Err(StoreError::Schema(found)),
-            _ => return Err(StoreError::RootKey),
-        }
+    for (name, value) in sql::meta(root_key_check) {
+        transaction.execute(sql::META_INSERT, [name, value])?;
+        let found = transaction.query_row(sql::META_READ, [name], |row| row.get(0))?;
+        sql::check_meta(name, value, found)?;
     }
     transaction.commit()?;
     Ok(())
@@ -180,16 +151,10 @@ fn prepare(connection: &mut Connection, root_key_check: &str) -> Result<(), Stor
 
 fn head(transaction: &Transaction<'_>) -> Result<Head, StoreError> {
     let last = transaction
-        .prepare_cached("SELECT sequence, digest FROM audit ORDER BY sequence DESC LIMIT 1")?
-        .query_row([], |row| Ok((row.get::<_, i64>(0)?, row.get::<_, Vec<u8>>(1)?)))
+        .prepare_cached(sql::HEAD)?
+        .query_row([], |row| Ok((row.get(0)?, row.get(1)?)))
         .optional()?;
-    match last {
-        None => Ok(Head::default()),
-        Some((sequence, bytes)) => Ok(Head {
-            sequence: number(sequence)?,
-            digest: digest(&bytes)?,
-        }),
-    }
+    sql::head(last)
 }
 
 /// The outer error ends the transaction, the inner one only this job.
@@ -200,22 +165,29 @@ fn apply(
 ) -> Result<Result<Head, StoreError>, StoreError> {
     if let Some(change) = &job.change {
         let changed = match change {
-            Change::Write { path, expected: None, row } => transaction
-                .prepare_cached("INSERT OR IGNORE INTO resource VALUES (?1, ?2, ?3, ?4)")?
-                .execute(params![path.as_str(), signed(row.version)?, row.policy, row.sealed.0])?,
-            Change::Write { path, expected: Some(expected), row } => transaction
-                .prepare_cached(
-                    "UPDATE resource SET version = ?2, policy = ?3, sealed = ?4 WHERE path = ?1 AND version = ?5",
-                )?
-                .execute(params![
-                    path.as_str(),
-                    signed(row.version)?,
-                    row.policy,
-                    row.sealed.0,
-                    signed(*expected)?
-                ])?,
+            Change::Write {
+                path,
+                expected: None,
+                row,
+            } => transaction.prepare_cached(sql::INSERT)?.execute(params![
+                path.as_str(),
+                signed(row.version)?,
+                row.policy,
+                row.sealed.0
+            ])?,
+            Change::Write {
+                path,
+                expected: Some(expected),
+                row,
+            } => transaction.prepare_cached(sql::UPDATE)?.execute(params![
+                signed(row.version)?,
+                row.policy,
+                row.sealed.0,
+                path.as_str(),
+                signed(*expected)?
+            ])?,
             Change::Remove { path, expected } => transaction
-                .prepare_cached("DELETE FROM resource WHERE path = ?1 AND version = ?2")?
+                .prepare_cached(sql::REMOVE)?
                 .execute(params![path.as_str(), signed(*expected)?])?,
         };
         if changed == 0 {
@@ -223,8 +195,10 @@ fn apply(
         }
     }
     let (entry, next) = head.append(&job.decision);
-    transaction
-        .prepare_cached("INSERT INTO audit VALUES (?1, ?2, ?3)")?
-        .execute(params![signed(entry.sequence)?, entry.record, &next.digest[..]])?;
+    transaction.prepare_cached(sql::APPEND)?.execute(params![
+        signed(entry.sequence)?,
+        entry.record,
+        &next.digest[..]
+    ])?;
     Ok(Ok(next))
 }

@@ -1,9 +1,0 @@
-//! Any bytes as a program or library.
-#![no_main]
-
-use cloak_manifest::elf::Requests;
-use libfuzzer_sys::fuzz_target;
-
-fuzz_target!(|bytes: &[u8]| {
-    let _ = Requests::parse(bytes);
-});
