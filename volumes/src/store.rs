@@ -26,6 +26,10 @@ pub enum StoreError {
 }
 
 /// Bytes with a length. Offsets and lengths are in bytes.
+#[expect(
+    clippy::len_without_is_empty,
+    reason = "whether a container is empty is nobody's question"
+)]
 pub trait Store {
     /// Fills all of `out`.
     ///
