@@ -36,6 +36,8 @@ enum Command {
     Kbs(cloak_broker::cli::KbsArgs),
     /// Write and check manifests: what to run, and what it may see
     Manifest(cloak_manifest::cli::ManifestArgs),
+    /// Make, list, check protected volumes, and give them new keys
+    Volume(cloak_volumes::cli::VolumeArgs),
 }
 
 /// Exit code of Cloak's own failures.
@@ -70,6 +72,9 @@ fn main() -> ExitCode {
             .into(),
         Command::Kbs(args) => args.run(&mut io::stdout(), &mut io::stderr()).into(),
         Command::Manifest(args) => args
+            .run(&mut io::stdout().lock(), &mut io::stderr().lock())
+            .into(),
+        Command::Volume(args) => args
             .run(&mut io::stdout().lock(), &mut io::stderr().lock())
             .into(),
     }

@@ -5,20 +5,16 @@
 //! released after attestation.
 
 use std::fmt;
-use std::fs::File;
-use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
+use cloak_volumes::secret::Secret;
+pub use cloak_volumes::secret::SecretError as KeyError;
 use hkdf::Hkdf;
-use rustix::fs::{CWD, FileType, Mode, OFlags, fstat, openat};
-use rustix::rand::{GetRandomFlags, getrandom};
 use sha2::Sha384;
 use zeroize::Zeroizing;
 
 use crate::identity::Identity;
-
-const ROOT_BYTES: usize = 32;
 
 /// What a key is for. Each purpose has its own key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,51 +37,8 @@ impl Purpose<'_> {
     }
 }
 
-/// What a root key can't be read from or written to.
-#[derive(Debug, thiserror::Error)]
-pub enum KeyError {
-    /// The system refuses.
-    #[error("root key {path}: {step}: {source}")]
-    File {
-        /// Which file.
-        path: PathBuf,
-        /// What was tried.
-        step: &'static str,
-        /// Why not.
-        source: io::Error,
-    },
-    /// Others could read or replace it.
-    #[error("root key {path}: mode {mode:04o} lets others in; it must be 0600 or 0400 (chmod 600)")]
-    Mode {
-        /// Which file.
-        path: PathBuf,
-        /// Its permissions.
-        mode: u32,
-    },
-    /// Another user could change it.
-    #[error("root key {path}: it belongs to user {owner}, not to the one who runs this")]
-    Owner {
-        /// Which file.
-        path: PathBuf,
-        /// Whose it is.
-        owner: u32,
-    },
-    /// Not a plain file.
-    #[error("root key {path}: it is not a regular file")]
-    Kind {
-        /// Which file.
-        path: PathBuf,
-    },
-    /// Not a key.
-    #[error("root key {path}: it does not have exactly {ROOT_BYTES} bytes")]
-    Length {
-        /// Which file.
-        path: PathBuf,
-    },
-}
-
 /// A root key. Cleared when dropped, never printed.
-pub struct RootKey(Box<Zeroizing<[u8; ROOT_BYTES]>>);
+pub struct RootKey(Box<Zeroizing<[u8; 32]>>);
 
 impl RootKey {
     /// Makes a new key file, readable by its owner only. An existing file is never written to.
@@ -93,21 +46,7 @@ impl RootKey {
     /// # Errors
     /// [`KeyError::File`], also when there is one already.
     pub fn create(path: &Path) -> Result<Self, KeyError> {
-        let step = |step| {
-            move |source: io::Error| KeyError::File {
-                path: path.to_owned(),
-                step,
-                source,
-            }
-        };
-        let own = Self::random().map_err(step("drawing a random key"))?;
-        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let fd = openat(CWD, path, flags, Mode::RUSR | Mode::WUSR)
-            .map_err(|e| step("creating it (an existing one is not overwritten)")(e.into()))?;
-        let mut file = File::from(fd);
-        let written = file.write_all(own.0.as_slice()).and_then(|()| file.sync_all());
-        written.map_err(step("writing it"))?;
-        Ok(own)
+        Secret::create(path).map(|secret| Self(secret.into_bytes()))
     }
 
     /// Reads a key file, which nobody else may read or change.
@@ -115,35 +54,7 @@ impl RootKey {
     /// # Errors
     /// [`KeyError`].
     pub fn open(path: &Path) -> Result<Self, KeyError> {
-        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
-        let failed = |step| {
-            move |source: rustix::io::Errno| KeyError::File {
-                path: path.to_owned(),
-                step,
-                source: source.into(),
-            }
-        };
-        let fd = openat(CWD, path, flags, Mode::empty()).map_err(failed("opening it"))?;
-        let status = fstat(&fd).map_err(failed("looking at it"))?;
-        let path_of = || path.to_owned();
-        if FileType::from_raw_mode(status.st_mode) != FileType::RegularFile {
-            return Err(KeyError::Kind { path: path_of() });
-        }
-        let mode = status.st_mode & 0o7777;
-        if mode & 0o077 != 0 {
-            return Err(KeyError::Mode {
-                path: path_of(),
-                mode,
-            });
-        }
-        let us = rustix::process::geteuid().as_raw();
-        if status.st_uid != us && status.st_uid != 0 {
-            return Err(KeyError::Owner {
-                path: path_of(),
-                owner: status.st_uid,
-            });
-        }
-        Self::read(fd, path)
+        Secret::open(path).map(|secret| Self(secret.into_bytes()))
     }
 
     /// Reads a key from a descriptor that the caller was given: a pipe, a memfd. `name` is for messages.
@@ -151,26 +62,7 @@ impl RootKey {
     /// # Errors
     /// [`KeyError::File`], [`KeyError::Length`].
     pub fn read(fd: OwnedFd, name: &Path) -> Result<Self, KeyError> {
-        let mut own = Self(Box::new(Zeroizing::new([0; ROOT_BYTES])));
-        let mut file = File::from(fd);
-        let mut beyond = [0];
-        let whole = file
-            .read_exact(own.0.as_mut_slice())
-            .and_then(|()| file.read(&mut beyond));
-        match whole {
-            Ok(0) => Ok(own),
-            Ok(_) => Err(KeyError::Length {
-                path: name.to_owned(),
-            }),
-            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Err(KeyError::Length {
-                path: name.to_owned(),
-            }),
-            Err(source) => Err(KeyError::File {
-                path: name.to_owned(),
-                step: "reading it",
-                source,
-            }),
-        }
+        Secret::read(fd, name).map(|secret| Self(secret.into_bytes()))
     }
 
     /// The key of a context for a purpose: HKDF-SHA-384 (RFC 5869) without salt; info is `"cloak key v1"`, the
@@ -192,17 +84,6 @@ impl RootKey {
             .expect("32 bytes are less than 255 hashes, HKDF's only limit");
         key
     }
-
-    fn random() -> io::Result<Self> {
-        let mut own = Self(Box::new(Zeroizing::new([0; ROOT_BYTES])));
-        // Up to 256 bytes come whole, once the generator is seeded.
-        let got = getrandom(own.0.as_mut_slice(), GetRandomFlags::empty())?;
-        if got == ROOT_BYTES {
-            Ok(own)
-        } else {
-            Err(io::ErrorKind::UnexpectedEof.into())
-        }
-    }
 }
 
 impl fmt::Debug for RootKey {
@@ -216,7 +97,6 @@ mod tests {
     use super::*;
     use crate::identity::{Digest, ManifestDigests};
     use std::collections::BTreeSet;
-    use std::os::unix::fs::{PermissionsExt, symlink};
 
     fn identity(shim: u8, manifest: u8) -> Identity {
         let digests = ManifestDigests {
@@ -249,55 +129,5 @@ mod tests {
             root.derive(&identities[0], Purpose::Memory),
             root.derive(&identities[0], Purpose::Memory)
         );
-    }
-
-    #[test]
-    fn a_key_file_is_made_once_and_read_back() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("root.key");
-        let made = RootKey::create(&path).unwrap();
-        let mode = path.metadata().unwrap().permissions().mode();
-        assert_eq!(mode & 0o7777, 0o600);
-        assert_eq!(RootKey::open(&path).unwrap().0, made.0);
-        assert!(matches!(RootKey::create(&path), Err(KeyError::File { .. })));
-        assert_eq!(RootKey::open(&path).unwrap().0, made.0, "the refusal changed it");
-    }
-
-    #[test]
-    fn wider_modes_links_and_other_lengths_are_refused() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("root.key");
-        RootKey::create(&path).unwrap();
-        for mode in [0o640, 0o604, 0o660, 0o601, 0o644, 0o777] {
-            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();
-            assert!(
-                matches!(RootKey::open(&path), Err(KeyError::Mode { .. })),
-                "{mode:o}"
-            );
-        }
-        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o400)).unwrap();
-        RootKey::open(&path).unwrap();
-        symlink(&path, folder.path().join("link")).unwrap();
-        assert!(matches!(
-            RootKey::open(&folder.path().join("link")),
-            Err(KeyError::File { .. })
-        ));
-        assert!(matches!(
-            RootKey::create(&folder.path().join("link")),
-            Err(KeyError::File { .. })
-        ));
-        assert!(matches!(
-            RootKey::open(Path::new("/")),
-            Err(KeyError::Kind { .. } | KeyError::File { .. })
-        ));
-        for length in [0, 31, 33, 4096] {
-            let odd = folder.path().join(format!("odd{length}"));
-            std::fs::write(&odd, vec![1; length]).unwrap();
-            std::fs::set_permissions(&odd, std::fs::Permissions::from_mode(0o600)).unwrap();
-            assert!(
-                matches!(RootKey::open(&odd), Err(KeyError::Length { .. })),
-                "{length}"
-            );
-        }
     }
 }

@@ -1,0 +1,169 @@
+//! Decrypted blocks in memory, bounded. Blocks that differ from the container ("dirty") stay until they are written;
+//! of the others the ones that nobody used since the hand came by last make room (second chance).
+
+use alloc::boxed::Box;
+use alloc::collections::BTreeSet;
+use alloc::vec::Vec;
+
+use hashbrown::HashMap;
+use zeroize::Zeroize;
+
+use crate::block::{BlockId, Page, zero_page};
+
+#[derive(Debug)]
+struct Slot {
+    id: Option<BlockId>,
+    page: Box<Page>,
+    dirty: bool,
+    used: bool,
+}
+
+/// Blocks by their logical names.
+#[derive(Debug)]
+pub struct Cache {
+    slots: Vec<Slot>,
+    index: HashMap<BlockId, usize>,
+    dirty: BTreeSet<BlockId>,
+    empty: Vec<usize>,
+    hand: usize,
+    capacity: usize,
+}
+
+impl Cache {
+    /// Room for a number of blocks. Dirty ones beyond it are kept all the same: who makes them writes them in time.
+    #[must_use]
+    pub fn new(capacity: usize) -> Self {
+        Self {
+            slots: Vec::new(),
+            index: HashMap::new(),
+            dirty: BTreeSet::new(),
+            empty: Vec::new(),
+            hand: 0,
+            capacity: capacity.max(64),
+        }
+    }
+
+    /// Dirty blocks.
+    #[must_use]
+    pub fn dirty(&self) -> usize {
+        self.dirty.len()
+    }
+
+    /// More dirty blocks than this are to be written.
+    #[must_use]
+    pub const fn dirty_limit(&self) -> usize {
+        self.capacity / 2
+    }
+
+    /// The first dirty block in the order of flushing.
+    #[must_use]
+    pub fn first_dirty(&self) -> Option<BlockId> {
+        self.dirty.first().copied()
+    }
+
+    /// The dirty blocks of a range of a tree's level.
+    #[must_use]
+    pub fn dirty_in(&self, first: BlockId, end: u64) -> Vec<BlockId> {
+        let last = BlockId { index: end, ..first };
+        self.dirty.range(first..last).copied().collect()
+    }
+
+    /// A block.
+    pub fn get(&mut self, id: &BlockId) -> Option<&Page> {
+        let slot = &mut self.slots[*self.index.get(id)?];
+        slot.used = true;
+        Some(&slot.page)
+    }
+
+    /// Whether it is here and dirty; `None` if it is not here.
+    #[must_use]
+    pub fn is_dirty(&self, id: &BlockId) -> Option<bool> {
+        self.index.get(id).map(|&at| self.slots[at].dirty)
+    }
+
+    /// A dirty block, to be changed.
+    pub fn get_dirty(&mut self, id: &BlockId) -> Option<&mut Page> {
+        let slot = &mut self.slots[*self.index.get(id)?];
+        debug_assert!(slot.dirty, "{id} is changed without being marked");
+        slot.used = true;
+        Some(&mut slot.page)
+    }
+
+    /// Marks a block that is here as dirty.
+    pub fn mark(&mut self, id: &BlockId) {
+        if let Some(&at) = self.index.get(id) {
+            self.slots[at].dirty = true;
+            self.dirty.insert(*id);
+        }
+    }
+
+    /// Marks a block as written.
+    pub fn clean(&mut self, id: &BlockId) {
+        if let Some(&at) = self.index.get(id) {
+            self.slots[at].dirty = false;
+            self.dirty.remove(id);
+        }
+    }
+
+    /// A page for a block that is not here: its old bytes are to be overwritten by the caller.
+    pub fn insert(&mut self, id: BlockId) -> &mut Page {
+        let at = self.room();
+        self.index.insert(id, at);
+        let slot = &mut self.slots[at];
+        slot.id = Some(id);
+        slot.used = true;
+        slot.dirty = false;
+        &mut slot.page
+    }
+
+    /// Forgets a block, dirty or not.
+    pub fn remove(&mut self, id: &BlockId) {
+        if let Some(at) = self.index.remove(id) {
+            if self.slots[at].dirty {
+                self.dirty.remove(id);
+            }
+            self.slots[at].id = None;
+            self.slots[at].dirty = false;
+            self.empty.push(at);
+        }
+    }
+
+    fn room(&mut self) -> usize {
+        if let Some(at) = self.empty.pop() {
+            return at;
+        }
+        if self.slots.len() >= self.capacity {
+            // Twice around: the first time takes chances away.
+            for _ in 0..2 * self.slots.len() {
+                let at = self.hand;
+                self.hand = (self.hand + 1) % self.slots.len();
+                let slot = &mut self.slots[at];
+                if slot.dirty {
+                    continue;
+                }
+                if core::mem::take(&mut slot.used) {
+                    continue;
+                }
+                if let Some(id) = slot.id.take() {
+                    self.index.remove(&id);
+                }
+                return at;
+            }
+        }
+        self.slots.push(Slot {
+            id: None,
+            page: zero_page(),
+            dirty: false,
+            used: false,
+        });
+        self.slots.len() - 1
+    }
+}
+
+impl Drop for Cache {
+    fn drop(&mut self) {
+        for slot in &mut self.slots {
+            slot.page.zeroize();
+        }
+    }
+}
