@@ -281,10 +281,8 @@ mod tests {
         assert_eq!(sequence.take(), Ok(SEQUENCE_END - 2));
         assert_eq!(sequence.take(), Ok(SEQUENCE_END - 1));
         assert_eq!(sequence.take(), Err(VolumeError::Exhausted));
-        assert!(
-            SEQUENCE_END >> CHUNK_BITS <= 1 << 32,
-            "a chunk's number fits its four bytes"
-        );
+        // A chunk's number fits its four bytes.
+        const { assert!(SEQUENCE_END >> CHUNK_BITS <= 1 << 32) };
     }
 
     #[test]
