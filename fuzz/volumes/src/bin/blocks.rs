@@ -4,7 +4,9 @@
 
 use cloak_volumes::attributes::Pairs;
 use cloak_volumes::block::{BLOCK, Page, is_node, pointer_in};
-use cloak_volumes::dirblock::{Entry, Kind, SLOTS, add, child, entries, free_ordinal, kind, remove, replace, run};
+use cloak_volumes::dirblock::{
+    Entry, Kind, SLOTS, add, child, entries, free_ordinal, kind, remove, replace, run,
+};
 use cloak_volumes::inode::{INODE, Inode};
 use libfuzzer_sys::fuzz_target;
 
@@ -23,14 +25,24 @@ fuzz_target!(|bytes: &[u8]| {
             assert_eq!(Inode::parse(&inode.encode()), Some(inode));
         }
     }
-    assert!(Pairs(bytes).map(|(name, value)| name.len() + value.len()).sum::<usize>() <= bytes.len());
+    assert!(
+        Pairs(bytes)
+            .map(|(name, value)| name.len() + value.len())
+            .sum::<usize>()
+            <= bytes.len()
+    );
     match kind(&page) {
         Some(Kind::Leaf) => {
             let keys: Vec<u64> = entries(&page).map(|e| e.key).collect();
             if let Some(&key) = keys.first() {
                 let _ = free_ordinal(&page, key & !511);
                 replace(&mut page, key, 3, 8);
-                let entry = Entry { key: key ^ 1, ino: 4, kind: 4, name: b"name" };
+                let entry = Entry {
+                    key: key ^ 1,
+                    ino: 4,
+                    kind: 4,
+                    name: b"name",
+                };
                 let _ = add(&mut page, &entry);
                 remove(&mut page, key);
             }
