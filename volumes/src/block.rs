@@ -3,6 +3,7 @@
 
 use alloc::boxed::Box;
 use core::fmt;
+use core::hash::{Hash, Hasher};
 
 use crate::keys::{SessionId, VolumeId};
 
@@ -43,7 +44,7 @@ pub enum Fork {
 
 /// A block's logical name. The order is the order of flushing: a block comes before its parent, and the table of
 /// inodes after everything that changes it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct BlockId {
     /// It belongs to the table of inodes, which has no inode itself.
     pub table: bool,
@@ -84,6 +85,14 @@ impl BlockId {
     #[must_use]
     pub const fn slot(&self) -> usize {
         (self.index % FANOUT) as usize
+    }
+}
+
+impl Hash for BlockId {
+    /// Two words instead of five: it is hashed several times for each block that is read or written.
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        state.write_u64(self.ino ^ u64::from(self.level) << 56);
+        state.write_u64(self.index ^ (self.fork as u64) << 63);
     }
 }
 

@@ -238,6 +238,20 @@ impl Inode {
         Self::parse(&array(&page[ino.offset()..ino.offset() + INODE]))
     }
 
+    /// Reads one of its trees only: every block that is looked up asks for it.
+    #[must_use]
+    pub(crate) fn tree_in_block(page: &Page, ino: Ino, fork: Fork) -> Option<TreeRoot> {
+        let inode = &page[ino.offset()..ino.offset() + INODE];
+        let (height, top) = match fork {
+            Fork::Data => (inode[36], 104),
+            Fork::Attributes => (inode[37], 152),
+        };
+        (height <= MAX_HEIGHT).then(|| TreeRoot {
+            height,
+            top: Pointer::parse(&array(&inode[top..top + POINTER])),
+        })
+    }
+
     /// Writes it into its block.
     pub(crate) fn put_in_block(&self, page: &mut Page, ino: Ino) {
         page[ino.offset()..ino.offset() + INODE].copy_from_slice(&self.encode());

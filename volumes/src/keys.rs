@@ -30,6 +30,10 @@ pub const SEQUENCE_END: u64 = 1 << 56;
 pub const SEQUENCE_RESERVE: u64 = 1 << 40;
 /// Blocks under one block key: at most 2^32 of 2^8 cipher blocks each.
 const CHUNK_BITS: u32 = 32;
+const _: () = assert!(
+    SEQUENCE_END >> CHUNK_BITS <= 1 << 32,
+    "a chunk's number fits the four bytes that go into its key"
+);
 /// Expanded block keys that are kept: a volume that was opened often has many.
 const KEPT: usize = 64;
 
@@ -281,8 +285,6 @@ mod tests {
         assert_eq!(sequence.take(), Ok(SEQUENCE_END - 2));
         assert_eq!(sequence.take(), Ok(SEQUENCE_END - 1));
         assert_eq!(sequence.take(), Err(VolumeError::Exhausted));
-        // A chunk's number fits its four bytes.
-        const { assert!(SEQUENCE_END >> CHUNK_BITS <= 1 << 32) };
     }
 
     #[test]

@@ -54,7 +54,15 @@ impl<S: Store> Engine<S> {
         if id.table {
             return Ok(self.root.inodes);
         }
-        Ok(self.inode_slot(Ino(id.ino))?.tree(id.fork))
+        let ino = Ino(id.ino);
+        let block = ino.block();
+        match self.page(&block)? {
+            None => Ok(TreeRoot::EMPTY),
+            Some(page) => Inode::tree_in_block(page, ino, id.fork).ok_or(VolumeError::Inconsistent {
+                block,
+                what: "an inode makes no sense",
+            }),
+        }
     }
 
     fn set_tree(&mut self, id: &BlockId, tree: TreeRoot) -> Result<(), VolumeError> {
@@ -115,7 +123,7 @@ impl<S: Store> Engine<S> {
         Ok(self.cache.get_dirty(id).expect("it was touched above"))
     }
 
-    /// The same for who writes all of it: what it held is not read.
+    /// The same for who writes all of it: what it held is not read, and until then it may hold another block's bytes.
     pub fn page_to_overwrite(&mut self, id: &BlockId) -> Result<&mut Page, VolumeError> {
         self.touch(id, false)?;
         Ok(self.cache.get_dirty(id).expect("it was touched above"))
@@ -136,7 +144,10 @@ impl<S: Store> Engine<S> {
                         self.count_blocks(id, 1)?;
                     }
                     let page = self.cache.insert(*id);
-                    page.fill(0);
+                    // Who does not keep what was there overwrites all of it.
+                    if keep {
+                        page.fill(0);
+                    }
                     if id.level > 0 {
                         start_node(page, id.level);
                     }
