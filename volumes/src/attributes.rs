@@ -108,16 +108,18 @@ impl<S: Store> Volume<S> {
     /// # Errors
     /// [`VolumeError::NotFound`].
     pub fn set_attributes(&mut self, ino: Ino, set: &SetAttributes) -> Result<(), VolumeError> {
-        let mut inode = self.engine.inode(ino)?;
-        if let Some(permissions) = set.permissions {
-            inode.mode = inode.mode & TYPE_MASK | permissions & 0o7777;
-        }
-        inode.uid = set.uid.unwrap_or(inode.uid);
-        inode.gid = set.gid.unwrap_or(inode.gid);
-        inode.accessed = set.accessed.unwrap_or(inode.accessed);
-        inode.modified = set.modified.unwrap_or(inode.modified);
-        inode.changed = (self.clock)();
+        self.engine.inode(ino)?;
         self.change(Need::Freeing, 0, |volume| {
+            // Read here: a commit before the change has moved its trees.
+            let mut inode = volume.engine.inode(ino)?;
+            if let Some(permissions) = set.permissions {
+                inode.mode = inode.mode & TYPE_MASK | permissions & 0o7777;
+            }
+            inode.uid = set.uid.unwrap_or(inode.uid);
+            inode.gid = set.gid.unwrap_or(inode.gid);
+            inode.accessed = set.accessed.unwrap_or(inode.accessed);
+            inode.modified = set.modified.unwrap_or(inode.modified);
+            inode.changed = (volume.clock)();
             volume.unsynced.insert(ino);
             volume.engine.put_inode(ino, &inode)
         })

@@ -126,13 +126,16 @@ impl<S: Store> Volume<S> {
     /// [`VolumeError::Exists`], [`VolumeError::IsDirectory`], [`VolumeError::TooManyLinks`].
     pub fn link(&mut self, ino: Ino, dir: Ino, name: &[u8]) -> Result<(), VolumeError> {
         self.absent(dir, name)?;
-        let mut inode = self.engine.inode(ino)?;
+        let inode = self.engine.inode(ino)?;
         if inode.is_directory() {
             return Err(VolumeError::IsDirectory(ino));
         }
-        inode.links = inode.links.checked_add(1).ok_or(VolumeError::TooManyLinks)?;
-        inode.changed = (self.clock)();
+        let links = inode.links.checked_add(1).ok_or(VolumeError::TooManyLinks)?;
         self.change(Need::Adding, NAME_BLOCKS, |volume| {
+            // Read again: a commit before the change has moved its trees.
+            let mut inode = volume.engine.inode(ino)?;
+            inode.links = links;
+            inode.changed = (volume.clock)();
             volume.engine.dir_add(dir, name, ino, entry_kind(inode.mode))?;
             volume.engine.put_inode(ino, &inode)?;
             volume.unsynced.insert(ino);

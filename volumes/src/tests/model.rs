@@ -458,3 +458,9 @@ proptest! {
         run(seed, steps, if large { 8 << 20 } else { 0 });
     }
 }
+
+/// A change of an inode that a commit came before: the inode it began from had pointers of before the commit.
+#[test]
+fn a_commit_before_a_change_is_not_undone_by_it() {
+    run(14_064_545_417_302_219_494, 65, 0);
+}
