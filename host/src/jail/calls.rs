@@ -198,30 +198,29 @@ const MONITOR: &[Allowed] = &calls![
     SYS_writev,
 ];
 
-fn rule(when: When) -> Result<Option<SeccompRule>, seccompiler::BackendError> {
-    let one = |arg, len, op, value| SeccompCondition::new(arg, len, op, value);
-    let condition = match when {
-        When::Always | When::OneOf(..) => return Ok(None),
-        When::Without(arg, bits) => one(arg, Len::Qword, Op::MaskedEq(bits), 0)?,
-        When::With(arg, bits) => one(arg, Len::Qword, Op::MaskedEq(bits), bits)?,
-        When::Masked(arg, mask, value) => one(arg, Len::Qword, Op::MaskedEq(mask), value)?,
-        When::Own(arg) => one(arg, Len::Dword, Op::Eq, u64::from(std::process::id()))?,
+/// One rule for each way to be accepted; none: any arguments are.
+fn accepted(when: When) -> Result<Vec<SeccompRule>, seccompiler::BackendError> {
+    let one = |arg, len, op, value| {
+        SeccompCondition::new(arg, len, op, value).and_then(|condition| SeccompRule::new(vec![condition]))
     };
-    SeccompRule::new(vec![condition]).map(Some)
+    match when {
+        When::Always => Ok(Vec::new()),
+        When::OneOf(arg, values) => {
+            let rule = |value: &u32| one(arg, Len::Dword, Op::Eq, u64::from(*value));
+            values.iter().map(rule).collect()
+        }
+        When::Without(arg, bits) => Ok(vec![one(arg, Len::Qword, Op::MaskedEq(bits), 0)?]),
+        When::With(arg, bits) => Ok(vec![one(arg, Len::Qword, Op::MaskedEq(bits), bits)?]),
+        When::Masked(arg, mask, value) => Ok(vec![one(arg, Len::Qword, Op::MaskedEq(mask), value)?]),
+        When::Own(arg) => Ok(vec![one(arg, Len::Dword, Op::Eq, u64::from(std::process::id()))?]),
+    }
 }
 
 fn rules(tables: &[&[Allowed]]) -> Result<BTreeMap<i64, Vec<SeccompRule>>, seccompiler::BackendError> {
     let mut rules: BTreeMap<i64, Vec<SeccompRule>> = BTreeMap::new();
     for allowed in tables.iter().copied().flatten() {
         let of_call = rules.entry(allowed.number).or_default();
-        if let When::OneOf(arg, values) = allowed.when {
-            for value in values {
-                let condition = SeccompCondition::new(arg, Len::Dword, Op::Eq, u64::from(*value))?;
-                of_call.push(SeccompRule::new(vec![condition])?);
-            }
-        } else if let Some(rule) = rule(allowed.when)? {
-            of_call.push(rule);
-        }
+        of_call.extend(accepted(allowed.when)?);
     }
     Ok(rules)
 }

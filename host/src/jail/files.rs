@@ -11,7 +11,7 @@ use landlock::{
     ABI, Access, AccessFs, BitFlags, PathBeneath, Ruleset, RulesetAttr, RulesetCreated, RulesetCreatedAttr,
     RulesetError,
 };
-use rustix::fs::{AtFlags, Mode, OFlags};
+use rustix::fs::{FileType, Mode, OFlags};
 
 use super::JailError;
 
@@ -85,9 +85,7 @@ fn add(
     file: impl AsFd,
     wanted: BitFlags<AccessFs>,
 ) -> Result<RulesetCreated, RulesetError> {
-    let is_directory =
-        rustix::fs::fstat(&file).is_ok_and(|s| rustix::fs::FileType::from_raw_mode(s.st_mode).is_dir());
-    let wanted = if is_directory {
+    let wanted = if is(&file, FileType::Directory) {
         wanted
     } else {
         wanted & AccessFs::from_file(VERSION)
@@ -139,7 +137,9 @@ fn below(directory: BorrowedFd<'_>, name: impl rustix::path::Arg) -> Option<Owne
     let flags = OFlags::PATH | OFlags::CLOEXEC | OFlags::NOFOLLOW;
     let file = rustix::fs::openat(directory, name, flags, Mode::empty()).ok()?;
     // A rule on a symbolic link is refused, and not needed: its target has its own.
-    let link = rustix::fs::statat(&file, c"", AtFlags::EMPTY_PATH)
-        .is_ok_and(|s| rustix::fs::FileType::from_raw_mode(s.st_mode).is_symlink());
-    (!link).then_some(file)
+    (!is(&file, FileType::Symlink)).then_some(file)
+}
+
+fn is(file: impl AsFd, kind: FileType) -> bool {
+    rustix::fs::fstat(file).is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == kind)
 }

@@ -6,7 +6,7 @@
 //!
 //! | layer | OS service | monitor |
 //! |---|---|---|
-//! | privileges ([`privileges`]) | capabilities for files of others and low ports only, no new ones | the same |
+//! | privileges ([`privileges`]) | capabilities for files of others and low ports only, no new ones | none |
 //! | files ([`files`], Landlock) | its mounts, as far as each may be changed | none |
 //! | calls ([`calls`], seccomp) | those that it uses | those that it uses |
 //!
@@ -56,12 +56,6 @@ impl JailError {
             step,
             source: std::io::Error::last_os_error(),
         }
-    }
-}
-
-impl From<JailError> for std::io::Error {
-    fn from(error: JailError) -> Self {
-        Self::other(error)
     }
 }
 

@@ -42,18 +42,9 @@ pub fn drop_capabilities(kept: &[(u32, &str)]) -> Result<(), JailError> {
     if unsafe { libc::syscall(libc::SYS_capget, &raw mut header, data.as_mut_ptr()) } < 0 {
         return Err(JailError::last_os("reading capabilities (capget)"));
     }
-    let may_drop = data[0].effective & 1 << 8 != 0; // CAP_SETPCAP
-    for number in (0..64).filter(|n| mask >> n & 1 == 0) {
-        // SAFETY: plain numbers.
-        let refused = unsafe { libc::prctl(libc::PR_CAPBSET_DROP, number, 0, 0, 0) } < 0;
-        let error = std::io::Error::last_os_error();
-        // EINVAL: this kernel has fewer. Without CAP_SETPCAP nothing can be gained later either: no new privileges.
-        if refused && may_drop && error.raw_os_error() != Some(libc::EINVAL) {
-            return Err(JailError::System {
-                step: "dropping capabilities (PR_CAPBSET_DROP)",
-                source: error,
-            });
-        }
+    // Without CAP_SETPCAP the bounding set stays, and nothing can be gained from it: no new privileges.
+    if data[0].effective & 1 << 8 != 0 {
+        drop_bounds(mask)?;
     }
     for (half, word) in data.iter_mut().enumerate() {
         word.permitted &= (mask >> (32 * half)) as u32;
@@ -63,6 +54,25 @@ pub fn drop_capabilities(kept: &[(u32, &str)]) -> Result<(), JailError> {
     // SAFETY: as above; the data is only read.
     if unsafe { libc::syscall(libc::SYS_capset, &raw mut header, data.as_ptr()) } < 0 {
         return Err(JailError::last_os("giving up capabilities (capset)"));
+    }
+    Ok(())
+}
+
+/// Empties the bounding set of all but `kept`.
+fn drop_bounds(kept: u64) -> Result<(), JailError> {
+    for number in (0..64).filter(|n| kept >> n & 1 == 0) {
+        // SAFETY: plain numbers.
+        if unsafe { libc::prctl(libc::PR_CAPBSET_DROP, number, 0, 0, 0) } == 0 {
+            continue;
+        }
+        let source = std::io::Error::last_os_error();
+        if source.raw_os_error() == Some(libc::EINVAL) {
+            return Ok(()); // beyond the last that this kernel has
+        }
+        return Err(JailError::System {
+            step: "dropping capabilities (PR_CAPBSET_DROP)",
+            source,
+        });
     }
     Ok(())
 }
