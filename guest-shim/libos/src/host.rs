@@ -277,6 +277,10 @@ fn spin(shared: &Slot, seq: u64) -> bool {
 /// is nothing.
 pub fn poll(vcpu: usize) {
     take_completions(vcpu);
+    look_at_events();
+}
+
+fn look_at_events() {
     let page = events();
     if page.tail.load(Ordering::Acquire) != EVENT_HEAD.load(Ordering::Relaxed)
         || page.overflow.load(Ordering::Relaxed) != 0
@@ -289,7 +293,7 @@ pub fn poll(vcpu: usize) {
 /// computes.
 pub fn poll_all(count: usize) {
     (0..count).for_each(take_completions);
-    poll(arch::vcpu_index());
+    look_at_events();
 }
 
 fn take_completions(vcpu: usize) {
