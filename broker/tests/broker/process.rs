@@ -138,20 +138,43 @@ pub struct Process {
 
 impl Process {
     pub fn serve(folder: &Folder) -> Self {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_cloak-kbs"))
+        let command = Command::new(env!("CARGO_BIN_EXE_cloak-kbs"));
+        Self::start(command, folder).expect("a broker that serves")
+    }
+
+    /// The same, killed (SIGKILL) when one of its threads is about to make the system call `call` for the `count`th
+    /// time; `None` if that is before it serves.
+    pub fn serve_until(folder: &Folder, call: &str, count: u32) -> Option<Self> {
+        let mut command = Command::new("strace");
+        // -D: the broker stays this process's child, strace is beside it.
+        command
+            .args(["-D", "-f", "-qq", "-o", "/dev/null", "-e"])
+            .arg(format!("trace={call}"))
+            .arg("-e")
+            .arg(format!("inject={call}:signal=KILL:when={count}"))
+            .arg(env!("CARGO_BIN_EXE_cloak-kbs"));
+        Self::start(command, folder)
+    }
+
+    fn start(mut command: Command, folder: &Folder) -> Option<Self> {
+        let mut child = command
             .args(["serve", "--config"])
             .arg(folder.file("kbs.toml"))
             .stdout(Stdio::piped())
             .spawn()
-            .expect("cloak-kbs runs");
+            .unwrap_or_else(|error| panic!("{command:?}: {error}"));
         let mut lines = BufReader::new(child.stdout.take().expect("a pipe")).lines();
-        let line = lines.next().expect("a line").expect("text");
+        let Some(line) = lines.next() else {
+            child.wait().expect("its end");
+            return None;
+        };
         let port = line
+            .expect("text")
             .rsplit(':')
             .next()
             .and_then(|port| port.parse().ok())
             .expect("a port");
-        Self { child, port, lines }
+        Some(Self { child, port, lines })
     }
 
     pub fn signal(&self, signal: &str) {
