@@ -3,6 +3,8 @@
 //! A sequence of records: `u32 tag | u32 length | bytes`, padded to 4 bytes, in any order, lists by
 //! repetition. Numbers are little-endian u64. An unknown tag is an error: both ends are of one build.
 
+use crate::anchor::{ANCHORS, MARK_WORDS};
+
 macro_rules! tags {
     ($($(#[$doc:meta])* $name:ident = $n:literal,)*) => {
         /// Record tags.
@@ -43,6 +45,8 @@ tags! {
     Stdio = 11,
     /// u64 file-mode creation mask.
     Umask = 12,
+    /// One protected volume: a [`Protected`].
+    Protected = 13,
 }
 
 /// Bits of a mount.
@@ -59,6 +63,87 @@ pub mod run_flags {
     pub const TRACE: u64 = 1;
     /// Leave system-call sites as they are.
     pub const NO_PATCH: u64 = 2;
+}
+
+/// A protected volume. Layout: u32 host mount index, u32 [`mount_flags`], u32 anchor (0 none, 1 it has seen the mark, 2
+/// it has seen nothing yet), u32 number of the anchor, key (32 bytes), mark (56 bytes, zeros if there is none), guest path.
+///
+/// The key stands in private RAM only, and the libos clears it there once it has taken it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Protected<'a> {
+    /// The host mount that is the container: a file.
+    pub index: u32,
+    /// [`mount_flags::READ_ONLY`] or 0.
+    pub flags: u32,
+    /// What remembers its last root.
+    pub anchor: Option<Anchored>,
+    /// Its key.
+    pub key: &'a [u8; 32],
+    /// Absolute path in the guest.
+    pub path: &'a [u8],
+}
+
+/// An anchor of a protected volume.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Anchored {
+    /// Its number, below [`crate::anchor::ANCHORS`].
+    pub number: u32,
+    /// What it saw last; `None` when it begins with this run.
+    pub seen: Option<[u64; MARK_WORDS]>,
+}
+
+/// Bytes of a [`Protected`] before its path.
+const PROTECTED_HEAD: usize = 16 + 32 + 8 * MARK_WORDS;
+
+impl core::fmt::Debug for Protected<'_> {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.debug_struct("Protected")
+            .field("index", &self.index)
+            .field("anchor", &self.anchor)
+            .finish_non_exhaustive()
+    }
+}
+
+impl<'a> Protected<'a> {
+    /// Parses the value of a [`Tag::Protected`] record.
+    ///
+    /// # Errors
+    /// [`ConfigError::Size`] for what is none.
+    pub fn parse(value: &'a [u8]) -> Result<Self, ConfigError> {
+        let bad = ConfigError::Size(Tag::Protected);
+        let (head, path) = value.split_at_checked(PROTECTED_HEAD).ok_or(bad)?;
+        let (numbers, rest) = head.split_first_chunk::<16>().ok_or(bad)?;
+        let (key, mark) = rest.split_first_chunk::<32>().ok_or(bad)?;
+        let word = |i: usize| {
+            let mut word = [0; 4];
+            word.copy_from_slice(&numbers[4 * i..4 * i + 4]);
+            u32::from_le_bytes(word)
+        };
+        let mut seen = [0; MARK_WORDS];
+        for (to, from) in seen.iter_mut().zip(mark.as_chunks::<8>().0) {
+            *to = u64::from_le_bytes(*from);
+        }
+        let number = word(3);
+        let anchor = match word(2) {
+            0 => None,
+            1 => Some(Anchored {
+                number,
+                seen: Some(seen),
+            }),
+            2 => Some(Anchored { number, seen: None }),
+            _ => return Err(bad),
+        };
+        if path.first() != Some(&b'/') || anchor.is_some_and(|a| a.number as usize >= ANCHORS) {
+            return Err(bad);
+        }
+        Ok(Self {
+            index: word(0),
+            flags: word(1),
+            anchor,
+            key,
+            path,
+        })
+    }
 }
 
 /// Why a configuration can't be read.
@@ -158,6 +243,32 @@ impl Writer {
         self.put(Tag::Mount, &bytes)
     }
 
+    /// Appends one protected volume.
+    pub fn protected(&mut self, volume: &Protected<'_>) -> &mut Self {
+        let (state, number, mark) = match volume.anchor {
+            None => (0, 0, [0; MARK_WORDS]),
+            Some(Anchored {
+                number,
+                seen: Some(seen),
+            }) => (1, number, seen),
+            Some(Anchored { number, seen: None }) => (2, number, [0; MARK_WORDS]),
+        };
+        let len = PROTECTED_HEAD + volume.path.len();
+        self.0.extend_from_slice(&(Tag::Protected as u32).to_le_bytes());
+        self.0
+            .extend_from_slice(&u32::try_from(len).unwrap_or(u32::MAX).to_le_bytes());
+        for number in [volume.index, volume.flags, state, number] {
+            self.0.extend_from_slice(&number.to_le_bytes());
+        }
+        self.0.extend_from_slice(volume.key);
+        for word in mark {
+            self.0.extend_from_slice(&word.to_le_bytes());
+        }
+        self.0.extend_from_slice(volume.path);
+        self.0.resize(self.0.len().next_multiple_of(4), 0);
+        self
+    }
+
     /// The finished bytes.
     #[must_use]
     pub fn finish(self) -> alloc::vec::Vec<u8> {
@@ -182,6 +293,57 @@ mod tests {
         assert_eq!(all[1], (Tag::Arg, &b""[..]));
         assert_eq!(number(Tag::Ids, all[2].1, 2), Ok(3));
         assert_eq!(number(Tag::Ids, all[2].1, 3), Err(ConfigError::Size(Tag::Ids)));
+    }
+
+    #[test]
+    fn protected_volumes_round_trip_and_cut_ones_are_refused() {
+        let anchors = [
+            None,
+            Some(Anchored {
+                number: 63,
+                seen: Some([1, 2, 3, 4, 5, 6, 7]),
+            }),
+            Some(Anchored {
+                number: 0,
+                seen: None,
+            }),
+        ];
+        for anchor in anchors {
+            let volume = Protected {
+                index: 7,
+                flags: mount_flags::READ_ONLY,
+                anchor,
+                key: &[9; 32],
+                path: b"/data",
+            };
+            let mut w = Writer::default();
+            w.protected(&volume);
+            let bytes = w.finish();
+            let (tag, value) = Records::new(&bytes).next().expect("one").expect("well formed");
+            assert_eq!(tag, Tag::Protected);
+            assert_eq!(Protected::parse(value), Ok(volume));
+            for cut in 0..=PROTECTED_HEAD {
+                assert!(Protected::parse(&value[..cut]).is_err(), "{cut}");
+            }
+        }
+    }
+
+    #[test]
+    fn an_anchor_that_can_not_be_is_refused() {
+        let mut w = Writer::default();
+        w.protected(&Protected {
+            index: 1,
+            flags: 0,
+            anchor: None,
+            key: &[0; 32],
+            path: b"/data",
+        });
+        let mut value = w.finish().split_off(8);
+        value[8] = 3;
+        assert!(Protected::parse(&value).is_err());
+        value[8] = 2;
+        value[12] = 64;
+        assert!(Protected::parse(&value).is_err());
     }
 
     #[test]

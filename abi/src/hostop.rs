@@ -58,8 +58,8 @@ host_ops! {
     Nop = 0,
     /// buf out: `[u64; 2]` nanoseconds of CLOCK_MONOTONIC and CLOCK_REALTIME, `[u64; 1]` of CLOCK_BOOTTIME.
     Clock = 1,
-    /// a0 = directory fd, a1 = open flags (O_*), a2 = mode, a3 = path length, a4 = [`resolve`] bits;
-    /// buf in: path. Result: fd. extra: `st_mode` of what was opened. buf out: its `struct stat`.
+    /// a0 = directory fd, a1 = open flags (O_*), a2 = mode, a3 = path length (0: the fd itself, a regular file),
+    /// a4 = [`resolve`] bits; buf in: path. Result: fd. extra: `st_mode` of what was opened. buf out: its `struct stat`.
     /// O_NONBLOCK and O_CLOEXEC are always added for what is not a regular file. `-EACCES` for what is on the
     /// host's procfs, unless the mount's root is.
     Open = 2,

@@ -6,6 +6,7 @@
 //! | module | between | what |
 //! |---|---|---|
 //! | [`layout`] | monitor, kernel, libos | guest-physical and guest-virtual address plan |
+//! | [`anchor`] | libos → monitor | what a protected volume's last root is |
 //! | [`boot`] | monitor → kernel, libos | boot block, libos header |
 //! | [`config`] | monitor → libos | what to run: program, arguments, environment, mounts |
 //! | [`kcall`] | libos → kernel | kernel calls and page-table operations |
@@ -20,6 +21,7 @@
 #[cfg(feature = "alloc")]
 extern crate alloc;
 
+pub mod anchor;
 pub mod boot;
 pub mod config;
 pub mod hostop;
@@ -29,7 +31,7 @@ pub mod ring;
 pub mod vcpu;
 
 /// Version of everything in this crate. Both sides refuse another one.
-pub const VERSION: u32 = 3;
+pub const VERSION: u32 = 4;
 
 /// Asserts a size at compile time, with the reason when it no longer holds.
 #[macro_export]

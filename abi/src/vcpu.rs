@@ -80,6 +80,8 @@ pub enum MonitorCall {
     Exit = 3,
     /// The kernel found something that must not be; the reason is `argument`.
     Panic = 4,
+    /// Remember the mark in slot `argument` of the [`crate::anchor::AnchorPage`], durably, before going on.
+    Anchor = 5,
 }
 
 impl MonitorCall {
@@ -92,6 +94,7 @@ impl MonitorCall {
             2 => Self::Start,
             3 => Self::Exit,
             4 => Self::Panic,
+            5 => Self::Anchor,
             _ => return None,
         };
         Some((call, value >> 8))

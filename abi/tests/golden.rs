@@ -7,6 +7,7 @@ use std::fmt::Write as _;
 use std::mem::{offset_of, size_of};
 use std::path::Path;
 
+use cloak_abi::anchor::{self, AnchorPage, AnchorSlot};
 use cloak_abi::boot::{self, BootBlock, LibosHeader};
 use cloak_abi::config::{Tag, mount_flags, run_flags};
 use cloak_abi::hostop::{self, HostOp, resolve};
@@ -67,6 +68,7 @@ fn constants(out: &mut String) {
         LIBOS_VCPU_VA, LIBOS_SHARED_VA, LIBOS_PHYS_VA, USER_MIN, USER_END, DOORBELL_PORT, MONITOR_PORT,
         KICK_VECTOR
     );
+    constants!(out, anchor: MARK_WORDS, ANCHORS);
     constants!(out, boot: BOOT_MAGIC, LIBOS_MAGIC);
     constants!(out, vcpu: MAX_OPS);
     constants!(
@@ -122,6 +124,8 @@ fn structures(out: &mut String) {
             syscall_probe
         }
     );
+    structure!(out, AnchorSlot { mark, result });
+    structure!(out, AnchorPage { slots });
     structure!(
         out,
         VcpuBlock {
@@ -213,13 +217,13 @@ fn numbers(out: &mut String) {
     variants!(out, KcallError: Invalid, Address, Frame, Tables, Busy);
     variants!(out, PageOpKind: Map, Unmap, Protect, Shoot, Clean);
     variants!(out, VcpuState: Offline, Running, Polling, Halted);
-    variants!(out, MonitorCall: Halt, Kick, Start, Exit, Panic);
+    variants!(out, MonitorCall: Halt, Kick, Start, Exit, Panic, Anchor);
     variants!(
         out, Stat: Calls, Trapped, Forwarded, Exceptions, Kcalls, Interrupts, Patched, Switches, Halts, Faults,
         Doorbells, Signals, Entered
     );
     variants!(
-        out, Tag: Program, Arg, Env, Cwd, Mount, Ids, HostName, Flags, MaxFiles, Seed, Stdio, Umask
+        out, Tag: Program, Arg, Env, Cwd, Mount, Ids, HostName, Flags, MaxFiles, Seed, Stdio, Umask, Protected
     );
 }
 

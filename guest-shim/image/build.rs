@@ -22,6 +22,8 @@ fn main() {
         "guest-shim/pagetables",
         "guest-shim/image/build.rs",
         "guest-shim/image/recipe.rs",
+        "volumes/Cargo.toml",
+        "volumes/src",
         "Cargo.lock",
         "Cargo.toml",
     ] {

@@ -10,10 +10,11 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::thread;
 
-use cloak_abi::config::{Tag, Writer, mount_flags, run_flags};
+use cloak_abi::config::{self, Anchored, Tag, Writer, mount_flags, run_flags};
 use cloak_abi::layout::MAX_VCPUS;
 use cloak_abi::ring::Stat;
 use rustix::process::Resource;
+use zeroize::Zeroizing;
 
 use crate::jail::calls;
 use crate::os::{self, Access, Root, SpawnConfig};
@@ -21,6 +22,7 @@ use crate::vm::error::{Step, VmError};
 use crate::vm::{self, Options, Statistics};
 
 pub use crate::vm::Outcome;
+pub use crate::vm::anchors::{Anchor, Mark};
 pub use crate::vm::resident::Resident;
 
 /// A host directory or file in the guest's name space.
@@ -34,6 +36,29 @@ pub struct Volume {
     pub read_only: bool,
 }
 
+/// A protected volume: the OS side has its container, the guest its key.
+pub struct Protected {
+    /// The container: a file.
+    pub container: PathBuf,
+    /// In the guest, absolute.
+    pub guest: PathBuf,
+    /// Whether the program may only read it.
+    pub read_only: bool,
+    /// Its key.
+    pub key: Box<Zeroizing<[u8; 32]>>,
+    /// What remembers its last root.
+    pub anchor: Option<Box<dyn Anchor>>,
+}
+
+impl fmt::Debug for Protected {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Protected")
+            .field("container", &self.container)
+            .field("guest", &self.guest)
+            .finish_non_exhaustive()
+    }
+}
+
 /// The program's environment.
 #[derive(Debug, Clone, Default)]
 pub struct Environment {
@@ -44,7 +69,7 @@ pub struct Environment {
 }
 
 /// What a user asks for.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct RunOptions {
     /// The KVM device.
     pub device: PathBuf,
@@ -58,6 +83,8 @@ pub struct RunOptions {
     pub workdir: Option<PathBuf>,
     /// Volumes besides the host's root, which is always there, read-only.
     pub volumes: Vec<Volume>,
+    /// Protected volumes.
+    pub protected: Vec<Protected>,
     /// How much of guest memory may be plaintext; none: all of it.
     pub resident: Option<Resident>,
     /// Name of the VM.
@@ -76,10 +103,10 @@ pub struct RunOptions {
 ///
 /// # Errors
 /// When Cloak itself failed; how the program ended is an [`Outcome`].
-pub fn run(options: RunOptions) -> Result<(Outcome, Statistics), VmError> {
+pub fn run(mut options: RunOptions) -> Result<(Outcome, Statistics), VmError> {
     // Signals must be blocked before any thread exists, so that none is lost.
     vm::signals::block();
-    let roots = open_roots(&options.volumes)?;
+    let roots = open_roots(&options)?;
     let program = find_program(&options)?;
     let vcpus = options.cpus.unwrap_or_else(|| {
         thread::available_parallelism()
@@ -91,6 +118,10 @@ pub fn run(options: RunOptions) -> Result<(Outcome, Statistics), VmError> {
         vcpus,
         memory: options.memory,
         config: configuration(&options, &program)?,
+        anchors: std::mem::take(&mut options.protected)
+            .into_iter()
+            .filter_map(|volume| volume.anchor)
+            .collect(),
         own_tables: !options.kernel_tables,
         resident: options.resident.clone(),
     };
@@ -140,7 +171,8 @@ pub fn die_by(signal: u8) -> ExitCode {
     ExitCode::from(128 + signal)
 }
 
-fn open_roots(volumes: &[Volume]) -> Result<Vec<(OwnedFd, Access)>, VmError> {
+/// What the OS service may use: the host's root, the shared volumes, the containers of the protected ones.
+fn open_roots(options: &RunOptions) -> Result<Vec<(OwnedFd, Access)>, VmError> {
     let open = |path: &Path| {
         let file = std::fs::OpenOptions::new()
             .read(true)
@@ -152,13 +184,15 @@ fn open_roots(volumes: &[Volume]) -> Result<Vec<(OwnedFd, Access)>, VmError> {
         })
     };
     let mut roots = vec![(open(Path::new("/"))?, Access::ReadOnly)];
-    for volume in volumes {
-        let access = if volume.read_only {
+    let shared = options.volumes.iter().map(|v| (&v.host, v.read_only));
+    let protected = options.protected.iter().map(|v| (&v.container, v.read_only));
+    for (path, read_only) in shared.chain(protected) {
+        let access = if read_only {
             Access::ReadOnly
         } else {
             Access::ReadWrite
         };
-        roots.push((open(&volume.host)?, access));
+        roots.push((open(path)?, access));
     }
     Ok(roots)
 }
@@ -182,7 +216,7 @@ fn find_program(options: &RunOptions) -> Result<PathBuf, VmError> {
         .unwrap_or_else(|| path.to_owned()))
 }
 
-fn configuration(options: &RunOptions, program: &Path) -> Result<Vec<u8>, VmError> {
+fn configuration(options: &RunOptions, program: &Path) -> Result<Zeroizing<Vec<u8>>, VmError> {
     let mut config = Writer::default();
     let cwd = match &options.workdir {
         Some(dir) => dir.clone(),
@@ -241,7 +275,29 @@ fn configuration(options: &RunOptions, program: &Path) -> Result<Vec<u8>, VmErro
     let umask = rustix::process::umask(rustix::fs::Mode::empty());
     rustix::process::umask(umask);
     config.numbers(Tag::Umask, &[u64::from(umask.bits())]);
-    Ok(config.finish())
+    protected_volumes(options, &mut config);
+    Ok(Zeroizing::new(config.finish()))
+}
+
+fn protected_volumes(options: &RunOptions, config: &mut Writer) {
+    let mut anchors = 0..;
+    for (index, volume) in (1 + options.volumes.len() as u32..).zip(&options.protected) {
+        let anchor = volume.anchor.as_ref().map(|anchor| Anchored {
+            number: anchors.next().unwrap_or_default(),
+            seen: anchor.seen(),
+        });
+        config.protected(&config::Protected {
+            index,
+            flags: if volume.read_only {
+                mount_flags::READ_ONLY
+            } else {
+                0
+            },
+            anchor,
+            key: &volume.key,
+            path: volume.guest.as_os_str().as_bytes(),
+        });
+    }
 }
 
 /// File mode of a standard stream; 0 when it is closed.

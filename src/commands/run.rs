@@ -1,5 +1,7 @@
 //! `cloak run`: one program in one VM.
 
+mod protected;
+
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -37,6 +39,10 @@ pub struct Args {
     /// Make a host directory or file visible in the guest (repeatable)
     #[arg(long, short = 'v', value_name = "HOST:GUEST[:ro]", value_parser = parse_volume)]
     volume: Vec<Volume>,
+    /// Give the guest a protected volume (see `cloak volume create`) at GUEST. Its key is not shown to the OS side
+    /// (repeatable)
+    #[arg(long, value_name = protected::SHAPE, value_parser = protected::Asked::parse)]
+    protected: Vec<protected::Asked>,
     /// Keep at most this much of guest memory as plaintext, and the rest sealed in the file of --swap
     #[arg(long, value_name = "SIZE", value_parser = parse_size, requires = "swap")]
     resident: Option<u64>,
@@ -86,6 +92,14 @@ enum Platform {
 /// Runs the program; gives its exit code, or ends by its signal.
 pub fn run(args: Args) -> ExitCode {
     let stats = args.stats;
+    let opened = args.protected.into_iter().map(protected::Asked::open);
+    let protected = match opened.collect::<Result<Vec<_>, _>>() {
+        Ok(protected) => protected,
+        Err(error) => {
+            eprintln!("cloak: --protected: {error}");
+            return ExitCode::from(FAILED);
+        }
+    };
     let options = RunOptions {
         device: args.device,
         cpus: args.cpus,
@@ -96,6 +110,7 @@ pub fn run(args: Args) -> ExitCode {
         },
         workdir: args.workdir,
         volumes: args.volume,
+        protected,
         resident: args
             .resident
             .zip(args.swap)

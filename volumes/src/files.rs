@@ -103,12 +103,130 @@ impl Store for FileStore {
 
 const ANCHOR_MARK: &[u8; 8] = b"CLOAKANC";
 const ANCHOR: usize = 8 + 16 + 8 + 32 + 32;
+/// Where the second record lies, if there is one: in a sector of its own, so that writing one leaves the other whole.
+const SECOND: usize = 512;
+
+fn anchor_record(mark: &Mark) -> [u8; ANCHOR] {
+    let mut bytes = [0; ANCHOR];
+    bytes[..8].copy_from_slice(ANCHOR_MARK);
+    bytes[8..24].copy_from_slice(&mark.volume.0);
+    bytes[24..32].copy_from_slice(&mark.counter.to_le_bytes());
+    bytes[32..64].copy_from_slice(&mark.root);
+    let sum = Sha256::digest(&bytes[..ANCHOR - 32]);
+    bytes[ANCHOR - 32..].copy_from_slice(&sum);
+    bytes
+}
+
+fn parse_anchor_record(bytes: &[u8]) -> Option<Mark> {
+    let record = bytes.get(..ANCHOR)?;
+    let good = &record[..8] == ANCHOR_MARK
+        && <[u8; 32]>::from(Sha256::digest(&record[..ANCHOR - 32])) == record[ANCHOR - 32..];
+    good.then(|| Mark {
+        volume: VolumeId(array(&record[8..24])),
+        counter: u64::from_le_bytes(array(&record[24..32])),
+        root: array(&record[32..64]),
+    })
+}
+
+/// The newest record of an anchor's file, and which of the two it is. One that was torn by a crash is not good, and
+/// the other one is then that of the commit before.
+fn newest_anchor_record(bytes: &[u8]) -> Result<(usize, Mark), AnchorError> {
+    let first = parse_anchor_record(bytes);
+    let second = bytes.get(SECOND..).and_then(parse_anchor_record);
+    if bytes.len() != ANCHOR && bytes.len() != SECOND + ANCHOR {
+        return Err(AnchorError::Damaged);
+    }
+    match (first, second) {
+        (Some(first), Some(second)) if first.volume != second.volume => Err(AnchorError::Damaged),
+        (Some(first), Some(second)) if second.counter > first.counter => Ok((1, second)),
+        (Some(first), _) => Ok((0, first)),
+        (None, Some(second)) => Ok((1, second)),
+        (None, None) => Err(AnchorError::Damaged),
+    }
+}
+
+fn read_anchor(file: &File) -> Result<(usize, Mark), AnchorError> {
+    let mut bytes = Vec::with_capacity(SECOND + ANCHOR + 1);
+    file.take((SECOND + ANCHOR) as u64 + 1)
+        .read_to_end(&mut bytes)
+        .map_err(|e| anchor_error(&e))?;
+    newest_anchor_record(&bytes)
+}
+
+/// An anchor file that is held open, for who can open no file any more (the monitor, once the VM runs). Nobody else
+/// holds it meanwhile. Its two records are written by turns, in place.
+#[derive(Debug)]
+pub struct HeldAnchor {
+    file: File,
+    /// The newest record and which of the two it is; `None` when it begins.
+    newest: Option<(usize, Mark)>,
+}
+
+impl HeldAnchor {
+    /// Opens an anchor's file. A missing one is an error, unless the anchor begins (`begins`): it is then made.
+    ///
+    /// # Errors
+    /// [`AnchorError`]; `Unavailable(EWOULDBLOCK)` if another process holds it.
+    pub fn open(path: &Path, begins: bool) -> Result<Self, AnchorError> {
+        let open = |new: bool| {
+            let mut options = OpenOptions::new();
+            options.read(true).write(true).create_new(new).mode(0o600);
+            options.custom_flags(OFlags::NOCTTY.bits() as i32).open(path)
+        };
+        let (file, new) = match open(false) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound && begins => {
+                let file = open(true).and_then(|file| sync_folder(path).map(|()| file));
+                (file.map_err(|e| anchor_error(&e))?, true)
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(AnchorError::Unknown),
+            other => (other.map_err(|e| anchor_error(&e))?, false),
+        };
+        flock(&file, FlockOperation::NonBlockingLockExclusive)
+            .map_err(|e| AnchorError::Unavailable(e.raw_os_error()))?;
+        // An empty one is of a run that began it and never came to a commit.
+        let empty = new || begins && file.metadata().map_err(|e| anchor_error(&e))?.len() == 0;
+        let newest = if empty { None } else { Some(read_anchor(&file)?) };
+        Ok(Self { file, newest })
+    }
+
+    /// What it saw last; `None` when it begins.
+    #[must_use]
+    pub fn seen(&self) -> Option<Mark> {
+        self.newest.map(|(_, mark)| mark)
+    }
+}
+
+impl Anchor for HeldAnchor {
+    fn last(&mut self) -> Result<Option<Mark>, AnchorError> {
+        Ok(self.seen())
+    }
+
+    /// Refuses (EINVAL) what is not newer, or of another volume, whoever asks.
+    fn advance(&mut self, mark: &Mark) -> Result<(), AnchorError> {
+        let record = match self.newest {
+            Some((_, seen)) if seen == *mark => return Ok(()),
+            Some((_, seen)) if seen.volume != mark.volume || seen.counter >= mark.counter => {
+                return Err(AnchorError::Unavailable(rustix::io::Errno::INVAL.raw_os_error()));
+            }
+            Some((record, _)) => 1 - record,
+            None => 0,
+        };
+        let written = self
+            .file
+            .write_all_at(&anchor_record(mark), (record * SECOND) as u64)
+            .and_then(|()| self.file.sync_data());
+        written.map_err(|e| anchor_error(&e))?;
+        self.newest = Some((record, *mark));
+        Ok(())
+    }
+}
 
 /// An anchor in a file. It helps only as far as the file is out of reach of who might set the volume back: on another
 /// disk, in a folder that the OS service can't write.
 ///
-/// 96 bytes: mark `CLOAKANC`, volume (16), counter (8, little-endian), digest of the superblock (32), SHA-256 of all
-/// that (32) against torn writes. It is replaced as a whole, by renaming.
+/// A record has 96 bytes: mark `CLOAKANC`, volume (16), counter (8, little-endian), digest of the superblock (32),
+/// SHA-256 of all that (32) against torn writes. The file has one at byte 0, and a second one at byte 512 where a
+/// [`HeldAnchor`] wrote it; the one with the larger counter counts. This type replaces the file as a whole, by renaming.
 #[derive(Debug)]
 pub struct FileAnchor {
     path: PathBuf,
@@ -171,43 +289,22 @@ fn anchor_error(error: &io::Error) -> AnchorError {
 
 impl Anchor for FileAnchor {
     fn last(&mut self) -> Result<Option<Mark>, AnchorError> {
-        let mut bytes = Vec::with_capacity(ANCHOR + 1);
         match File::open(&self.path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                return if self.may_begin {
+                if self.may_begin {
                     Ok(None)
                 } else {
                     Err(AnchorError::Unknown)
-                };
+                }
             }
-            Err(error) => return Err(anchor_error(&error)),
-            Ok(file) => file
-                .take(ANCHOR as u64 + 1)
-                .read_to_end(&mut bytes)
-                .map_err(|e| anchor_error(&e))?,
-        };
-        let good = bytes.len() == ANCHOR
-            && &bytes[..8] == ANCHOR_MARK
-            && <[u8; 32]>::from(Sha256::digest(&bytes[..ANCHOR - 32])) == bytes[ANCHOR - 32..];
-        if !good {
-            return Err(AnchorError::Damaged);
+            Err(error) => Err(anchor_error(&error)),
+            Ok(file) => read_anchor(&file).map(|(_, mark)| Some(mark)),
         }
-        Ok(Some(Mark {
-            volume: VolumeId(array(&bytes[8..24])),
-            counter: u64::from_le_bytes(array(&bytes[24..32])),
-            root: array(&bytes[32..64]),
-        }))
     }
 
     fn advance(&mut self, mark: &Mark) -> Result<(), AnchorError> {
-        let mut bytes = [0; ANCHOR];
-        bytes[..8].copy_from_slice(ANCHOR_MARK);
-        bytes[8..24].copy_from_slice(&mark.volume.0);
-        bytes[24..32].copy_from_slice(&mark.counter.to_le_bytes());
-        bytes[32..64].copy_from_slice(&mark.root);
-        let sum = Sha256::digest(&bytes[..ANCHOR - 32]);
-        bytes[ANCHOR - 32..].copy_from_slice(&sum);
-        self.replace(&bytes).map_err(|error| anchor_error(&error))
+        self.replace(&anchor_record(mark))
+            .map_err(|error| anchor_error(&error))
     }
 }
 
@@ -227,4 +324,85 @@ pub fn now() -> Time {
 /// What the system says.
 pub fn fresh() -> io::Result<Fresh> {
     Ok(Fresh(**Secret::random()?.into_bytes()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn mark(counter: u64) -> Mark {
+        Mark {
+            volume: VolumeId([3; 16]),
+            counter,
+            root: [counter as u8; 32],
+        }
+    }
+
+    #[test]
+    fn a_held_anchor_goes_forward_only_and_is_found_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("anchor");
+        assert_eq!(HeldAnchor::open(&path, false).unwrap_err(), AnchorError::Unknown);
+        let mut held = HeldAnchor::open(&path, true).unwrap();
+        assert_eq!(held.seen(), None);
+        for counter in 1..6 {
+            held.advance(&mark(counter)).unwrap();
+            assert_eq!(FileAnchor::existing(&path).last(), Ok(Some(mark(counter))));
+        }
+        for refused in [
+            mark(4),
+            mark(0),
+            Mark {
+                root: [9; 32],
+                ..mark(5)
+            },
+            Mark {
+                volume: VolumeId([4; 16]),
+                ..mark(9)
+            },
+        ] {
+            assert!(held.advance(&refused).is_err(), "{refused:?}");
+        }
+        held.advance(&mark(5)).unwrap();
+        assert!(
+            matches!(HeldAnchor::open(&path, false), Err(AnchorError::Unavailable(_))),
+            "two hold it"
+        );
+        drop(held);
+        assert_eq!(HeldAnchor::open(&path, false).unwrap().seen(), Some(mark(5)));
+        // The other kind of writer leaves one record, which is read as well.
+        FileAnchor::existing(&path).advance(&mark(6)).unwrap();
+        let mut held = HeldAnchor::open(&path, false).unwrap();
+        assert_eq!(held.seen(), Some(mark(6)));
+        held.advance(&mark(7)).unwrap();
+        assert_eq!(FileAnchor::existing(&path).last(), Ok(Some(mark(7))));
+    }
+
+    #[test]
+    fn a_torn_record_leaves_the_one_before_and_two_torn_ones_are_damage() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("anchor");
+        let mut held = HeldAnchor::open(&path, true).unwrap();
+        held.advance(&mark(1)).unwrap();
+        held.advance(&mark(2)).unwrap();
+        drop(held);
+        let whole = std::fs::read(&path).unwrap();
+        for torn in [SECOND, SECOND + 40, SECOND + ANCHOR - 1] {
+            let mut bytes = whole.clone();
+            bytes[torn] ^= 1;
+            std::fs::write(&path, &bytes).unwrap();
+            assert_eq!(FileAnchor::existing(&path).last(), Ok(Some(mark(1))));
+            bytes[torn - SECOND] ^= 1;
+            std::fs::write(&path, &bytes).unwrap();
+            assert_eq!(FileAnchor::existing(&path).last(), Err(AnchorError::Damaged));
+        }
+        for cut in [0, 1, ANCHOR - 1, ANCHOR + 1, SECOND, SECOND + ANCHOR - 1] {
+            std::fs::write(&path, &whole[..cut]).unwrap();
+            assert_eq!(
+                FileAnchor::existing(&path).last(),
+                Err(AnchorError::Damaged),
+                "{cut}"
+            );
+        }
+    }
 }

@@ -6,15 +6,16 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::sync::atomic::Ordering;
 
-use cloak_abi::config::{ConfigError, Records, Tag, number, run_flags};
+use cloak_abi::config::{self, ConfigError, Records, Tag, number, run_flags};
 use cloak_abi::hostop::HostOp;
 use cloak_abi::kcall::Kcall;
 use cloak_abi::ring::{SHARED_MAGIC, Stat, exit_status};
-use spin::Once;
+use spin::{Mutex, Once};
 
 use crate::arch::{self, Frame};
 use crate::errno::Errno;
-use crate::fs::{FdTable, FsContext, MountRecord};
+use crate::fs::mount::Mount;
+use crate::fs::{FdTable, FsContext, MountRecord, protected};
 use crate::host::{self, Request};
 use crate::mem::frames;
 use crate::mem::space::Space;
@@ -89,7 +90,8 @@ extern "C" fn run_program(_: u64) -> ! {
     process::providers::install();
     let memory = frames::usage().1 * 4096 / 2;
     let files = Process::current().files.clone();
-    if crate::fs::init(&config.mounts, config.stdio, memory, &files).is_err() {
+    let volumes = mount_protected(config, memory);
+    if crate::fs::init(&config.mounts, volumes, config.stdio, memory, &files).is_err() {
         arch::panic_exit("the mounts of the configuration make no name space");
     }
     let program = Program {
@@ -107,6 +109,21 @@ extern "C" fn run_program(_: u64) -> ! {
         }
         Err(why) => refuse(&name, &why),
     }
+}
+
+/// Bytes of decrypted blocks that all protected volumes keep.
+const VOLUME_CACHE: core::ops::RangeInclusive<u64> = 4 << 20..=256 << 20;
+
+/// Opens the protected volumes, with their keys, which nobody has any more after it.
+fn mount_protected(config: &Config, memory: u64) -> Vec<Mount> {
+    let records = core::mem::take(&mut *config.protected.lock());
+    let all = (memory / 4).clamp(*VOLUME_CACHE.start(), *VOLUME_CACHE.end());
+    let each = all / records.len().max(1) as u64;
+    let mounts = records.into_iter().map(|record| {
+        protected::mount(record, each as usize)
+            .unwrap_or_else(|why| arch::exit(exit_status::refused(125), &why))
+    });
+    mounts.collect()
 }
 
 fn set_name(path: &[u8]) {
@@ -171,6 +188,8 @@ struct Config {
     environment: Vec<Vec<u8>>,
     cwd: Vec<u8>,
     mounts: Vec<MountRecord>,
+    /// With their keys, until they are mounted.
+    protected: Mutex<Vec<protected::Record>>,
     credentials: Credentials,
     host_name: Vec<u8>,
     flags: u64,
@@ -195,6 +214,12 @@ impl Config {
             if record.and_then(|(tag, value)| config.take(tag, value)).is_err() {
                 arch::panic_exit("the configuration can't be read");
             }
+        }
+        // Keys are taken, and the seed: nothing of it is needed here any more.
+        let at = frames::window(boot.config_gpa) as *mut u8;
+        for offset in 0..boot.config_len as usize {
+            // SAFETY: inside the configuration, to which no reference is left. Volatile, as nobody reads it again.
+            unsafe { at.add(offset).write_volatile(0) };
         }
         config
     }
@@ -222,6 +247,11 @@ impl Config {
             Tag::Seed => self.seed = value.to_vec(),
             Tag::Stdio => self.stdio = [n(0)? as u32, n(1)? as u32, n(2)? as u32],
             Tag::Umask => self.umask = n(0)? as u32,
+            Tag::Protected => {
+                let record = protected::Record::new(&config::Protected::parse(value)?);
+                let record = record.map_err(|_| ConfigError::Size(tag))?;
+                self.protected.get_mut().push(record);
+            }
         }
         Ok(())
     }

@@ -7,7 +7,7 @@ use core::sync::atomic::{AtomicBool, Ordering};
 
 use crate::arch::Frame;
 use crate::errno::Errno;
-use crate::host::Request;
+use crate::host::tell;
 use crate::process::Process;
 use crate::sched;
 use crate::syscall::{Args, Entry};
@@ -15,14 +15,6 @@ use crate::user;
 
 /// Whether each system call is told.
 pub static ENABLED: AtomicBool = AtomicBool::new(false);
-
-/// Writes to the host's standard error. What can't be written is lost: there is nobody else to tell.
-pub fn tell(text: &str) {
-    let mut request = Request::new();
-    let len = text.len().min(4096);
-    request.put(0, &text.as_bytes()[..len]);
-    let _ = request.call(cloak_abi::hostop::HostOp::Write, [2, len as u64, 0, 0, 0, 0]);
-}
 
 /// Name of the running program, for notices.
 pub fn program_name() -> String {

@@ -52,6 +52,9 @@ fn changes(flags: OFlags) -> bool {
 pub fn open(call: &Call<'_>, scratch: &mut Scratch) -> Reply {
     let dir = call.file(0)?;
     call.may_be_remote(&dir)?;
+    if call.len(3)? == 0 {
+        return open_itself(call, &dir);
+    }
     let path = paths::take(&call.buffer(), 0, call.len(3)?, &mut scratch.path)?;
     let flags = open_flags(call.word(1));
     // openat2 refuses a mode where none is used.
@@ -66,11 +69,32 @@ pub fn open(call: &Call<'_>, scratch: &mut Scratch) -> Reply {
     } else {
         paths::open(call, dir.as_fd(), path, flags, mode, how)?
     };
+    given_out(call, &dir, file, flags)
+}
+
+fn given_out(call: &Call<'_>, dir: &Entry, file: OwnedFd, flags: OFlags) -> Reply {
     let stat = sys::fstat(file.as_fd())?;
-    let entry = opened(&dir, file, flags, &stat)?;
+    let entry = opened(dir, file, flags, &stat)?;
     let fd = call.shared.table.insert(entry)?;
     call.buffer().write(stat.bytes());
     Ok(Answer::with(fd as usize, u64::from(stat.mode())))
+}
+
+/// Opens what a descriptor stands for: the container of a volume, which is a mount's root and a file.
+fn open_itself(call: &Call<'_>, place: &Entry) -> Reply {
+    let flags = open_flags(call.word(1));
+    if flags.intersects(OFlags::PATH | OFlags::CREATE | OFlags::TMPFILE | OFlags::TRUNC) {
+        return Err(Errno::INVAL.into());
+    }
+    if place.read_only && changes(flags) {
+        return Err(Errno::ROFS.into());
+    }
+    if sys::fstat(place.as_fd())?.mode() & libc::S_IFMT != libc::S_IFREG {
+        return Err(Errno::NOENT.into());
+    }
+    let path = paths::magic_path(place.as_fd());
+    let file = rustix::fs::open(path, flags | OFlags::CLOEXEC, Mode::empty())?;
+    given_out(call, place, file, flags)
 }
 
 /// Opens for writing on a mount that must not change: allowed for pipes, devices and sockets, which are

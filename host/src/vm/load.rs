@@ -36,6 +36,8 @@ pub struct Plan<'a> {
 pub struct Loaded {
     /// The kernel's entry point.
     pub entry: u64,
+    /// Guest-physical address of the page of anchors.
+    pub anchors: u64,
     /// First guest-physical address beyond what was loaded. Below it lies what KVM reads by itself.
     pub free_frames: u64,
 }
@@ -53,7 +55,8 @@ pub fn load(memory: &GuestMemoryMmap, plan: &Plan<'_>) -> Result<Loaded, VmError
     let libos_gpa = pool_end;
     let vcpu_blocks = libos_gpa + libos.len.next_multiple_of(PAGE);
     let config_gpa = vcpu_blocks + u64::from(plan.vcpus) * PAGE;
-    let free_frames = (config_gpa + plan.config.len() as u64).next_multiple_of(PAGE);
+    let anchors = cloak_abi::anchor::page_at(config_gpa, plan.config.len() as u64);
+    let free_frames = anchors + PAGE;
     let (ram_low, ram_high) = ram::split(plan.ram);
     if free_frames + 8 * LARGE > ram_low {
         return Err(VmError::MemoryTooSmall {
@@ -133,6 +136,7 @@ pub fn load(memory: &GuestMemoryMmap, plan: &Plan<'_>) -> Result<Loaded, VmError
     )?;
     Ok(Loaded {
         entry: kernel.entry,
+        anchors,
         free_frames,
     })
 }

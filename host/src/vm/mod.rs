@@ -4,6 +4,7 @@
 //! that calls `wait` owns the VM's state; vCPU threads, the signal thread and the time-slice thread send it
 //! [`Event`]s.
 
+pub mod anchors;
 pub mod clock;
 pub mod error;
 mod hidden;
@@ -28,7 +29,9 @@ use cloak_memory::pager::Pager;
 use kvm_bindings::{CpuId, kvm_userspace_memory_region};
 use kvm_ioctls::{Cap, IoEventAddress, Kvm, VcpuFd, VmFd};
 use vm_memory::{Address, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
+use zeroize::Zeroizing;
 
+use self::anchors::{Anchor, Anchors};
 use self::clock::Clock;
 use self::error::{Step, VmError};
 use self::phases::Phases;
@@ -39,7 +42,7 @@ use crate::jail;
 use crate::kvm::{self, Start};
 
 /// What to run, and in what.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct Options {
     /// The KVM device.
     pub device: PathBuf,
@@ -47,8 +50,10 @@ pub struct Options {
     pub vcpus: usize,
     /// Guest RAM, bytes.
     pub memory: u64,
-    /// Configuration for the libos ([`cloak_abi::config`]).
-    pub config: Vec<u8>,
+    /// Configuration for the libos ([`cloak_abi::config`]). Keys are in it.
+    pub config: Zeroizing<Vec<u8>>,
+    /// Anchors of protected volumes, by the numbers that the configuration names.
+    pub anchors: Vec<Box<dyn Anchor>>,
     /// The VM has one context, which edits its page tables itself.
     pub own_tables: bool,
     /// How much of guest RAM may be plaintext; none: all of it.
@@ -104,6 +109,7 @@ pub struct Running {
     clock: Clock,
     ticker: ticker::Ticker,
     pager: Option<Pager>,
+    anchors: Arc<Anchors>,
     sender: Sender<Event>,
     events: Receiver<Event>,
     phases: Phases,
@@ -222,7 +228,14 @@ impl Prepared {
             config: &options.config,
             own_tables: options.own_tables,
         };
-        let load::Loaded { entry, free_frames } = load::load(&memory, &plan)?;
+        let load::Loaded {
+            entry,
+            anchors,
+            free_frames,
+        } = load::load(&memory, &plan)?;
+        let anchors = Arc::new(Anchors::new(options.anchors, &memory, anchors));
+        // Keys are where they belong.
+        drop(options.config);
         phases.done("loading the shim");
         let handles: Arc<[_]> = wakes
             .into_iter()
@@ -252,6 +265,7 @@ impl Prepared {
             clock,
             ticker,
             pager,
+            anchors,
             sender,
             events,
             phases,
@@ -307,6 +321,7 @@ impl Running {
             handle: handle.clone(),
             all: self.handles.clone(),
             shared: self.shared.clone(),
+            anchors: self.anchors.clone(),
             events: self.sender.clone(),
             clock: self.clock,
             ticker: self.ticker.clone(),

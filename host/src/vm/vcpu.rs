@@ -9,6 +9,7 @@ use cloak_abi::layout::{KICK_VECTOR, MONITOR_PORT};
 use cloak_abi::vcpu::MonitorCall;
 use kvm_ioctls::{VcpuExit, VcpuFd};
 
+use super::anchors::Anchors;
 use super::error::VmError;
 use super::shared::SharedRegion;
 use super::ticker::Ticker;
@@ -73,6 +74,7 @@ pub struct Runner {
     pub handle: Arc<Handle>,
     pub all: Arc<[Arc<Handle>]>,
     pub shared: Arc<SharedRegion>,
+    pub anchors: Arc<Anchors>,
     pub events: Sender<Event>,
     pub clock: clock::Clock,
     pub ticker: Ticker,
@@ -157,6 +159,7 @@ impl Runner {
                 let _ = self.events.send(Event::Start(target));
                 Ok(None)
             }
+            Some((MonitorCall::Anchor, number)) => self.anchors.call(number).map(|()| None),
             Some((MonitorCall::Exit, _)) => Ok(Some(Event::Exited)),
             Some((MonitorCall::Panic, reason)) => Err(self.stuck(format!("kernel stop {reason:#x}"))),
             None => Err(self.stuck(format!("unknown monitor call {value:#x}"))),

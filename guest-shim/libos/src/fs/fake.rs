@@ -30,6 +30,8 @@ pub type Twist = Box<dyn FnMut(HostOp, &mut i64, &mut u64, &mut [u8]) + Send>;
 static LOCK: Mutex<()> = Mutex::new(());
 static TWIST: Mutex<Option<Twist>> = Mutex::new(None);
 static STARTED: LazyLock<PathBuf> = LazyLock::new(start);
+/// Mount 3: the container of a protected volume, in the guest's root.
+pub const CONTAINER: &str = "container";
 /// Requests carried out.
 pub static SERVED: AtomicU64 = AtomicU64::new(0);
 
@@ -88,8 +90,11 @@ fn start() -> PathBuf {
         fs::create_dir_all(folder).expect("a temporary directory");
     }
     let mut table = HashMap::new();
-    for (fd, path) in [(ROOT_FD, &root), (ROOT_FD + 1, &volume), (ROOT_FD + 2, &library)] {
-        let file = File::open(path).expect("a directory");
+    let container = root.join(CONTAINER);
+    fs::write(&container, b"").expect("a temporary file");
+    let mounts = [&root, &volume, &library, &container];
+    for (fd, path) in (ROOT_FD..).zip(mounts) {
+        let file = File::open(path).expect("a mount's root");
         table.insert(
             u64::from(fd),
             Open {
@@ -120,7 +125,7 @@ fn start() -> PathBuf {
         },
     ];
     let files = super::FdTable::new(16, 16);
-    init::init(&records, [S_IFCHR | 0o620; 3], 1 << 24, &files).expect("a name space");
+    init::init(&records, Vec::new(), [S_IFCHR | 0o620; 3], 1 << 24, &files).expect("a name space");
     std::mem::forget(files);
     root
 }
@@ -324,6 +329,7 @@ impl Host {
         let existing = flags & (O_CREAT | O_EXCL) != O_CREAT | O_EXCL;
         let follow = flags & O_NOFOLLOW == 0 && existing;
         let path = match self.path(a[0], name, a[4], follow) {
+            _ if name.is_empty() => self.base(a[0])?,
             Err(e) if flags & O_CREAT != 0 && e.kind() == io::ErrorKind::NotFound => {
                 self.path(a[0], name, a[4], false)?
             }

@@ -63,16 +63,23 @@ impl MountRecord {
 
 /// Makes the name space and puts the standard streams into `files` as 0, 1 and 2.
 ///
-/// `stdio`: their file modes. `memory`: bytes that all files of one memory file system may take. Where
+/// `volumes`: mounts besides the records'. `stdio`: the streams' file modes. `memory`: bytes that all files of one memory file system may take. Where
 /// the records name none, `/proc`, `/sys`, `/dev`, `/dev/shm` and `/tmp` are mounted by default.
 ///
 /// # Errors
 /// EINVAL for records that make no name space, or a second call.
-pub fn init(records: &[MountRecord], stdio: [u32; 3], memory: u64, files: &FdTable) -> SysResult<()> {
+pub fn init(
+    records: &[MountRecord],
+    volumes: Vec<Mount>,
+    stdio: [u32; 3],
+    memory: u64,
+    files: &FdTable,
+) -> SysResult<()> {
     let mut mounts = records
         .iter()
         .map(|r| r.mount(memory))
         .collect::<SysResult<Vec<_>>>()?;
+    mounts.extend(volumes);
     if !mounts.iter().any(|m| m.path == b"/") {
         mounts.insert(
             0,

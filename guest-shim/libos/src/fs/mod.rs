@@ -8,6 +8,7 @@
 //! | [`hostops`], [`hostfd`] | operations of the OS service, checked |
 //! | [`hostfile`], [`hostdir`], [`hoststream`], [`tty`], [`shared_pages`] | the host's files |
 //! | [`node`], [`nodedir`], [`tmpfs`], [`devfs`], [`synth`], [`special`] | file systems in the guest |
+//! | [`protected`] | volumes that the host keeps and can't read |
 //! | [`locks`], [`readiness`], [`attributes`], [`dirent`], [`flags`] | what they share |
 //! | [`poll`], [`epoll`], [`hostlink`] | waiting for many files |
 //! | [`pipe`], [`eventfd`], [`timerfd`], [`signalfd`], [`anon`] | what is no file of a file system |
@@ -50,6 +51,7 @@ pub mod path;
 mod pathfile;
 pub mod pipe;
 pub mod poll;
+pub mod protected;
 pub mod providers;
 mod read_cache;
 pub mod readiness;
@@ -74,9 +76,18 @@ pub use file::File;
 pub use init::{MountRecord, init, open_executable};
 pub use open::open_kernel;
 pub use providers::Providers;
-pub use shared_pages::sync_all;
 
+use crate::errno::SysResult;
 use crate::syscall::Entry;
+
+/// Writes back and makes durable what the guest holds back of files: at the end of the context, and `sync`.
+///
+/// # Errors
+/// Of a protected volume. For shared files there is nobody to tell, as for Linux's own flusher.
+pub fn sync_all() -> SysResult<()> {
+    shared_pages::sync_all();
+    protected::sync_all()
+}
 
 /// The parts of the table of calls.
 const PARTS: &[&[Entry]] = &[

@@ -31,7 +31,7 @@ pub enum New<'a> {
     Link(&'a [u8]),
 }
 
-/// A file or directory in the guest. Methods must not park, but for [`Node::open`].
+/// A file or directory in the guest. Methods may park (a volume asks the host), so not while a spin lock is held.
 pub trait Node: Send + Sync {
     /// Attributes.
     fn stat(&self) -> SysResult<Stat>;
@@ -98,6 +98,10 @@ pub trait Node: Send + Sync {
     fn truncate(&self, size: u64) -> SysResult<()> {
         let _ = size;
         Err(Errno::EINVAL)
+    }
+    /// Makes what was done to it durable (`fsync` of a directory).
+    fn sync(&self) -> SysResult<()> {
+        Ok(())
     }
     /// The value of an extended attribute.
     fn xattr(&self, name: &[u8]) -> SysResult<Vec<u8>> {

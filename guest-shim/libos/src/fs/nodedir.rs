@@ -65,7 +65,7 @@ impl File for NodeDir {
     }
 
     fn sync(&self, _data_only: bool) -> SysResult<()> {
-        Ok(())
+        self.0.sync()
     }
 
     fn node(&self) -> Option<&Arc<dyn Node>> {

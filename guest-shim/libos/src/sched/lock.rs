@@ -34,6 +34,12 @@ impl<T> Lock<T> {
         self.queue.wait_while(|| self.held.swap(true, Ordering::Acquire));
         Guard { lock: self }
     }
+
+    /// Takes the lock if nobody has it.
+    pub fn try_lock(&self) -> Option<Guard<'_, T>> {
+        let taken = !self.held.swap(true, Ordering::Acquire);
+        taken.then_some(Guard { lock: self })
+    }
 }
 
 /// The lock, taken.

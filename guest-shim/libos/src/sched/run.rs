@@ -662,7 +662,7 @@ fn halt(index: usize) {
         || timer::next_deadline() < deadline;
     if !work {
         HALTS.fetch_add(1, Ordering::Relaxed);
-        arch::monitor(MonitorCall::Halt);
+        arch::monitor(MonitorCall::Halt, 0);
     }
     set_state(index, VcpuState::Running);
     let block = arch::vcpu_block(index);

@@ -16,6 +16,7 @@ pub use entry::{
 use core::cell::UnsafeCell;
 use core::sync::atomic::Ordering;
 
+use cloak_abi::anchor::{self, ANCHORS, AnchorSlot};
 use cloak_abi::boot::BootBlock;
 use cloak_abi::kcall::Kcall;
 use cloak_abi::layout::{DOORBELL_PORT, LIBOS_SHARED_VA, LIBOS_VCPU_VA, MONITOR_PORT, PAGE};
@@ -80,12 +81,21 @@ pub fn doorbell(value: u32) {
     unsafe { core::arch::asm!("out dx, eax", in("dx") DOORBELL_PORT, in("eax") value, options(nostack)) };
 }
 
-/// Leaves to the monitor.
-pub fn monitor(call: MonitorCall) {
+/// Leaves to the monitor, with the call's argument.
+pub fn monitor(call: MonitorCall, argument: u32) {
     // SAFETY: the port that the kernel opened for this.
     unsafe {
-        core::arch::asm!("out dx, eax", in("dx") MONITOR_PORT, in("eax") call.encode(0), options(nostack))
+        core::arch::asm!("out dx, eax", in("dx") MONITOR_PORT, in("eax") call.encode(argument), options(nostack))
     };
+}
+
+/// Where anchor `number` of a protected volume is told to the monitor.
+pub fn anchor_slot(number: usize) -> &'static AnchorSlot {
+    assert!(number < ANCHORS, "number of an anchor");
+    let page = anchor::page_at(boot().config_gpa, boot().config_len);
+    let at = crate::mem::frames::window(page) + (number * size_of::<AnchorSlot>()) as u64;
+    // SAFETY: the page lies before the first free frame, for the life of the VM; atomics only.
+    unsafe { &*(at as *const AnchorSlot) }
 }
 
 /// A kernel call.

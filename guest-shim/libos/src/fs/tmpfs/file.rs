@@ -297,7 +297,7 @@ impl File for MemoryFile {
 }
 
 /// Mode bits that a write by somebody else than root takes away.
-fn written_clears(mode: u32) -> u32 {
+pub(in crate::fs) fn written_clears(mode: u32) -> u32 {
     if mode & (S_ISUID | S_ISGID) == 0 || node::credentials().uid[3] == 0 {
         return 0;
     }

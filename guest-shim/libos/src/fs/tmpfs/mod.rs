@@ -24,6 +24,7 @@ use cloak_abi::layout::PAGE;
 use spin::Mutex;
 
 pub use dir::Directory;
+pub(super) use file::written_clears;
 pub use file::{MemoryFile, memfd};
 
 use super::attributes::{StatFs, make_dev};
