@@ -9,6 +9,8 @@ pub mod os;
 #[cfg(not(fuzzing))]
 pub mod run;
 #[cfg(not(fuzzing))]
+pub mod user;
+#[cfg(not(fuzzing))]
 pub mod vm;
 
 /// SHA-384 of the shim that this build carries: kernel image, then libos image.

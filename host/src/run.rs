@@ -17,7 +17,9 @@ use rustix::process::Resource;
 use zeroize::Zeroizing;
 
 use crate::jail::calls;
+use crate::jail::privileges::Identity;
 use crate::os::{self, Access, Root, SpawnConfig};
+use crate::user;
 use crate::vm::error::{Step, VmError};
 use crate::vm::{self, Options, Statistics};
 
@@ -79,6 +81,8 @@ pub struct RunOptions {
     pub memory: u64,
     /// Environment.
     pub environment: Environment,
+    /// As whom the program runs and its files are accessed: `USER[:GROUP]`; none: as the caller.
+    pub user: Option<String>,
     /// Working directory; none: the caller's.
     pub workdir: Option<PathBuf>,
     /// Volumes besides the host's root, which is always there, read-only.
@@ -108,6 +112,8 @@ pub fn run(mut options: RunOptions) -> Result<(Outcome, Statistics), VmError> {
     vm::signals::block();
     let roots = open_roots(&options)?;
     let program = find_program(&options)?;
+    let user = options.user.as_deref().map(user::named).transpose()?;
+    let caller = user::caller()?;
     let vcpus = options.cpus.unwrap_or_else(|| {
         thread::available_parallelism()
             .map_or(1, usize::from)
@@ -117,7 +123,7 @@ pub fn run(mut options: RunOptions) -> Result<(Outcome, Statistics), VmError> {
         device: options.device.clone(),
         vcpus,
         memory: options.memory,
-        config: configuration(&options, &program)?,
+        config: configuration(&options, &program, user.as_ref().unwrap_or(&caller))?,
         anchors: std::mem::take(&mut options.protected)
             .into_iter()
             .filter_map(|volume| volume.anchor)
@@ -138,6 +144,7 @@ pub fn run(mut options: RunOptions) -> Result<(Outcome, Statistics), VmError> {
             })
             .collect(),
         spin: SpawnConfig::SPIN,
+        user: user.filter(|user| *user != caller),
     };
     let service = os::spawn(&spawn).map_err(|e| VmError::Os {
         step: "starting the OS service",
@@ -216,7 +223,11 @@ fn find_program(options: &RunOptions) -> Result<PathBuf, VmError> {
         .unwrap_or_else(|| path.to_owned()))
 }
 
-fn configuration(options: &RunOptions, program: &Path) -> Result<Zeroizing<Vec<u8>>, VmError> {
+fn configuration(
+    options: &RunOptions,
+    program: &Path,
+    user: &Identity,
+) -> Result<Zeroizing<Vec<u8>>, VmError> {
     let mut config = Writer::default();
     let cwd = match &options.workdir {
         Some(dir) => dir.clone(),
@@ -245,15 +256,10 @@ fn configuration(options: &RunOptions, program: &Path) -> Result<Zeroizing<Vec<u
         };
         config.mount(index, flags, volume.guest.as_os_str().as_bytes());
     }
-    let mut ids = vec![
-        u64::from(rustix::process::getuid().as_raw()),
-        u64::from(rustix::process::getgid().as_raw()),
-    ];
-    let groups = rustix::process::getgroups()
-        .map_err(std::io::Error::from)
-        .step("reading the user's groups")?;
-    ids.extend(groups.into_iter().map(|g| u64::from(g.as_raw())));
-    config.numbers(Tag::Ids, &ids);
+    let ids = [user.uid, user.gid]
+        .into_iter()
+        .chain(user.groups.iter().copied());
+    config.numbers(Tag::Ids, &ids.map(u64::from).collect::<Vec<_>>());
     let name = options.name.clone().unwrap_or_else(host_name);
     config.put(Tag::HostName, name.as_bytes());
     let flag = |on: bool, bit: u64| if on { bit } else { 0 };

@@ -33,6 +33,10 @@ pub struct Args {
     /// Start with an empty environment, but for --env
     #[arg(long)]
     clear_env: bool,
+    /// Run the program, and access its files, as this user of the host (root only). Names and groups are those of
+    /// /etc/passwd and /etc/group
+    #[arg(long, short = 'u', value_name = "USER[:GROUP]")]
+    user: Option<String>,
     /// Working directory of the program (default: the current one)
     #[arg(long, short = 'w', value_name = "DIR")]
     workdir: Option<PathBuf>,
@@ -108,6 +112,7 @@ pub fn run(args: Args) -> ExitCode {
             clear: args.clear_env,
             set: args.environment,
         },
+        user: args.user,
         workdir: args.workdir,
         volumes: args.volume,
         protected,

@@ -210,3 +210,47 @@ fn git_log_and_friends() {
             .succeeds_as_native();
     }
 }
+
+/// `--user`: numbers inside and owner on the host are that user's, and what only root may read stays closed.
+#[test]
+fn a_program_runs_as_another_user() {
+    use std::os::unix::fs::{MetadataExt, PermissionsExt};
+    if !needs::kvm() || !needs::root() {
+        return;
+    }
+    let scratch = Scratch::new();
+    let (closed, open) = (scratch.write("closed", "secret"), scratch.path().join("open"));
+    let permit = |path: &Path, mode| std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode));
+    std::fs::create_dir(&open)
+        .and_then(|()| permit(&open, 0o777))
+        .and_then(|()| permit(&closed, 0o600))
+        .and_then(|()| permit(scratch.path(), 0o755))
+        .expect("the folder is ours");
+    let script = format!(
+        "id -u; id -g; id -G; echo mine > {open}/made && cat {open}/made; cat {closed} || echo closed",
+        open = open.display(),
+        closed = closed.display()
+    );
+    let outcome = Case::new("/bin/sh")
+        .args(["-c", &script])
+        .volume(scratch.path())
+        .option("--user=4321:1234")
+        .run(&Launcher::under_test());
+    assert_eq!(
+        outcome.text(),
+        "4321\n1234\n1234\nmine\nclosed\n",
+        "{}",
+        outcome.error_text()
+    );
+    let made = std::fs::metadata(open.join("made")).expect("it was made");
+    assert_eq!((made.uid(), made.gid()), (4321, 1234));
+    let unknown = Case::new("/bin/true")
+        .option("--user=no such user")
+        .run(&Launcher::under_test());
+    assert_eq!(unknown.status.shell_code(), 125);
+    assert!(
+        unknown.error_text().contains("--user no such user"),
+        "{}",
+        unknown.error_text()
+    );
+}

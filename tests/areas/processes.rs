@@ -35,6 +35,14 @@ fn processes_run_other_programs() {
     conforms("process_exec", &[Linkage::Dynamic, Linkage::Static]);
 }
 
+#[test]
+fn processes_share_system_v_segments() {
+    conforms(
+        "shared_segments",
+        &[Linkage::Dynamic, Linkage::Static, Linkage::Musl],
+    );
+}
+
 /// Memory of a thousand children comes back: the program compares free memory itself.
 #[test]
 fn a_thousand_forks_leak_nothing() {

@@ -13,6 +13,7 @@
 //! | [`signal`] | signals |
 //! | [`fs`] | files, directories, mounts, descriptors, pipes, events |
 //! | [`net`] | sockets |
+//! | [`ipc`] | System V shared memory |
 //! | [`syscall`] | the table of system calls |
 //! | `patch`, `x86` | turning SYSCALL sites into jumps |
 //!
@@ -28,6 +29,7 @@ pub mod boot;
 pub mod errno;
 pub mod fs;
 pub mod host;
+pub mod ipc;
 pub mod mem;
 pub mod net;
 #[cfg(feature = "bare")]

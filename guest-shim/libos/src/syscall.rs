@@ -144,6 +144,8 @@ const AREAS: &[&[Entry]] = &[
     crate::net::SYSCALLS,
     crate::sched::time_calls::SYSCALLS,
     #[cfg(feature = "bare")]
+    crate::ipc::SYSCALLS,
+    #[cfg(feature = "bare")]
     crate::mem::SYSCALLS,
     #[cfg(feature = "bare")]
     crate::process::SYSCALLS,

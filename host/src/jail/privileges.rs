@@ -11,6 +11,48 @@ pub const KEPT: [(u32, &str); 5] = [
     (10, "CAP_NET_BIND_SERVICE"),
 ];
 
+/// Numbers of a user.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Identity {
+    /// User.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// Supplementary groups.
+    pub groups: Vec<u32>,
+}
+
+/// Makes the calling thread that user, for good: what root could do it can't any more.
+///
+/// # Errors
+/// When the kernel refuses (only root can become somebody else).
+pub fn become_user(user: &Identity) -> Result<(), JailError> {
+    let groups: Vec<libc::gid_t> = user.groups.clone();
+    let call = |step, result: libc::c_long| {
+        if result < 0 {
+            Err(JailError::last_os(step))
+        } else {
+            Ok(())
+        }
+    };
+    // The plain calls, not the C library's, which would signal every thread: here there is one.
+    // SAFETY: the list is ours and as long as it says; the others take plain numbers.
+    unsafe {
+        call(
+            "setting the user's groups (setgroups)",
+            libc::syscall(libc::SYS_setgroups, groups.len(), groups.as_ptr()),
+        )?;
+        call(
+            "becoming the user's group (setresgid)",
+            libc::syscall(libc::SYS_setresgid, user.gid, user.gid, user.gid),
+        )?;
+        call(
+            "becoming the user (setresuid)",
+            libc::syscall(libc::SYS_setresuid, user.uid, user.uid, user.uid),
+        )
+    }
+}
+
 const CAPABILITY_VERSION_3: u32 = 0x2008_0522;
 
 #[repr(C)]

@@ -8,7 +8,7 @@
 //! 6 ..               wake eventfds, one for each vCPU
 //! 6 + vcpus ..       roots, one for each mount
 //! ```
-//! Command line: `NAME __os-service VCPUS ROOTS READ-ONLY-BITS SPIN-NANOSECONDS`.
+//! Command line: `NAME __os-service VCPUS ROOTS READ-ONLY-BITS SPIN-NANOSECONDS [UID GID GROUP...]`.
 
 use std::time::Duration;
 
@@ -16,6 +16,7 @@ use cloak_abi::hostop::MAX_MOUNTS;
 use cloak_abi::layout::MAX_VCPUS;
 
 use super::error::OsError;
+use crate::jail::privileges::Identity;
 
 /// First argument of a process that is the service.
 pub const MARK: &str = "__os-service";
@@ -29,7 +30,7 @@ pub const LIFELINE: i32 = 5;
 pub const WAKES: i32 = 6;
 
 /// The numbers on the command line.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Handover {
     /// Number of vCPUs.
     pub vcpus: usize,
@@ -39,6 +40,8 @@ pub struct Handover {
     pub read_only: u64,
     /// Longest time to poll.
     pub spin: Duration,
+    /// As whom the service works; none: as whom it was started.
+    pub user: Option<Identity>,
 }
 
 impl Handover {
@@ -66,9 +69,19 @@ impl Handover {
 
     /// The arguments after [`MARK`].
     #[must_use]
-    pub fn arguments(&self) -> [String; 4] {
+    pub fn arguments(&self) -> Vec<String> {
         let spin = u64::try_from(self.spin.as_nanos()).unwrap_or(u64::MAX);
-        [self.vcpus as u64, self.roots as u64, self.read_only, spin].map(|n| n.to_string())
+        let numbers = [self.vcpus as u64, self.roots as u64, self.read_only, spin];
+        let user = self.user.iter().flat_map(|user| {
+            [user.uid, user.gid]
+                .into_iter()
+                .chain(user.groups.iter().copied())
+        });
+        numbers
+            .into_iter()
+            .chain(user.map(u64::from))
+            .map(|n| n.to_string())
+            .collect()
     }
 
     /// Reads the arguments after [`MARK`].
@@ -83,11 +96,24 @@ impl Handover {
         let (vcpus, roots, read_only, spin) = (number()?, number()?, number()?, number()?);
         let count = |n| usize::try_from(n).unwrap_or(usize::MAX);
         let spin = Duration::from_nanos(spin);
+        let user = arguments
+            .map(|text| text.parse::<u32>().map_err(|_| OsError::Argument(text)))
+            .collect::<Result<Vec<_>, _>>()?;
+        let user = match user.as_slice() {
+            [] => None,
+            [uid, gid, groups @ ..] => Some(Identity {
+                uid: *uid,
+                gid: *gid,
+                groups: groups.to_vec(),
+            }),
+            [alone] => return Err(OsError::Argument(alone.to_string())),
+        };
         Self {
             vcpus: count(vcpus),
             roots: count(roots),
             read_only,
             spin,
+            user,
         }
         .checked()
     }
@@ -106,15 +132,23 @@ mod tests {
 
     #[test]
     fn arguments_round_trip() {
-        let handover = Handover {
-            vcpus: 64,
-            roots: 3,
-            read_only: 5,
-            spin: Duration::from_micros(100),
+        let user = Identity {
+            uid: 7,
+            gid: 8,
+            groups: vec![8, 9],
         };
-        let parsed = Handover::parse(handover.arguments().into_iter()).expect("well formed");
-        assert_eq!(parsed, handover);
-        assert_eq!(parsed.end(), 6 + 64 + 3);
+        for user in [None, Some(user)] {
+            let handover = Handover {
+                vcpus: 64,
+                roots: 3,
+                read_only: 5,
+                spin: Duration::from_micros(100),
+                user,
+            };
+            let parsed = Handover::parse(handover.arguments().into_iter()).expect("well formed");
+            assert_eq!(parsed, handover);
+            assert_eq!(parsed.end(), 6 + 64 + 3);
+        }
     }
 
     #[test]
@@ -134,5 +168,13 @@ mod tests {
         ));
         assert!(matches!(parse(&["1", "x"]), Err(OsError::Argument(_))));
         assert!(matches!(parse(&[]), Err(OsError::Argument(_))));
+        assert!(matches!(
+            parse(&["1", "1", "0", "0", "7"]),
+            Err(OsError::Argument(_))
+        ));
+        assert!(matches!(
+            parse(&["1", "1", "0", "0", "7", "-8"]),
+            Err(OsError::Argument(_))
+        ));
     }
 }

@@ -13,6 +13,7 @@ use rustix::process::{
 use super::error::OsError;
 use super::handover::{Handover, MARK, REGION};
 use super::{spin, sys};
+use crate::jail::privileges::Identity;
 
 /// Root of a mount.
 #[derive(Debug, Clone, Copy)]
@@ -45,6 +46,8 @@ pub struct SpawnConfig<'c> {
     pub roots: Vec<Root<'c>>,
     /// Longest time that the service polls before it sleeps; [`SpawnConfig::SPIN`] unless there is a reason.
     pub spin: Duration,
+    /// As whom the service works; none: as the caller.
+    pub user: Option<Identity>,
 }
 
 impl SpawnConfig<'_> {
@@ -62,6 +65,7 @@ impl SpawnConfig<'_> {
             roots: self.roots.len(),
             read_only: read_only.fold(0, |bits, (n, _)| bits | 1u64.checked_shl(n as u32).unwrap_or(0)),
             spin: self.spin,
+            user: self.user.clone(),
         }
         .checked()
     }
@@ -94,7 +98,7 @@ pub struct OsService {
     pidfd: OwnedFd,
     ended: Option<Ended>,
     // Closing it is what ends the service when this process dies without dropping anything.
-    _lifeline: OwnedFd,
+    lifeline: Option<OwnedFd>,
 }
 
 /// Starts the service: this very program, which must call [`super::main_if_service`] first thing in `main`.
@@ -125,7 +129,7 @@ pub fn spawn(config: &SpawnConfig<'_>) -> Result<OsService, OsError> {
     Ok(OsService {
         pidfd,
         ended: None,
-        _lifeline: held,
+        lifeline: Some(held),
     })
 }
 
@@ -155,8 +159,11 @@ impl OsService {
 
     fn kill_and_reap(&mut self) -> Result<Option<Ended>, OsError> {
         if self.ended.is_none() {
-            // Fails only when it is dead already.
-            let _dead = pidfd_send_signal(&self.pidfd, Signal::KILL);
+            // Fails when it is dead already, or works as another user and this process has no right left to signal
+            // others.
+            if pidfd_send_signal(&self.pidfd, Signal::KILL).is_err() {
+                self.lifeline = None;
+            }
         }
         self.reap(WaitIdOptions::EXITED)
     }

@@ -46,6 +46,14 @@ pub enum VmError {
     /// The monitor's jail could not be closed.
     #[error(transparent)]
     Jail(#[from] crate::jail::JailError),
+    /// The program can't run as this user.
+    #[error("--user {name}: {why}")]
+    User {
+        /// As it was asked for.
+        name: String,
+        /// Why not.
+        why: &'static str,
+    },
     /// A volume's host side can't be opened.
     #[error("--volume: opening {path}: {source}", path = path.display())]
     Volume {

@@ -119,6 +119,7 @@ impl Guest {
                 })
                 .collect(),
             spin: setup.spin,
+            user: None,
         })
         .expect("service");
         Self {
