@@ -8,8 +8,13 @@
 //! 6 ..               wake eventfds, one for each vCPU
 //! 6 + vcpus ..       roots, one for each mount
 //! ```
-//! Command line: `NAME __os-service VCPUS ROOTS READ-ONLY-BITS SPIN-NANOSECONDS`.
+//! Command line: `NAME __os-service VCPUS ROOTS READ-ONLY-BITS SPIN-NANOSECONDS WITHHELD...`, where the last are paths, their
+//! bytes in hexadecimal.
 
+use std::ffi::OsString;
+use std::fmt::Write as _;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use cloak_abi::hostop::MAX_MOUNTS;
@@ -29,7 +34,7 @@ pub const LIFELINE: i32 = 5;
 pub const WAKES: i32 = 6;
 
 /// The numbers on the command line.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Handover {
     /// Number of vCPUs.
     pub vcpus: usize,
@@ -39,6 +44,8 @@ pub struct Handover {
     pub read_only: u64,
     /// Longest time to poll.
     pub spin: Duration,
+    /// Files of the host that are not given, wherever they lie: keys. Absolute, without symbolic links.
+    pub withheld: Vec<PathBuf>,
 }
 
 impl Handover {
@@ -66,9 +73,11 @@ impl Handover {
 
     /// The arguments after [`MARK`].
     #[must_use]
-    pub fn arguments(&self) -> [String; 4] {
+    pub fn arguments(&self) -> Vec<String> {
         let spin = u64::try_from(self.spin.as_nanos()).unwrap_or(u64::MAX);
-        [self.vcpus as u64, self.roots as u64, self.read_only, spin].map(|n| n.to_string())
+        let numbers = [self.vcpus as u64, self.roots as u64, self.read_only, spin];
+        let withheld = self.withheld.iter().map(|path| to_hex(path));
+        numbers.iter().map(u64::to_string).chain(withheld).collect()
     }
 
     /// Reads the arguments after [`MARK`].
@@ -83,11 +92,15 @@ impl Handover {
         let (vcpus, roots, read_only, spin) = (number()?, number()?, number()?, number()?);
         let count = |n| usize::try_from(n).unwrap_or(usize::MAX);
         let spin = Duration::from_nanos(spin);
+        let withheld = arguments
+            .map(|text| from_hex(&text).ok_or(OsError::Argument(text)))
+            .collect::<Result<_, _>>()?;
         Self {
             vcpus: count(vcpus),
             roots: count(roots),
             read_only,
             spin,
+            withheld,
         }
         .checked()
     }
@@ -98,6 +111,25 @@ impl Handover {
         // Both counts are small, `checked` saw to it.
         WAKES + self.vcpus as i32 + self.roots as i32
     }
+}
+
+fn to_hex(path: &Path) -> String {
+    path.as_os_str()
+        .as_bytes()
+        .iter()
+        .fold(String::new(), |mut text, byte| {
+            // Writing to a string can't fail.
+            let _ = write!(text, "{byte:02x}");
+            text
+        })
+}
+
+fn from_hex(text: &str) -> Option<PathBuf> {
+    let pairs = text.as_bytes().chunks(2);
+    let byte = |pair| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok();
+    let bytes: Option<Vec<u8>> = pairs.map(byte).collect();
+    let path = PathBuf::from(OsString::from_vec(bytes?));
+    path.is_absolute().then_some(path)
 }
 
 #[cfg(test)]
@@ -111,6 +143,7 @@ mod tests {
             roots: 3,
             read_only: 5,
             spin: Duration::from_micros(100),
+            withheld: vec!["/home/key".into(), OsString::from_vec(b"/\xff/k".to_vec()).into()],
         };
         let parsed = Handover::parse(handover.arguments().into_iter()).expect("well formed");
         assert_eq!(parsed, handover);
@@ -134,5 +167,11 @@ mod tests {
         ));
         assert!(matches!(parse(&["1", "x"]), Err(OsError::Argument(_))));
         assert!(matches!(parse(&[]), Err(OsError::Argument(_))));
+        for path in ["2", "zz", "6b6579", "+f", "é"] {
+            assert!(
+                matches!(parse(&["1", "1", "0", "0", path]), Err(OsError::Argument(_))),
+                "{path}"
+            );
+        }
     }
 }

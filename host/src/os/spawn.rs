@@ -2,6 +2,7 @@
 
 use std::ffi::CString;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use rustix::io::Errno;
@@ -45,6 +46,8 @@ pub struct SpawnConfig<'c> {
     pub roots: Vec<Root<'c>>,
     /// Longest time that the service polls before it sleeps; [`SpawnConfig::SPIN`] unless there is a reason.
     pub spin: Duration,
+    /// Files of the host that the service is not to read, wherever they lie: keys. Absolute, without symbolic links.
+    pub withheld: Vec<PathBuf>,
 }
 
 impl SpawnConfig<'_> {
@@ -62,6 +65,7 @@ impl SpawnConfig<'_> {
             roots: self.roots.len(),
             read_only: read_only.fold(0, |bits, (n, _)| bits | 1u64.checked_shl(n as u32).unwrap_or(0)),
             spin: self.spin,
+            withheld: self.withheld.clone(),
         }
         .checked()
     }
