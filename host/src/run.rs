@@ -50,6 +50,8 @@ pub struct Protected {
     pub key: Box<Zeroizing<[u8; 32]>>,
     /// What remembers its last root.
     pub anchor: Option<Box<dyn Anchor>>,
+    /// Files that the OS side must not read or change: of the key, of the anchor.
+    pub withheld: Vec<PathBuf>,
 }
 
 impl fmt::Debug for Protected {
@@ -111,6 +113,7 @@ pub fn run(mut options: RunOptions) -> Result<(Outcome, Statistics), VmError> {
     // Signals must be blocked before any thread exists, so that none is lost.
     vm::signals::block();
     let roots = open_roots(&options)?;
+    let withheld = withheld(&options)?;
     let program = find_program(&options)?;
     let user = options.user.as_deref().map(user::named).transpose()?;
     let caller = user::caller()?;
@@ -145,6 +148,7 @@ pub fn run(mut options: RunOptions) -> Result<(Outcome, Statistics), VmError> {
             .collect(),
         spin: SpawnConfig::SPIN,
         user: user.filter(|user| *user != caller),
+        withheld,
     };
     let service = os::spawn(&spawn).map_err(|e| VmError::Os {
         step: "starting the OS service",
@@ -202,6 +206,28 @@ fn open_roots(options: &RunOptions) -> Result<Vec<(OwnedFd, Access)>, VmError> {
         roots.push((open(path)?, access));
     }
     Ok(roots)
+}
+
+/// The files that the OS service must not be given, as they are found without symbolic links.
+fn withheld(options: &RunOptions) -> Result<Vec<PathBuf>, VmError> {
+    let canonical = |path: &PathBuf| {
+        path.canonicalize().map_err(|source| VmError::Volume {
+            path: path.clone(),
+            source,
+        })
+    };
+    let files = options.protected.iter().flat_map(|volume| &volume.withheld);
+    let files = files.map(canonical).collect::<Result<Vec<_>, _>>()?;
+    for volume in &options.volumes {
+        let shared = canonical(&volume.host)?;
+        if let Some(file) = files.iter().find(|file| file.starts_with(&shared)) {
+            return Err(VmError::Exposed {
+                file: file.clone(),
+                volume: volume.host.clone(),
+            });
+        }
+    }
+    Ok(files)
 }
 
 /// The program's path as a shell would find it.

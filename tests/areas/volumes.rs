@@ -243,6 +243,46 @@ fn nothing_of_it_is_seen_on_the_os_side() {
     );
 }
 
+/// The host's root is shared read-only, but not the key on it, nor by way of a shared volume.
+#[test]
+fn the_key_file_is_not_given_to_the_os_side() {
+    if !busybox() {
+        return;
+    }
+    let volume = Volume::new();
+    // The guest's `/tmp` is its own, so a place that it sees on the host's root.
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("key-{}", std::process::id()));
+    fs::create_dir_all(&folder).expect("the folder of the build");
+    let (key, beside) = (folder.join("key"), folder.join("beside"));
+    fs::copy(volume.file("key"), &key).expect("room");
+    fs::write(&beside, "beside").expect("room");
+    let option = format!("{}:/data:key={}", volume.container().display(), key.display());
+    let cat = |file: &Path| Case::new("/bin/busybox").arg("cat").arg(file);
+    let with = |case: Case| {
+        case.option("--protected")
+            .option(&option)
+            .run(&Launcher::under_test())
+    };
+
+    assert_eq!(with(cat(&beside)).text(), "beside");
+    let refused = with(cat(&key));
+    let shared = with(cat(&beside).volume(&folder));
+    // Without a protected volume it is a file like others: it is the run that withholds it.
+    let plain = cat(&key).run(&Launcher::under_test());
+    let right = fs::read(&key).expect("the key");
+    fs::remove_dir_all(&folder).expect("own folder");
+
+    assert_eq!(refused.status.shell_code(), 1, "{}", refused.error_text());
+    assert!(refused.stdout.is_empty(), "the key is read through the service");
+    assert_eq!(shared.status.shell_code(), 125, "{}", shared.text());
+    assert!(
+        shared.error_text().contains("keep it elsewhere"),
+        "{}",
+        shared.error_text()
+    );
+    assert_eq!(plain.stdout, right);
+}
+
 fn flip(container: &Path, block: usize) {
     let file = File::options()
         .read(true)

@@ -2,10 +2,12 @@
 //!
 //! A descriptor that is open already is not concerned. Rules are for what lies below a directory, so the host's root,
 //! shared read-only, is given entry by entry: without its `/proc` (memory of other processes) and, of its `/dev`, only
-//! the devices that programs expect.
+//! the devices that programs expect. So are the directories on the way to a file that is withheld (the key of a volume):
+//! what is made in one of them later is then not given either.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 
 use landlock::{
     ABI, Access, AccessFs, BitFlags, PathBeneath, Ruleset, RulesetAttr, RulesetCreated, RulesetCreatedAttr,
@@ -46,16 +48,17 @@ fn changing() -> BitFlags<AccessFs> {
 pub struct Rules(RulesetCreated);
 
 impl Rules {
-    /// Rules that grant this and nothing else.
+    /// Rules that grant this and nothing else; of a host root not the `withheld` files (absolute paths, without
+    /// symbolic links).
     ///
     /// # Errors
     /// When they can't be made. A kernel without Landlock is no error: the other layers stand.
-    pub fn new(granted: &[Granted<'_>]) -> Result<Self, JailError> {
+    pub fn new(granted: &[Granted<'_>], withheld: &[PathBuf]) -> Result<Self, JailError> {
         let mut rules = Ruleset::default()
             .handle_access(AccessFs::from_all(VERSION))?
             .create()?;
         for one in granted {
-            rules = grant(rules, one)?;
+            rules = grant(rules, one, withheld)?;
         }
         Ok(Self(rules))
     }
@@ -71,10 +74,14 @@ impl Rules {
     }
 }
 
-fn grant(rules: RulesetCreated, one: &Granted<'_>) -> Result<RulesetCreated, JailError> {
+fn grant(
+    rules: RulesetCreated,
+    one: &Granted<'_>,
+    withheld: &[PathBuf],
+) -> Result<RulesetCreated, JailError> {
     let wanted = if one.read_only { reading() } else { changing() };
     if one.read_only && is_host_root(one.file)? {
-        return grant_host_root(rules, one.file);
+        return grant_host_root(rules, one.file, withheld);
     }
     Ok(add(rules, one.file, wanted)?)
 }
@@ -105,21 +112,12 @@ fn is_host_root(file: BorrowedFd<'_>) -> Result<bool, JailError> {
     Ok((ours.dev(), ours.ino()) == (theirs.st_dev, theirs.st_ino))
 }
 
-fn grant_host_root(mut rules: RulesetCreated, root: BorrowedFd<'_>) -> Result<RulesetCreated, JailError> {
-    let listed = std::fs::read_dir("/").map_err(|source| JailError::System {
-        step: "listing the host's root",
-        source,
-    })?;
-    for entry in listed.flatten() {
-        let name = entry.file_name();
-        if WITHHELD.iter().any(|w| name == *w) {
-            continue;
-        }
-        // One that can't be opened, or is gone again, is one that can't be used.
-        if let Some(file) = below(root, &name) {
-            rules = add(rules, file, reading())?;
-        }
-    }
+fn grant_host_root(
+    rules: RulesetCreated,
+    root: BorrowedFd<'_>,
+    withheld: &[PathBuf],
+) -> Result<RulesetCreated, JailError> {
+    let mut rules = grant_entries(rules, root, Path::new("/"), withheld)?;
     // Directories can be listed everywhere: a rule for the root's own list is one for all below.
     rules = add(rules, root, AccessFs::ReadDir.into())?;
     if let Some(devices) = below(root, "dev") {
@@ -129,6 +127,36 @@ fn grant_host_root(mut rules: RulesetCreated, root: BorrowedFd<'_>) -> Result<Ru
                 rules = add(rules, device, usable)?;
             }
         }
+    }
+    Ok(rules)
+}
+
+/// Grants the entries of a directory of the host's one by one, down to what is withheld.
+fn grant_entries(
+    mut rules: RulesetCreated,
+    directory: BorrowedFd<'_>,
+    path: &Path,
+    withheld: &[PathBuf],
+) -> Result<RulesetCreated, JailError> {
+    let listed = std::fs::read_dir(path).map_err(|source| JailError::System {
+        step: "listing a directory of the host's root",
+        source,
+    })?;
+    for entry in listed.flatten() {
+        let (name, full) = (entry.file_name(), entry.path());
+        let system = path == Path::new("/") && WITHHELD.iter().any(|w| name == *w);
+        if system || withheld.contains(&full) {
+            continue;
+        }
+        // One that can't be opened, or is gone again, is one that can't be used.
+        let Some(file) = below(directory, &name) else {
+            continue;
+        };
+        rules = if withheld.iter().any(|file| file.starts_with(&full)) {
+            grant_entries(rules, file.as_fd(), &full, withheld)?
+        } else {
+            add(rules, file, reading())?
+        };
     }
     Ok(rules)
 }

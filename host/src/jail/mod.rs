@@ -25,7 +25,7 @@ pub mod privileges;
 pub fn enter_monitor() -> Result<(), JailError> {
     privileges::no_new_privileges()?;
     privileges::drop_capabilities(&[])?;
-    files::Rules::new(&[])?.close()
+    files::Rules::new(&[], &[])?.close()
 }
 
 /// Why a jail could not be closed. Nothing runs outside of it then.

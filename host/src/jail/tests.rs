@@ -201,7 +201,7 @@ fn tried(jailed: bool) -> String {
                 file: file.as_fd(),
                 read_only,
             });
-            let closed = Rules::new(&granted)
+            let closed = Rules::new(&granted, &[])
                 .and_then(|rules| {
                     privileges::no_new_privileges()?;
                     privileges::drop_capabilities(&privileges::KEPT)?;
@@ -230,6 +230,43 @@ fn a_taken_over_service_reaches_nothing_outside_its_volumes() {
         "without the jail these attacks work, or they prove nothing: {open}"
     );
     assert_eq!(tried(true), "", "attacks that worked inside the jail");
+}
+
+#[test]
+fn of_a_host_root_a_withheld_file_is_not_given_and_its_neighbours_are() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let folder = folder.path().canonicalize().expect("a folder");
+    std::fs::create_dir(folder.join("deep")).expect("a folder");
+    let (key, beside, below) = (
+        folder.join("key"),
+        folder.join("beside"),
+        folder.join("deep/below"),
+    );
+    for file in [&key, &beside, &below] {
+        std::fs::write(file, b"content").expect("a file");
+    }
+    let withheld = [key.clone()];
+    let end = child(|| {
+        let root = File::open("/").expect("opens");
+        let granted = [Granted {
+            file: root.as_fd(),
+            read_only: true,
+        }];
+        let closed = Rules::new(&granted, &withheld).and_then(|rules| {
+            privileges::no_new_privileges()?;
+            rules.close()
+        });
+        if closed.is_err() {
+            return 99;
+        }
+        let reads = |path: &Path| std::fs::read(path).is_ok();
+        i32::from(reads(&key)) | i32::from(!reads(&beside)) << 1 | i32::from(!reads(&below)) << 2
+    });
+    assert_eq!(
+        end,
+        End::Code(0),
+        "1: the key is read, 2 and 4: its neighbours are not"
+    );
 }
 
 #[test]

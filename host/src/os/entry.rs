@@ -51,7 +51,7 @@ fn serve(arguments: impl Iterator<Item = String>) -> Result<(), OsError> {
     let wakes = wakes.collect::<Result<Vec<_>, _>>()?;
     let roots = roots(&handover)?;
     let granted: Vec<Granted<'_>> = roots.iter().map(granted).collect();
-    let rules = files::Rules::new(&granted).map_err(OsError::Jail)?;
+    let rules = files::Rules::new(&granted, &handover.withheld).map_err(OsError::Jail)?;
     let parts = Parts {
         table: table(roots)?,
         doorbell: inherited("taking the doorbell", DOORBELL)?,

@@ -8,8 +8,13 @@
 //! 6 ..               wake eventfds, one for each vCPU
 //! 6 + vcpus ..       roots, one for each mount
 //! ```
-//! Command line: `NAME __os-service VCPUS ROOTS READ-ONLY-BITS SPIN-NANOSECONDS [UID GID GROUP...]`.
+//! Command line: `NAME __os-service VCPUS ROOTS READ-ONLY-BITS SPIN-NANOSECONDS USER WITHHELD...`: the user is `-` or
+//! `UID:GID[:GROUP...]`, and what is withheld are paths, their bytes in hexadecimal.
 
+use std::ffi::OsString;
+use std::fmt::Write as _;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use cloak_abi::hostop::MAX_MOUNTS;
@@ -29,6 +34,9 @@ pub const LIFELINE: i32 = 5;
 /// Number of the first wake eventfd.
 pub const WAKES: i32 = 6;
 
+/// In place of a user: the one who starts the service.
+const NOBODY_ELSE: &str = "-";
+
 /// The numbers on the command line.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Handover {
@@ -42,6 +50,8 @@ pub struct Handover {
     pub spin: Duration,
     /// As whom the service works; none: as whom it was started.
     pub user: Option<Identity>,
+    /// Files of the host that are not given, wherever they lie: keys. Absolute, without symbolic links.
+    pub withheld: Vec<PathBuf>,
 }
 
 impl Handover {
@@ -72,16 +82,13 @@ impl Handover {
     pub fn arguments(&self) -> Vec<String> {
         let spin = u64::try_from(self.spin.as_nanos()).unwrap_or(u64::MAX);
         let numbers = [self.vcpus as u64, self.roots as u64, self.read_only, spin];
-        let user = self.user.iter().flat_map(|user| {
-            [user.uid, user.gid]
-                .into_iter()
-                .chain(user.groups.iter().copied())
-        });
-        numbers
-            .into_iter()
-            .chain(user.map(u64::from))
-            .map(|n| n.to_string())
-            .collect()
+        let user = self
+            .user
+            .as_ref()
+            .map_or_else(|| NOBODY_ELSE.to_owned(), to_numbers);
+        let withheld = self.withheld.iter().map(|path| to_hex(path));
+        let numbers = numbers.iter().map(u64::to_string);
+        numbers.chain([user]).chain(withheld).collect()
     }
 
     /// Reads the arguments after [`MARK`].
@@ -96,24 +103,20 @@ impl Handover {
         let (vcpus, roots, read_only, spin) = (number()?, number()?, number()?, number()?);
         let count = |n| usize::try_from(n).unwrap_or(usize::MAX);
         let spin = Duration::from_nanos(spin);
-        let user = arguments
-            .map(|text| text.parse::<u32>().map_err(|_| OsError::Argument(text)))
-            .collect::<Result<Vec<_>, _>>()?;
-        let user = match user.as_slice() {
-            [] => None,
-            [uid, gid, groups @ ..] => Some(Identity {
-                uid: *uid,
-                gid: *gid,
-                groups: groups.to_vec(),
-            }),
-            [alone] => return Err(OsError::Argument(alone.to_string())),
+        let user = match arguments.next().unwrap_or_default() {
+            none if none == NOBODY_ELSE => None,
+            text => Some(from_numbers(&text).ok_or(OsError::Argument(text))?),
         };
+        let withheld = arguments
+            .map(|text| from_hex(&text).ok_or(OsError::Argument(text)))
+            .collect::<Result<_, _>>()?;
         Self {
             vcpus: count(vcpus),
             roots: count(roots),
             read_only,
             spin,
             user,
+            withheld,
         }
         .checked()
     }
@@ -124,6 +127,43 @@ impl Handover {
         // Both counts are small, `checked` saw to it.
         WAKES + self.vcpus as i32 + self.roots as i32
     }
+}
+
+fn to_numbers(user: &Identity) -> String {
+    let Identity { uid, gid, groups } = user;
+    let groups = groups.iter().map(|group| format!(":{group}"));
+    format!("{uid}:{gid}{}", groups.collect::<String>())
+}
+
+fn from_numbers(text: &str) -> Option<Identity> {
+    let numbers: Result<Vec<u32>, _> = text.split(':').map(str::parse).collect();
+    match numbers.ok()?.as_slice() {
+        [uid, gid, groups @ ..] => Some(Identity {
+            uid: *uid,
+            gid: *gid,
+            groups: groups.to_vec(),
+        }),
+        _ => None,
+    }
+}
+
+fn to_hex(path: &Path) -> String {
+    path.as_os_str()
+        .as_bytes()
+        .iter()
+        .fold(String::new(), |mut text, byte| {
+            // Writing to a string can't fail.
+            let _ = write!(text, "{byte:02x}");
+            text
+        })
+}
+
+fn from_hex(text: &str) -> Option<PathBuf> {
+    let pairs = text.as_bytes().chunks(2);
+    let byte = |pair| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok();
+    let bytes: Option<Vec<u8>> = pairs.map(byte).collect();
+    let path = PathBuf::from(OsString::from_vec(bytes?));
+    path.is_absolute().then_some(path)
 }
 
 #[cfg(test)]
@@ -144,6 +184,7 @@ mod tests {
                 read_only: 5,
                 spin: Duration::from_micros(100),
                 user,
+                withheld: vec!["/home/key".into(), OsString::from_vec(b"/\xff/k".to_vec()).into()],
             };
             let parsed = Handover::parse(handover.arguments().into_iter()).expect("well formed");
             assert_eq!(parsed, handover);
@@ -155,26 +196,30 @@ mod tests {
     fn other_counts_and_words_are_refused() {
         let parse = |words: &[&str]| Handover::parse(words.iter().map(ToString::to_string));
         assert!(matches!(
-            parse(&["0", "1", "0", "0"]),
+            parse(&["0", "1", "0", "0", "-"]),
             Err(OsError::Count { what: "vCPUs", .. })
         ));
         assert!(matches!(
-            parse(&["65", "1", "0", "0"]),
+            parse(&["65", "1", "0", "0", "-"]),
             Err(OsError::Count { .. })
         ));
         assert!(matches!(
-            parse(&["1", "65", "0", "0"]),
+            parse(&["1", "65", "0", "0", "-"]),
             Err(OsError::Count { what: "mounts", .. })
         ));
         assert!(matches!(parse(&["1", "x"]), Err(OsError::Argument(_))));
         assert!(matches!(parse(&[]), Err(OsError::Argument(_))));
-        assert!(matches!(
-            parse(&["1", "1", "0", "0", "7"]),
-            Err(OsError::Argument(_))
-        ));
-        assert!(matches!(
-            parse(&["1", "1", "0", "0", "7", "-8"]),
-            Err(OsError::Argument(_))
-        ));
+        for user in ["", "x", "7", "7:", "7:-8", "7:8:"] {
+            assert!(
+                matches!(parse(&["1", "1", "0", "0", user]), Err(OsError::Argument(_))),
+                "{user}"
+            );
+        }
+        for path in ["2", "zz", "6b6579", "+f", "é"] {
+            assert!(
+                matches!(parse(&["1", "1", "0", "0", "-", path]), Err(OsError::Argument(_))),
+                "{path}"
+            );
+        }
     }
 }

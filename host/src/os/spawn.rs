@@ -2,6 +2,7 @@
 
 use std::ffi::CString;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use rustix::io::Errno;
@@ -48,6 +49,8 @@ pub struct SpawnConfig<'c> {
     pub spin: Duration,
     /// As whom the service works; none: as the caller.
     pub user: Option<Identity>,
+    /// Files of the host that the service is not to read, wherever they lie: keys. Absolute, without symbolic links.
+    pub withheld: Vec<PathBuf>,
 }
 
 impl SpawnConfig<'_> {
@@ -66,6 +69,7 @@ impl SpawnConfig<'_> {
             read_only: read_only.fold(0, |bits, (n, _)| bits | 1u64.checked_shl(n as u32).unwrap_or(0)),
             spin: self.spin,
             user: self.user.clone(),
+            withheld: self.withheld.clone(),
         }
         .checked()
     }

@@ -55,12 +55,23 @@ pub enum VmError {
         why: &'static str,
     },
     /// A volume's host side can't be opened.
-    #[error("--volume: opening {path}: {source}", path = path.display())]
+    #[error("volume: opening {path}: {source}", path = path.display())]
     Volume {
         /// On the host.
         path: PathBuf,
         /// Why not.
         source: io::Error,
+    },
+    /// A key or an anchor would be in the hands of the OS side.
+    #[error(
+        "{file} is for the guest and lies in {volume}, which --volume gives to the OS side; keep it elsewhere",
+        file = file.display(), volume = volume.display()
+    )]
+    Exposed {
+        /// Key or anchor.
+        file: PathBuf,
+        /// The shared volume.
+        volume: PathBuf,
     },
     /// Too little memory asked for.
     #[error("--memory {asked} MiB is too small: the shim and a small program need at least {least} MiB")]

@@ -118,6 +118,7 @@ impl Guest {
                     access: *access,
                 })
                 .collect(),
+            withheld: Vec::new(),
             spin: setup.spin,
             user: None,
         })

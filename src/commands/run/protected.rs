@@ -101,6 +101,11 @@ impl Asked {
     /// [`ProtectedError`].
     pub fn open(self) -> Result<Protected, ProtectedError> {
         let key = self.key.read()?.into_bytes();
+        let key_file = match self.key {
+            KeySource::File(path) => Some(path),
+            KeySource::Descriptor(_) => None,
+        };
+        let withheld = key_file.into_iter().chain(self.anchor.clone()).collect();
         let anchor = match self.anchor {
             None => None,
             Some(path) => {
@@ -115,6 +120,7 @@ impl Asked {
             read_only: self.read_only,
             key,
             anchor,
+            withheld,
         })
     }
 }
