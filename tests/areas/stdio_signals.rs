@@ -293,3 +293,41 @@ fn a_terminal_passes_through() {
     assert!(native.0.contains("tty,tty,tty\r\n33x111"), "{}", native.0);
     assert_eq!(session(&Launcher::under_test()), native);
 }
+
+/// An interactive shell on the terminal: its job is stopped from the keyboard, comes back, and is interrupted.
+#[test]
+fn job_control_on_the_terminal() {
+    let Some(bash) = needs::cloaked_program("bash") else {
+        return;
+    };
+    // Each prompt has another number: what is typed before the shell reads may be thrown away with a job's input.
+    let case = Case::new(bash)
+        .args(["--norc", "--noprofile", "--noediting", "-i"])
+        .env("PS1", "at-\\#>");
+    for launcher in [Launcher::Native, Launcher::under_test()] {
+        let mut terminal = Terminal::open(&case, &launcher);
+        terminal.expect("at-1>");
+        let steps = [
+            // What is expected is never what was typed: that comes back as the echo.
+            ("echo here-$((1+2)); sed -u s/x/yy/\n", "here-3"),
+            ("axb\n", "ayyb"),
+            ("\x1a", "at-2>"),
+            ("jobs\n", "at-3>"),
+            ("fg\n", "\r\nsed -u"),
+            ("cxd\n", "cyyd"),
+            ("\x03", "at-4>"),
+            ("echo code-$?\n", "code-130"),
+        ];
+        for (typed, expected) in steps {
+            terminal.type_in(typed);
+            terminal.expect(expected);
+        }
+        terminal.type_in("exit 7\n");
+        let (text, code) = terminal.finish();
+        assert_eq!(code, 7, "{text}");
+        assert!(
+            text.contains("Stopped") && !text.contains("no job control"),
+            "{text}"
+        );
+    }
+}

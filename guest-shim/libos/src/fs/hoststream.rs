@@ -14,7 +14,7 @@ use cloak_abi::hostop::HostOp;
 use super::file::{File, Stat, ready};
 use super::hostfd::HostFd;
 use super::hostlink::{Doubt, HostLink};
-use super::{OpenFile, hostops, signals, tty};
+use super::{OpenFile, hostops, jobs, signals, tty};
 use crate::errno::{Errno, SysResult};
 use crate::host::{Answer, CAPACITY, Request};
 use crate::sched::WaitQueue;
@@ -118,6 +118,13 @@ impl HostStream {
 
 impl File for HostStream {
     fn read(&self, file: &OpenFile, to: &mut Buf) -> SysResult<usize> {
+        // Only where job control is used at all: the look is a request.
+        if jobs::given().is_some()
+            && jobs::in_background(signals::job())
+            && tty::is_controlling(&self.link.fd)
+        {
+            jobs::keep_out(jobs::SIGTTIN, Err(Errno::EIO))?;
+        }
         let want = to.len().min(CAPACITY);
         let mut request = Request::new();
         let args = [self.link.fd.number(), want as u64, 0, 0, 0, 0];

@@ -6,7 +6,7 @@
 //! | [`mount`], [`walk`], [`path`] | the name space: mounts, path resolution |
 //! | [`open`], [`mod@init`] | from paths to open files; boot |
 //! | [`hostops`], [`hostfd`] | operations of the OS service, checked |
-//! | [`hostfile`], [`hostdir`], [`hoststream`], [`tty`], [`shared_pages`] | the host's files |
+//! | [`hostfile`], [`hostdir`], [`hoststream`], [`tty`], [`jobs`], [`shared_pages`] | the host's files |
 //! | [`node`], [`nodedir`], [`tmpfs`], [`devfs`], [`synth`], [`special`] | file systems in the guest |
 //! | [`protected`] | volumes that the host keeps and can't read |
 //! | [`locks`], [`readiness`], [`attributes`], [`dirent`], [`flags`] | what they share |
@@ -41,6 +41,7 @@ pub mod hostlink;
 pub mod hostops;
 mod hoststream;
 mod init;
+pub mod jobs;
 pub mod locks;
 pub mod mount;
 mod name_cache;

@@ -139,6 +139,20 @@ mod tests {
                 info
             })
         }
+        fn job(&self) -> crate::fs::jobs::Job {
+            crate::fs::jobs::Job {
+                group: 1,
+                session: 1,
+                first: 1,
+            }
+        }
+        fn group_is_of(&self, _group: i32, _session: i32) -> bool {
+            false
+        }
+        fn does_nothing(&self, _signal: u32) -> bool {
+            true
+        }
+        fn raise_in_group(&self, _group: i32, _signal: u32) {}
     }
 
     #[test]

@@ -5,6 +5,7 @@
 
 use spin::Once;
 
+use super::jobs::Job;
 use crate::errno::{Errno, SysResult};
 use crate::sched::WaitQueue;
 use crate::user;
@@ -24,6 +25,14 @@ pub trait Signals: Sync {
     fn pending(&self, set: u64) -> bool;
     /// Takes one.
     fn take(&self, set: u64) -> Option<SignalInfo>;
+    /// The caller's place among the jobs of the terminal.
+    fn job(&self) -> Job;
+    /// Whether there is such a group in the session.
+    fn group_is_of(&self, group: i32, session: i32) -> bool;
+    /// Whether the signal does nothing to the caller: ignored or blocked.
+    fn does_nothing(&self, signal: u32) -> bool;
+    /// A signal of the terminal for every process of a group.
+    fn raise_in_group(&self, group: i32, signal: u32);
 }
 
 static SIGNALS: Once<&'static dyn Signals> = Once::new();
@@ -60,6 +69,36 @@ pub fn pending(set: u64) -> bool {
 #[must_use]
 pub fn take(set: u64) -> Option<SignalInfo> {
     SIGNALS.get().and_then(|s| s.take(set))
+}
+
+/// The caller's place among the jobs of the terminal.
+#[must_use]
+pub fn job() -> Job {
+    let alone = Job {
+        group: 1,
+        session: 1,
+        first: 1,
+    };
+    SIGNALS.get().map_or(alone, |s| s.job())
+}
+
+/// Whether there is such a group in the session.
+#[must_use]
+pub fn group_is_of(group: i32, session: i32) -> bool {
+    SIGNALS.get().is_some_and(|s| s.group_is_of(group, session))
+}
+
+/// Whether the signal does nothing to the caller.
+#[must_use]
+pub fn does_nothing(signal: u32) -> bool {
+    SIGNALS.get().is_none_or(|s| s.does_nothing(signal))
+}
+
+/// A signal of the terminal for every process of a group.
+pub fn raise_in_group(group: i32, signal: u32) {
+    if let Some(signals) = SIGNALS.get() {
+        signals.raise_in_group(group, signal);
+    }
 }
 
 /// SIGKILL and SIGSTOP can't be blocked or taken.

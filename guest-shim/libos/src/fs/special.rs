@@ -10,7 +10,7 @@ use super::file::{File, Mapping, Stat};
 use super::flags::{S_IFBLK, S_IFCHR, S_IFMT};
 use super::hostfd::HostFd;
 use super::hoststream::HostStream;
-use super::{OpenFile, providers};
+use super::{OpenFile, jobs, providers, signals};
 use crate::errno::{Errno, SysResult};
 use crate::host;
 use crate::user::Buf;
@@ -64,6 +64,9 @@ fn device(rdev: u64) -> SysResult<Arc<dyn File>> {
 
 /// The controlling terminal: the one behind a standard stream.
 fn terminal() -> SysResult<Arc<dyn File>> {
+    if !jobs::controls(signals::job()) {
+        return Err(Errno::ENXIO); // a session without one
+    }
     let is_terminal = |number: &u32| {
         let mut request = host::Request::new();
         // TIOCGPGRP: only a controlling terminal knows it.

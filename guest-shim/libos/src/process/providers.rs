@@ -7,6 +7,7 @@ use core::sync::atomic::Ordering;
 use super::Process;
 use crate::arch;
 use crate::errno::SysResult;
+use crate::fs::jobs::Job;
 use crate::fs::providers::{Area, Memory, Providers, Task};
 use crate::fs::signals::{SignalInfo, Signals};
 use crate::fs::{FdTable, FsContext, file::Stat};
@@ -320,6 +321,30 @@ impl Signals for Libos {
             .take(set)
             .or_else(|| thread.process.signals.pending.take(set))?;
         Some(signalfd_info(&info))
+    }
+
+    fn job(&self) -> Job {
+        let family = &sched::current().process.family;
+        Job {
+            group: family.group(),
+            session: family.session(),
+            first: super::FIRST_PID,
+        }
+    }
+
+    fn group_is_of(&self, group: i32, session: i32) -> bool {
+        let of_it = |p: &Arc<Process>| p.family.group() == group && p.family.session() == session;
+        super::all().iter().any(of_it)
+    }
+
+    fn does_nothing(&self, signal: u32) -> bool {
+        let thread = sched::current();
+        let blocked = thread.signals.mask.load(Ordering::Relaxed) & signal::bit(signal) != 0;
+        blocked || thread.process.signals.action(signal).handler == 1
+    }
+
+    fn raise_in_group(&self, group: i32, signal: u32) {
+        signal::send_group(group, signal);
     }
 }
 

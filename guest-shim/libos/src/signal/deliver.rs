@@ -114,6 +114,27 @@ pub fn notify(thread: &Thread) {
     }
 }
 
+/// Signals that a terminal sends to the group that has it.
+const FROM_TERMINAL: u64 =
+    bit(number::SIGINT) | bit(number::SIGQUIT) | bit(number::SIGTSTP) | bit(number::SIGWINCH);
+
+fn from_kernel(signal: u32) -> Info {
+    Info {
+        signal,
+        code: code::SI_KERNEL,
+        ..Info::default()
+    }
+}
+
+/// Sends to every process of a group, as the terminal does.
+pub fn send_group(group: i32, signal: u32) {
+    let mut all = process::all();
+    all.retain(|p| p.family.group() == group && !p.family.has_ended());
+    for process in all {
+        send_process(&process, from_kernel(signal));
+    }
+}
+
 /// Signals that the monitor received for the program.
 pub fn take_outside() {
     let mut bits = host::header().signals.swap(0, Ordering::AcqRel);
@@ -121,14 +142,13 @@ pub fn take_outside() {
     while bits != 0 {
         let signal = bits.trailing_zeros() + 1;
         bits &= bits - 1;
-        send_process(
-            &init,
-            Info {
-                signal,
-                code: code::SI_KERNEL,
-                ..Info::default()
-            },
-        );
+        match crate::fs::jobs::given() {
+            // Another job than the first has the terminal: what is typed there is for it.
+            Some(group) if bit(signal) & FROM_TERMINAL != 0 => send_group(group, signal),
+            _ => {
+                send_process(&init, from_kernel(signal));
+            }
+        }
     }
     if host::header().service_gone.load(Ordering::Relaxed) != 0 {
         arch::panic_exit("the OS service has ended: no file or network is left (was it killed?)");

@@ -35,6 +35,8 @@ use pending::Pending;
 pub mod number {
     //! Signal numbers (x86-64).
     pub const SIGHUP: u32 = 1;
+    pub const SIGINT: u32 = 2;
+    pub const SIGQUIT: u32 = 3;
     pub const SIGILL: u32 = 4;
     pub const SIGTRAP: u32 = 5;
     pub const SIGABRT: u32 = 6;
