@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use cloak_abi::hostop::HostOp;
 
-use crate::guest::{Guest, Setup, readable};
+use crate::guest::{Guest, PATIENCE, Setup, readable};
 
 pub const TESTS: &[(&str, fn())] = &[
     ("nop_is_answered", nop_is_answered),
@@ -45,7 +45,7 @@ fn sleeps_and_wakes() {
             .load(std::sync::atomic::Ordering::SeqCst)
             == 0
         {
-            assert!(start.elapsed() < Duration::from_secs(5), "does not go to sleep");
+            assert!(start.elapsed() < PATIENCE, "does not go to sleep");
             std::thread::sleep(Duration::from_millis(1));
         }
         assert_eq!(guest.call(HostOp::Nop, &[], &[]).ok(), 0);
@@ -60,7 +60,7 @@ fn halted_is_woken() {
             if guest.completion(1) == Some(ticket.slot.index() as u32) {
                 break;
             }
-            assert!(guest.halt(1, Duration::from_secs(10)), "lost wake-up");
+            assert!(guest.halt(1, PATIENCE), "lost wake-up");
         }
         assert_eq!(guest.answer(ticket).expect("completed").ok(), 0);
     }
@@ -72,5 +72,5 @@ fn ends() {
     assert_eq!(guest.service.try_wait().expect("waits"), None);
     let pidfd = guest.service.pidfd().try_clone_to_owned().expect("dup");
     drop(guest);
-    assert!(readable(pidfd, Duration::from_secs(5)));
+    assert!(readable(pidfd, PATIENCE));
 }
