@@ -143,10 +143,11 @@ pub fn target(
 /// [`cloak_abi::hostop::HostOp::ChMod`]
 pub fn chmod(call: &Call<'_>, scratch: &mut Scratch) -> Reply {
     let entry = call.file(0)?;
-    entry.writable()?;
     let mode = Mode::from_raw_mode(call.word(1) & 0o7777);
     let last = Last::from_flags(call.word(2));
-    match target(call, &entry, 0, 3, last, Resolve::Rooted, scratch)? {
+    let target = target(call, &entry, 0, 3, last, Resolve::Rooted, scratch)?;
+    entry.writable()?;
+    match target {
         Target::Given(entry) if entry.kind != Kind::Location => rustix::fs::fchmod(&*entry, mode)?,
         // A place can't be changed by descriptor (before fchmodat2), but by its magic link.
         place => {
@@ -159,11 +160,11 @@ pub fn chmod(call: &Call<'_>, scratch: &mut Scratch) -> Reply {
 /// [`cloak_abi::hostop::HostOp::ChOwn`]
 pub fn chown(call: &Call<'_>, scratch: &mut Scratch) -> Reply {
     let entry = call.file(0)?;
-    entry.writable()?;
     let id = |n| Some(call.word(n)).filter(|id| *id != u32::MAX);
     let (owner, group) = (id(1).map(Uid::from_raw), id(2).map(Gid::from_raw));
     let last = Last::from_flags(call.word(4));
     let target = target(call, &entry, 0, 3, last, Resolve::Rooted, scratch)?;
+    entry.writable()?;
     rustix::fs::chownat(&target, c"", owner, group, AtFlags::EMPTY_PATH)?;
     Ok(().into())
 }
@@ -174,7 +175,6 @@ const TIMES: usize = 32;
 /// [`cloak_abi::hostop::HostOp::UTimes`]
 pub fn utimes(call: &Call<'_>, scratch: &mut Scratch) -> Reply {
     let entry = call.file(0)?;
-    entry.writable()?;
     let field = |at: usize| call.buffer().array(at).map(i64::from_ne_bytes);
     let time = |at: usize| {
         Ok::<_, Errno>(Timespec {
@@ -187,7 +187,9 @@ pub fn utimes(call: &Call<'_>, scratch: &mut Scratch) -> Reply {
         last_modification: time(16)?,
     };
     let last = Last::from_flags(call.word(2));
-    match target(call, &entry, TIMES, 3, last, Resolve::Rooted, scratch)? {
+    let target = target(call, &entry, TIMES, 3, last, Resolve::Rooted, scratch)?;
+    entry.writable()?;
+    match target {
         Target::Given(entry) if entry.kind != Kind::Location => rustix::fs::futimens(&*entry, &times)?,
         place => rustix::fs::utimensat(&place, c"", &times, AtFlags::EMPTY_PATH)?,
     }

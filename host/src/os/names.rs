@@ -11,18 +11,31 @@ use super::request::{Call, Refusal, Reply, Scratch};
 use super::sys;
 use super::table::Entry;
 
-/// Opens the directory of the name that `path` ends in, to change it.
+/// Opens the directory of the name that `path` ends in, to change it. As with Linux, a mount that must not change is
+/// told after a directory that is not there.
 fn leaf<'p>(call: &Call<'_>, dir: &'p Entry, path: &'p CStr) -> Result<Leaf<'p>, Refusal> {
     call.may_be_remote(dir)?;
+    let leaf = paths::leaf(call, dir.as_fd(), path)?;
     dir.writable()?;
-    paths::leaf(call, dir.as_fd(), path)
+    Ok(leaf)
+}
+
+/// The same for a name that is to be made: that it is taken is told before that the mount must not change.
+fn new_leaf<'p>(call: &Call<'_>, dir: &'p Entry, path: &'p CStr) -> Result<Leaf<'p>, Refusal> {
+    call.may_be_remote(dir)?;
+    let leaf = paths::leaf(call, dir.as_fd(), path)?;
+    if dir.read_only && rustix::fs::statat(&leaf, leaf.name, AtFlags::SYMLINK_NOFOLLOW).is_ok() {
+        return Err(Errno::EXIST.into());
+    }
+    dir.writable()?;
+    Ok(leaf)
 }
 
 /// [`cloak_abi::hostop::HostOp::MkDir`]
 pub fn mkdir(call: &Call<'_>, scratch: &mut Scratch) -> Reply {
     let dir = call.file(0)?;
     let path = paths::take(&call.buffer(), 0, call.len(3)?, &mut scratch.path)?;
-    let leaf = leaf(call, &dir, path)?;
+    let leaf = new_leaf(call, &dir, path)?;
     rustix::fs::mkdirat(&leaf, leaf.name, Mode::from_raw_mode(call.word(1) & 0o7777))?;
     Ok(().into())
 }
@@ -58,7 +71,7 @@ pub fn link(call: &Call<'_>, scratch: &mut Scratch) -> Reply {
     let (from, to) = (call.file(0)?, call.file(2)?);
     let len = call.len(1)?;
     let new = paths::take(&call.buffer(), len, call.len(3)?, &mut scratch.other)?;
-    let new = leaf(call, &to, new)?;
+    let new = new_leaf(call, &to, new)?;
     // A link to a file of a read-only mount would make it writable.
     from.writable()?;
     call.may_be_remote(&from)?;
@@ -93,7 +106,7 @@ pub fn symlink(call: &Call<'_>, scratch: &mut Scratch) -> Reply {
     let len = call.len(1)?;
     let target = paths::take(&call.buffer(), 0, len, &mut scratch.other)?;
     let path = paths::take(&call.buffer(), len, call.len(3)?, &mut scratch.path)?;
-    let leaf = leaf(call, &dir, path)?;
+    let leaf = new_leaf(call, &dir, path)?;
     rustix::fs::symlinkat(target, &leaf, leaf.name)?;
     Ok(().into())
 }
@@ -110,7 +123,7 @@ pub fn mknod(call: &Call<'_>, scratch: &mut Scratch) -> Reply {
         libc::S_IFCHR | libc::S_IFBLK => return Err(Errno::PERM.into()),
         _ => return Err(Errno::INVAL.into()),
     };
-    let leaf = leaf(call, &dir, path)?;
+    let leaf = new_leaf(call, &dir, path)?;
     rustix::fs::mknodat(
         &leaf,
         leaf.name,

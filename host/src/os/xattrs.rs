@@ -63,9 +63,9 @@ pub fn get(call: &Call<'_>, scratch: &mut Scratch) -> Reply {
 /// [`cloak_abi::hostop::HostOp::SetXattr`]
 pub fn set(call: &Call<'_>, scratch: &mut Scratch) -> Reply {
     let entry = call.file(0)?;
-    entry.writable()?;
     let name_len = name_len(call)?;
     let object = object(call, &entry, name_len, scratch)?;
+    entry.writable()?;
     let name = take_text(&call.buffer(), 0, name_len, &mut scratch.other)?;
     if call.len(2)? > MOST {
         return Err(Errno::TOOBIG.into());
@@ -97,9 +97,9 @@ pub fn list(call: &Call<'_>, scratch: &mut Scratch) -> Reply {
 /// [`cloak_abi::hostop::HostOp::RemoveXattr`]
 pub fn remove(call: &Call<'_>, scratch: &mut Scratch) -> Reply {
     let entry = call.file(0)?;
-    entry.writable()?;
     let name_len = name_len(call)?;
     let object = object(call, &entry, name_len, scratch)?;
+    entry.writable()?;
     let name = take_text(&call.buffer(), 0, name_len, &mut scratch.other)?;
     rustix::fs::removexattr(magic_path(object.as_fd()), name)?;
     Ok(().into())

@@ -643,6 +643,24 @@ fn read_only() {
             "{op:?}"
         );
     }
+    // What Linux finds out before it comes to the mount.
+    for (op, args, input, errno) in [
+        (HostOp::Unlink, [ROOT, 0, 0, 6, 0, 0], "none/n", libc::ENOENT),
+        (HostOp::Unlink, [ROOT, 0, 0, 3, 0, 0], "f/n", libc::ENOTDIR),
+        (HostOp::Rename, [ROOT, 6, ROOT, 1, 0, 0], "none/ng", libc::ENOENT),
+        (HostOp::MkDir, [ROOT, 0o755, 0, 1, 0, 0], "d", libc::EEXIST),
+        (HostOp::MkDir, [ROOT, 0o755, 0, 6, 0, 0], "none/n", libc::ENOENT),
+        (HostOp::SymLink, [ROOT, 1, 0, 1, 0, 0], "af", libc::EEXIST),
+        (HostOp::MkNod, [ROOT, 0o600, 0, 4, 0, 0], "fifo", libc::EEXIST),
+        (HostOp::ChMod, [ROOT, 0o777, 0, 4, 0, 0], "none", libc::ENOENT),
+        (HostOp::ChOwn, [ROOT, 1, 1, 4, 0, 0], "none", libc::ENOENT),
+    ] {
+        assert_eq!(
+            guest.call(op, &args, input.as_bytes()).err(),
+            errno,
+            "{op:?} {input}"
+        );
+    }
     assert!(guest.call(HostOp::Truncate, &[fd, 0], &[]).result < 0);
     assert_eq!(std::fs::read(directory.path().join("f")).expect("read"), b"x");
     guest.open(1, "f", libc::O_RDWR, 0).ok();
