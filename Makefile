@@ -5,16 +5,16 @@
 #   make test          everything that must pass: build, lints, unit tests, integration tests, the stock-kernel lane
 #   make lint          formatting, clippy and documentation, warnings being errors
 #   make lane          the stock-kernel lane alone (tests/lane/run)
-#   make bench         Cloak beside native and its peers; writes docs/benchmarks.md
+#   make bench         Cloak beside native and its peers; writes docs/benchmarks.md; then bench-attestation
 #   make test-suites   the long suites under tests/suites
 #   make suite-broker  one of them: the key broker against its OpenAPI document and a guest in Python
 #   make bench-attestation  verification and the key broker, beside their peers; writes docs/attestation-benchmarks.md
 #   make examples      the examples under examples/, run
-#   make fuzz          every fuzz target for FUZZ_SECONDS
+#   make fuzz          every fuzz target for FUZZ_SECONDS, ten minutes by default (`make test`: ten seconds)
 #   make packages      what the tests need from Debian
 CARGO ?= cargo
 MUSL_TARGET := x86_64-unknown-linux-musl
-FUZZ_SECONDS ?= 10
+FUZZ_SECONDS ?= 600
 
 build: program
 	$(CARGO) build --release --locked --package cloak --target $(MUSL_TARGET)
@@ -48,15 +48,17 @@ lane:
 bench:
 	scripts/install-test-packages --bench
 	$(CARGO) run --release --locked --package cloak-bench -- --write docs/benchmarks.md
+	$(MAKE) bench-attestation
 
 test-suites: build
 	scripts/install-test-packages --suites
+	$(CARGO) build --release --locked --package cloak-broker
 	tests/suites/run
 
 # It runs nothing under Cloak, so it needs no launcher.
 suite-broker:
 	$(CARGO) build --release --locked --package cloak-broker
-	CLOAK_BIN=$(CURDIR)/target/release/cloak-kbs CLOAK_KBS=$(CURDIR)/target/release/cloak-kbs tests/suites/run broker
+	CLOAK_BIN=$(CURDIR)/target/release/cloak-kbs tests/suites/run broker
 
 bench-attestation:
 	$(CARGO) run --release --locked --package cloak-bench --bin cloak-bench-attestation -- docs/attestation-benchmarks.md
