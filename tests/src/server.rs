@@ -6,6 +6,7 @@ use crate::outcome::Outcome;
 use crate::process::Running;
 use rustix::process::{Signal, kill_process};
 use std::net::{Ipv4Addr, SocketAddrV4, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -94,14 +95,22 @@ impl Server {
     }
 }
 
-/// A TCP port on loopback that nobody listens on now.
+/// Below those that Linux gives to clients by itself (`net.ipv4.ip_local_port_range`). One of those could be taken by a
+/// client of another test before the server has it, or answer a connection to it with itself.
+const PORTS: std::ops::Range<u16> = 10_000..32_000;
+
+/// A TCP port on loopback that nobody has now, another one for each call.
 ///
 /// # Panics
 /// When the machine has none left.
 pub fn free_port() -> u16 {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("loopback has a free port");
-    listener
-        .local_addr()
-        .expect("a bound socket has an address")
-        .port()
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let count = u32::from(PORTS.end - PORTS.start);
+    // Tests that run in processes beside each other begin far apart.
+    let start = std::process::id().wrapping_mul(977);
+    (0..count)
+        .map(|_| start.wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed)) % count)
+        .map(|at| PORTS.start + at as u16)
+        .find(|port| TcpListener::bind((Ipv4Addr::LOCALHOST, *port)).is_ok())
+        .expect("loopback has a free port")
 }
