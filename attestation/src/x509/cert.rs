@@ -1,7 +1,8 @@
 //! One X.509 version 3 certificate, parsed strictly.
 
 use x509_cert::der::asn1::{Null, ObjectIdentifier};
-use x509_cert::der::{Decode, DecodePem, Encode};
+use x509_cert::der::pem::{self, PemLabel as _};
+use x509_cert::der::{Decode, Encode};
 use x509_cert::ext::Extension;
 use x509_cert::ext::pkix::{BasicConstraints, KeyUsage};
 use x509_cert::name::Name;
@@ -89,7 +90,10 @@ impl Cert {
         if bytes.len() > 2 * MAX_CERT_BYTES {
             return Err(CertError::TooLong(bytes.len()));
         }
-        Self::from_der(&Certificate::from_pem(bytes.trim_ascii())?.to_der()?)
+        // In two steps: `Certificate::from_pem` decodes while it parses, and never ends where the text ends too early.
+        let (label, der) = pem::decode_vec(bytes.trim_ascii()).map_err(x509_cert::der::Error::from)?;
+        Certificate::validate_pem_label(label).map_err(x509_cert::der::Error::from)?;
+        Self::from_der(&der)
     }
 
     /// The bytes as they came.
@@ -226,4 +230,31 @@ pub(crate) fn parameters_are_null(spki: &SubjectPublicKeyInfoOwned) -> bool {
         .parameters
         .as_ref()
         .is_some_and(|any| any.decode_as::<Null>().is_ok())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PEM: &[u8] = include_bytes!("../snp/roots/asvk_milan.pem");
+
+    #[test]
+    fn pem_that_ends_early_is_an_error_not_a_loop() {
+        let text = PEM.trim_ascii();
+        assert!(Cert::from_der_or_pem(PEM).is_ok());
+        let ends = text.len() - b"-----END CERTIFICATE-----".len();
+        for cut in (28..ends).rev() {
+            let short = [&text[..cut], b"\n-----END CERTIFICATE-----\n"].concat();
+            assert!(Cert::from_der_or_pem(&short).is_err() || cut + 1 == ends, "{cut}");
+        }
+        let found = b"-----BEGIN CERTIFICATE-----\r\nMIIG\n\r-----END CERTIFICATE-----\r\n";
+        assert!(Cert::from_der_or_pem(found).is_err());
+    }
+
+    #[test]
+    fn pem_of_something_else_is_refused() {
+        let text = String::from_utf8(PEM.to_vec()).unwrap();
+        let other = text.replace("CERTIFICATE", "X509 CRL");
+        assert!(Cert::from_der_or_pem(other.as_bytes()).is_err());
+    }
 }
