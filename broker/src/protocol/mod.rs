@@ -292,4 +292,19 @@ mod tests {
         );
         assert_eq!(algorithm(json!({SUPPORTED_HASHES: ["sm3"]})), None);
     }
+
+    /// Digests are made of bodies that were read and written: a number that changed would change them.
+    #[test]
+    fn numbers_stay_as_they_came() {
+        for number in [
+            "8.888888888888889e+74",
+            "0.1",
+            "1.7976931348623157e+308",
+            "5e-324",
+        ] {
+            let text = format!(r#"{{"version":"0.4.0","tee":"snp","extra-params":[{number}]}}"#);
+            let read: Request = serde_json::from_str(&text).unwrap();
+            assert_eq!(serde_json::to_string(&read).unwrap(), text);
+        }
+    }
 }
