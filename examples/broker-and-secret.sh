@@ -24,9 +24,8 @@ POLICY
 "$CLOAK" kbs serve --config "$here/kbs/kbs.toml" >"$here/serve.log" &
 broker=$!
 trap 'kill "$broker" 2>/dev/null; wait "$broker" 2>/dev/null; rm -rf "$here"' EXIT
-until grep -q '^listening' "$here/serve.log"; do sleep 0.1; done
-port=$(sed -n 's/^listening on .*://p' "$here/serve.log")
-export CLOAK_KBS_URL=https://localhost:$port CLOAK_KBS_CA=$here/kbs/tls.crt CLOAK_KBS_ADMIN_TOKEN=$here/kbs/admin.token
+address=$(address "$here/serve.log" "$broker")
+export CLOAK_KBS_URL=https://localhost:${address##*:} CLOAK_KBS_CA=$here/kbs/tls.crt CLOAK_KBS_ADMIN_TOKEN=$here/kbs/admin.token
 
 echo "correct horse battery staple" >"$here/passphrase"
 show "$CLOAK" kbs put default/passphrase/1 --file "$here/passphrase" --policy "$here/secret.toml"

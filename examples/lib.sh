@@ -20,6 +20,16 @@ refused() {
     ((found == expected)) || { echo "expected exit code $expected, found $found" >&2 && exit 1; }
 }
 
+# address LOG SERVER: what a server that writes into LOG says it listens on, once it does; fails if it ends before.
+address() {
+    local log=$1 server=$2
+    until grep -q '^listening on ' "$log" 2>/dev/null; do
+        kill -0 "$server" 2>/dev/null || { echo "the server ended: $(cat "$log")" >&2 && return 1; }
+        sleep 0.1
+    done
+    sed -n 's/^listening on //p' "$log"
+}
+
 # The folder of a package that the build uses, which carries published evidence.
 package() {
     cargo metadata --format-version 1 --locked --offline |

@@ -4,18 +4,20 @@ source "$(dirname "$0")/lib.sh"
 
 ratls=${RATLS:-$PWD/target/release/examples/ratls}
 
-# talk OPTIONS...: a server, and a client with these options.
+# talk NAME OPTIONS...: a server, and a client with these options.
 talk() {
-    "$ratls" server 127.0.0.1:0 >"$here/server.log" 2>&1 &
-    local server=$! status=0
-    until grep -q '^listening' "$here/server.log"; do sleep 0.1; done
-    show "$ratls" client "$(sed -n 's/^listening on //p' "$here/server.log")" "$@" || status=$?
+    local log=$here/$1.log server address status=0
+    shift
+    "$ratls" server 127.0.0.1:0 >"$log" 2>&1 &
+    server=$!
+    address=$(address "$log" "$server")
+    show "$ratls" client "$address" "$@" || status=$?
     wait "$server" || status=1
-    tail -n 1 "$here/server.log"
+    tail -n 1 "$log"
     return "$status"
 }
 
-talk
+talk good
 echo
 echo "# A client that measures something else is refused."
-if talk --measures "$(printf '22%.0s' $(seq 48))"; then exit 1; fi
+if talk other --measures "$(printf '22%.0s' $(seq 48))"; then exit 1; fi
