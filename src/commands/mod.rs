@@ -2,4 +2,5 @@
 
 pub mod doctor;
 pub mod measure;
+pub mod pod;
 pub mod run;
