@@ -91,5 +91,8 @@ pub struct LibosHeader {
 }
 
 crate::tripwire!(size_of::<ContextBlock>() == 144, "ContextBlock");
-crate::tripwire!(size_of::<BootBlock>() <= crate::layout::PAGE as usize, "BootBlock fits a page");
+crate::tripwire!(
+    size_of::<BootBlock>() <= crate::layout::PAGE as usize,
+    "BootBlock fits a page"
+);
 crate::tripwire!(size_of::<LibosHeader>() == 80, "LibosHeader");

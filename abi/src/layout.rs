@@ -104,7 +104,10 @@ crate::tripwire!(
     LIBOS_PHYS_VA + SHARED_GPA <= LIBOS_END,
     "physical window inside the libos slot"
 );
-crate::tripwire!(FIRST_PORT.is_multiple_of(8), "a context's ports are one byte of the I/O bitmap");
+crate::tripwire!(
+    FIRST_PORT.is_multiple_of(8),
+    "a context's ports are one byte of the I/O bitmap"
+);
 crate::tripwire!(
     ROOT_GPA + MAX_CONTEXTS as u64 * PAGE <= KERNEL_GPA,
     "root tables below the kernel"

@@ -23,9 +23,9 @@ use crate::user;
 use crate::vm::error::{Step, VmError};
 use crate::vm::{self, Border, ContextOptions, Options, Statistics};
 
-pub use crate::vm::{Ended, Outcome};
 pub use crate::vm::anchors::{Anchor, Mark};
 pub use crate::vm::resident::Resident;
+pub use crate::vm::{Ended, Outcome};
 
 /// A host directory or file in the guest's name space.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -125,10 +125,7 @@ pub fn run_all(mut all: Vec<RunOptions>) -> Result<Vec<Ended>, VmError> {
     // Signals must be blocked before any thread exists, so that none is lost.
     vm::signals::block();
     let caller = user::caller()?;
-    let sides = all
-        .iter()
-        .map(OsSide::of)
-        .collect::<Result<Vec<_>, _>>()?;
+    let sides = all.iter().map(OsSide::of).collect::<Result<Vec<_>, _>>()?;
     let withheld = withheld(&all)?;
     let contexts = all
         .iter_mut()

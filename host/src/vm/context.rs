@@ -17,6 +17,7 @@ use super::load::Placed;
 use super::phases::Phases;
 use super::resident::Paging;
 use super::shared::SharedRegion;
+use super::signals::Reach;
 use super::ticker::Ticker;
 use super::vcpu::{Handle, Runner};
 use super::{Border, Ended, Event, Outcome, Statistics};
@@ -69,8 +70,11 @@ impl Context {
     }
 
     /// What others need to tell it something.
-    pub fn reach(&self) -> (Arc<SharedRegion>, Arc<[Arc<Handle>]>) {
-        (self.shared.clone(), self.handles.clone())
+    pub fn reach(&self) -> Reach {
+        Reach {
+            shared: self.shared.clone(),
+            handles: self.handles.clone(),
+        }
     }
 
     /// Guest-physical address of its first root table.

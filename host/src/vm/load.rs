@@ -191,7 +191,11 @@ impl<'a> Layout<'a> {
     }
 
     /// One context's libos and page tables; gives its block, with the tables used.
-    fn load_context(&self, memory: &GuestMemoryMmap, mut block: ContextBlock) -> Result<ContextBlock, VmError> {
+    fn load_context(
+        &self,
+        memory: &GuestMemoryMmap,
+        mut block: ContextBlock,
+    ) -> Result<ContextBlock, VmError> {
         self.libos.place(memory, block.libos_gpa)?;
         let mut tables = Tables {
             memory,
@@ -217,7 +221,12 @@ impl<'a> Layout<'a> {
         let access = if block.own_tables == 1 { rw } else { PTE_NX | PTE_U };
         let pool_len = block.table_pool_end - block.table_pool;
         tables.map(LIBOS_PHYS_VA + block.root, block.root, PAGE, access)?;
-        tables.map(LIBOS_PHYS_VA + block.table_pool, block.table_pool, pool_len, access)?;
+        tables.map(
+            LIBOS_PHYS_VA + block.table_pool,
+            block.table_pool,
+            pool_len,
+            access,
+        )?;
         let [[_, end], rest] = block.frames;
         for [start, end] in [[block.table_pool_end, end], rest] {
             tables.map(LIBOS_PHYS_VA + start, start, end - start, rw)?;

@@ -353,7 +353,11 @@ impl Running {
             }
             self.contexts[index].release(&self.memory);
         }
-        Ok(self.contexts.into_iter().filter_map(|context| context.ended).collect())
+        Ok(self
+            .contexts
+            .into_iter()
+            .filter_map(|context| context.ended)
+            .collect())
     }
 
     /// vCPU `own` of context `index`.

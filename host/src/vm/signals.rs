@@ -70,15 +70,24 @@ fn set() -> Box<libc::sigset_t> {
     }
 }
 
+/// What is needed to tell a context something.
+#[derive(Debug)]
+pub struct Reach {
+    /// Its shared region.
+    pub shared: Arc<SharedRegion>,
+    /// Its vCPUs.
+    pub handles: Arc<[Arc<Handle>]>,
+}
+
 /// Starts the thread that passes them on, to every context.
-pub fn forward(contexts: Vec<(Arc<SharedRegion>, Arc<[Arc<Handle>]>)>) {
+pub fn forward(contexts: Vec<Reach>) {
     let body = move || {
         let set = set();
         loop {
             // SAFETY: a valid set; no information wanted.
             let signal = unsafe { libc::sigwaitinfo(&raw const *set, std::ptr::null_mut()) };
             if signal > 0 {
-                for (shared, handles) in &contexts {
+                for Reach { shared, handles } in &contexts {
                     shared
                         .header()
                         .signals

@@ -90,7 +90,10 @@ pub static mut CPUS: [Cpu; MAX_VCPUS] = [const {
 pub fn cpu(index: usize) -> &'static Cpu {
     // SAFETY: written by `install` on that vCPU before it can be asked for; constant afterwards but for
     // `spare` and the stack, which only assembly touches.
-    unsafe { &*(&raw const CPUS[index]) }
+    unsafe {
+        let all = &raw const CPUS;
+        &(*all)[index]
+    }
 }
 
 #[repr(C, packed)]
@@ -102,7 +105,10 @@ struct Pointer {
 /// Fills this vCPU's tables and loads them. `block` is its block in the kernel's window.
 pub fn install(index: usize, context: u32, block: u64, header: &LibosHeader) {
     // SAFETY: each vCPU installs its own element, once, before it takes a trap.
-    let cpu = unsafe { &mut *(&raw mut CPUS[index]) };
+    let cpu = unsafe {
+        let all = &raw mut CPUS;
+        &mut (*all)[index]
+    };
     cpu.block = block;
     cpu.upcall_user = header.upcall_user;
     cpu.upcall_libos = header.upcall_libos;
@@ -169,14 +175,6 @@ pub fn wrmsr(register: u32, value: u64) {
     }
 }
 
-/// Guest-physical address of the current root table.
-pub fn root() -> u64 {
-    let root: u64;
-    // SAFETY: reading CR3 has no effect.
-    unsafe { asm!("mov {}, cr3", out(reg) root, options(nomem, nostack)) };
-    root & cloak_abi::kcall::PTE_ADDR
-}
-
 /// This vCPU (`cpu`) goes on in space `number`, whose root table is at `root`.
 pub fn switch(cpu: &Cpu, number: u64, root: u64) {
     // Whoever changes the space's tables and then finds another number here may skip this vCPU: it has yet
@@ -195,7 +193,9 @@ pub fn reload() {
 /// Leaves to the monitor. It knows the vCPU, and so the context, whose ports all mean the same.
 pub fn monitor(call: MonitorCall, argument: u32) {
     // SAFETY: the monitor's port.
-    unsafe { asm!("out dx, eax", in("dx") monitor_port(0), in("eax") call.encode(argument), options(nostack)) };
+    unsafe {
+        asm!("out dx, eax", in("dx") monitor_port(0), in("eax") call.encode(argument), options(nostack))
+    };
 }
 
 /// Ends the VM: something that must not be. `reason` is told to the user.

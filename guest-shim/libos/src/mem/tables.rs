@@ -5,7 +5,8 @@ use alloc::vec::Vec;
 use core::sync::atomic::Ordering;
 
 use cloak_abi::kcall::{
-    ALL_SPACES, Kcall, KcallError, MAX_SPACES, PTE_A, PTE_ADDR, PTE_D, PTE_NX, PTE_P, PTE_PS, PTE_SHARED, PTE_U, PTE_W, PageOpKind,
+    ALL_SPACES, Kcall, KcallError, MAX_SPACES, PTE_A, PTE_ADDR, PTE_D, PTE_NX, PTE_P, PTE_PS, PTE_SHARED,
+    PTE_U, PTE_W, PageOpKind,
 };
 use cloak_abi::layout::{LARGE, PAGE};
 use cloak_abi::vcpu::MAX_OPS;
