@@ -1,7 +1,7 @@
 //! What the monitor leaves for the shim to find: the boot block (kernel) and the header at the start of
 //! the libos image (from which the kernel learns the libos's entry points).
 
-use crate::layout::MAX_CONTEXTS;
+use crate::layout::{MAX_CONTEXTS, MAX_SEGMENTS};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// "CLOAKBB1", little endian.
@@ -38,6 +38,8 @@ pub struct ContextBlock {
     pub own_tables: u32,
     /// Its frames: half-open guest-physical ranges, multiples of [`crate::layout::LARGE`]; unused ones are zeros.
     pub frames: [[u64; 2]; 2],
+    /// What it shares with other contexts that name it too: half-open guest-physical ranges; unused ones are zeros.
+    pub segments: [[u64; 2]; MAX_SEGMENTS],
     /// First guest-physical address of its page-table pool.
     pub table_pool: u64,
     /// First guest-physical address after the pool.
@@ -90,7 +92,7 @@ pub struct LibosHeader {
     pub syscall_probe: u64,
 }
 
-crate::tripwire!(size_of::<ContextBlock>() == 144, "ContextBlock");
+crate::tripwire!(size_of::<ContextBlock>() == 208, "ContextBlock");
 crate::tripwire!(
     size_of::<BootBlock>() <= crate::layout::PAGE as usize,
     "BootBlock fits a page"

@@ -47,6 +47,8 @@ tags! {
     Umask = 12,
     /// One protected volume: a [`Protected`].
     Protected = 13,
+    /// A segment shared with other contexts: u64 index in [`crate::boot::ContextBlock::segments`], u64 bytes, name.
+    Segment = 14,
 }
 
 /// Bits of a mount.
@@ -267,6 +269,12 @@ impl Writer {
         self.0.extend_from_slice(volume.path);
         self.0.resize(self.0.len().next_multiple_of(4), 0);
         self
+    }
+
+    /// Appends one segment.
+    pub fn segment(&mut self, index: u64, bytes: u64, name: &[u8]) -> &mut Self {
+        let value = [&index.to_le_bytes(), &bytes.to_le_bytes(), name].concat();
+        self.put(Tag::Segment, &value)
     }
 
     /// The finished bytes.

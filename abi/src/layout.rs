@@ -7,6 +7,7 @@
 //! 0x0000_2000  root page tables that vCPUs start on, one for each context
 //! 0x0020_0000  kernel image, per-vCPU kernel pages
 //! ...          for each context: its page-table pool, then its frames (3 GiB..4 GiB is a hole)
+//! ...          segments that contexts share
 //! 0x40_0000_0000  shared regions, one for each context: the only memory that both sides read and write
 //! ```
 //!
@@ -23,6 +24,8 @@ pub const LARGE: u64 = 2 << 20;
 pub const MAX_VCPUS: usize = 64;
 /// Most contexts a VM may have.
 pub const MAX_CONTEXTS: usize = 16;
+/// Most segments that a context may share with others.
+pub const MAX_SEGMENTS: usize = 4;
 /// Most guest RAM in bytes: ownership tables and the physical windows are made for it.
 pub const MAX_RAM: u64 = 240 << 30;
 /// Least guest RAM in bytes: the shim's own needs and a small program.

@@ -65,7 +65,7 @@ fn constants(out: &mut String) {
     constants!(
         out, layout: PAGE, LARGE, MAX_VCPUS, MAX_RAM, MIN_RAM, HOLE_START, HOLE_END, BOOT_GPA, ROOT_GPA,
         KERNEL_GPA, SHARED_GPA, KERNEL_VA, KERNEL_PHYS_VA, LIBOS_SLOT, LIBOS_BASE, LIBOS_END, LIBOS_IMAGE_MAX,
-        LIBOS_VCPU_VA, LIBOS_SHARED_VA, LIBOS_PHYS_VA, USER_MIN, USER_END, MAX_CONTEXTS, LAST_PORT, KICK_VECTOR
+        LIBOS_VCPU_VA, LIBOS_SHARED_VA, LIBOS_PHYS_VA, USER_MIN, USER_END, MAX_CONTEXTS, MAX_SEGMENTS, LAST_PORT, KICK_VECTOR
     );
     constants!(out, anchor: MARK_WORDS, ANCHORS);
     constants!(out, boot: BOOT_MAGIC, LIBOS_MAGIC);
@@ -103,6 +103,7 @@ fn structures(out: &mut String) {
             first_vcpu,
             own_tables,
             frames,
+            segments,
             table_pool,
             table_pool_end,
             table_pool_next,
@@ -231,7 +232,7 @@ fn numbers(out: &mut String) {
         Doorbells, Signals, Entered
     );
     variants!(
-        out, Tag: Program, Arg, Env, Cwd, Mount, Ids, HostName, Flags, MaxFiles, Seed, Stdio, Umask, Protected
+        out, Tag: Program, Arg, Env, Cwd, Mount, Ids, HostName, Flags, MaxFiles, Seed, Stdio, Umask, Protected, Segment
     );
 }
 

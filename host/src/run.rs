@@ -63,6 +63,17 @@ impl fmt::Debug for Protected {
     }
 }
 
+/// Memory that several contexts share, as a file in `/dev/shm`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Segment {
+    /// Name of the file.
+    pub name: String,
+    /// Bytes.
+    pub bytes: u64,
+    /// Indices of the contexts that share it.
+    pub contexts: Vec<usize>,
+}
+
 /// The program's environment.
 #[derive(Debug, Clone, Default)]
 pub struct Environment {
@@ -110,7 +121,7 @@ pub struct RunOptions {
 /// # Errors
 /// When Cloak itself failed; how the program ended is an [`Outcome`].
 pub fn run(options: RunOptions) -> Result<(Outcome, Statistics), VmError> {
-    let ended = run_all(vec![options])?
+    let ended = run_all(vec![options], Vec::new())?
         .pop()
         .ok_or(VmError::Shim("the VM ended without its context"))?;
     Ok((ended.outcome?, ended.statistics))
@@ -121,7 +132,7 @@ pub fn run(options: RunOptions) -> Result<(Outcome, Statistics), VmError> {
 ///
 /// # Errors
 /// When Cloak itself failed before all had ended.
-pub fn run_all(mut all: Vec<RunOptions>) -> Result<Vec<Ended>, VmError> {
+pub fn run_all(mut all: Vec<RunOptions>, segments: Vec<Segment>) -> Result<Vec<Ended>, VmError> {
     // Signals must be blocked before any thread exists, so that none is lost.
     vm::signals::block();
     let caller = user::caller()?;
@@ -130,13 +141,20 @@ pub fn run_all(mut all: Vec<RunOptions>) -> Result<Vec<Ended>, VmError> {
     let contexts = all
         .iter_mut()
         .zip(&sides)
-        .map(|(options, side)| context(options, side.user.as_ref().unwrap_or(&caller)))
+        .enumerate()
+        .map(|(index, (options, side))| {
+            let own = segments
+                .iter()
+                .filter(|segment| segment.contexts.contains(&index));
+            context(options, side.user.as_ref().unwrap_or(&caller), own)
+        })
         .collect::<Result<Vec<_>, _>>()?;
     let first = all.first().ok_or(VmError::Shim("no program"))?;
     let mut prepared = vm::prepare(Options {
         device: first.device.clone(),
         own_tables: contexts.len() == 1 && !first.kernel_tables,
         contexts,
+        segments: segments.into_iter().map(Segment::place).collect(),
     })?;
     let mut services = Vec::new();
     for (border, side) in prepared.borders.iter().zip(sides) {
@@ -149,6 +167,15 @@ pub fn run_all(mut all: Vec<RunOptions>) -> Result<Vec<Ended>, VmError> {
     }
     calls::close(&calls::VM)?;
     running.wait()
+}
+
+impl Segment {
+    fn place(self) -> vm::load::Segment {
+        vm::load::Segment {
+            bytes: self.bytes,
+            contexts: self.contexts,
+        }
+    }
 }
 
 /// What is needed to start a context's OS service.
@@ -209,7 +236,11 @@ fn watch(service: &OsService, ended: impl Fn() + Send + 'static) -> Result<(), V
 }
 
 /// The context that a user asks for. Its anchors go over to it.
-fn context(options: &mut RunOptions, user: &Identity) -> Result<ContextOptions, VmError> {
+fn context<'a>(
+    options: &mut RunOptions,
+    user: &Identity,
+    segments: impl Iterator<Item = &'a Segment>,
+) -> Result<ContextOptions, VmError> {
     let program = find_program(options)?;
     let vcpus = options.cpus.unwrap_or_else(|| {
         thread::available_parallelism()
@@ -219,7 +250,7 @@ fn context(options: &mut RunOptions, user: &Identity) -> Result<ContextOptions, 
     Ok(ContextOptions {
         vcpus,
         memory: options.memory,
-        config: configuration(options, &program, user)?,
+        config: configuration(options, &program, user, segments)?,
         anchors: std::mem::take(&mut options.protected)
             .into_iter()
             .filter_map(|volume| volume.anchor)
@@ -303,10 +334,11 @@ fn find_program(options: &RunOptions) -> Result<PathBuf, VmError> {
         .unwrap_or_else(|| path.to_owned()))
 }
 
-fn configuration(
+fn configuration<'a>(
     options: &RunOptions,
     program: &Path,
     user: &Identity,
+    segments: impl Iterator<Item = &'a Segment>,
 ) -> Result<Zeroizing<Vec<u8>>, VmError> {
     let mut config = Writer::default();
     let cwd = match &options.workdir {
@@ -362,6 +394,9 @@ fn configuration(
     rustix::process::umask(umask);
     config.numbers(Tag::Umask, &[u64::from(umask.bits())]);
     protected_volumes(options, &mut config);
+    for (index, segment) in (0..).zip(segments) {
+        config.segment(index, segment.bytes, segment.name.as_bytes());
+    }
     Ok(Zeroizing::new(config.finish()))
 }
 

@@ -75,13 +75,14 @@ impl Run {
     fn run(self) -> Result<ExitCode, Failure> {
         let pod = Pod::read(&self.file)?;
         let names: Vec<String> = pod.contexts.iter().map(|context| context.name.clone()).collect();
+        let segments = pod.segments()?;
         let all = pod
             .contexts
             .into_iter()
             .map(|context| context.options(&self.device))
             .collect::<Result<Vec<_>, _>>()?;
         no_standard_input()?;
-        let ended = run::run_all(all)?;
+        let ended = run::run_all(all, segments)?;
         Ok(tell(&names, ended, self.stats))
     }
 }

@@ -80,7 +80,7 @@ fn contexts_run_beside_each_other_and_end_each_by_itself() {
             "environment = [\"GREETING=good day\"]\ncpus = 2",
         )
         .context("third", &["/bin/sh", "-c", "kill -9 $$"], "")
-        .context("fourth", &["/nowhere"], "")
+        .context("fourth", &["/no-such-program"], "")
         .run();
     let (out, errors) = (outcome.text(), outcome.error_text());
     for line in ["first", "round 3", "good day"] {
@@ -90,7 +90,7 @@ fn contexts_run_beside_each_other_and_end_each_by_itself() {
         "cloak: context first: exited with 0",
         "cloak: context second: exited with 7",
         "cloak: context third: ended by signal 9",
-        "cloak: context fourth: /nowhere: no such file; is it on a mounted volume? (ENOENT)",
+        "cloak: context fourth: /no-such-program: no such file; is it on a mounted volume? (ENOENT)",
     ] {
         has_line(&errors, line);
     }
@@ -236,6 +236,74 @@ fn the_same_attacks_work_where_nothing_is_to_be_protected() {
     has_line(&open, "WORKED to edit page tables");
     has_line(&open, "WORKED to find the marker in own frames");
     has_line(&run(&["--kernel-tables"]), "refused to edit page tables");
+}
+
+/// Two contexts that both name a segment have it, one that does not has not.
+#[test]
+fn a_segment_joins_those_who_name_it_and_nobody_else() {
+    if !needs::kvm() {
+        return;
+    }
+    let write = r#"
+import mmap, os, time
+f = os.open("/dev/shm/queue", os.O_RDWR)
+assert os.fstat(f).st_size == 12 * 1024
+m = mmap.mmap(f, 12 * 1024)
+m[8:23] = b"from the writer"
+m[0] = 1
+while m[1] != 1:
+    time.sleep(0.01)
+print("answered", bytes(m[5000:5011]))
+if os.fork() == 0:
+    m[24:29] = b"child"
+    os._exit(0)
+os.wait()
+assert m[24:29] == b"child"
+try:
+    os.ftruncate(f, 4096)
+except PermissionError:
+    print("its length stays")
+m[0] = 2
+"#;
+    let read = r#"
+import mmap, os, time
+f = os.open("/dev/shm/queue", os.O_RDWR)
+m = mmap.mmap(f, 12 * 1024)
+while m[0] != 1:
+    time.sleep(0.01)
+print("read", bytes(m[8:23]), os.pread(f, 15, 8) == m[8:23])
+os.pwrite(f, b"by a pwrite", 5000)
+m[1] = 1
+while m[0] != 2:
+    time.sleep(0.01)
+print("then", bytes(m[24:29]))
+"#;
+    let segment =
+        |with: &str| format!("segment = [{{ name = \"queue\", with = [\"{with}\"], size_kib = 12 }}]");
+    let outcome = Pod::new()
+        .context("writer", &["/usr/bin/python3", "-c", write], &segment("reader"))
+        .context("reader", &["/usr/bin/python3", "-c", read], &segment("writer"))
+        .context("other", &["/bin/ls", "-A", "/dev/shm"], "")
+        .run();
+    let (out, errors) = (outcome.text(), outcome.error_text());
+    assert_eq!(outcome.status, Status::Exit(0), "{out}{errors}");
+    for line in [
+        "answered b'by a pwrite'",
+        "its length stays",
+        "read b'from the writer' True",
+        "then b'child'",
+    ] {
+        has_line(&out, line);
+    }
+    assert!(!out.contains("queue"), "{out}");
+    let pod = Pod::new()
+        .context("writer", &["/bin/true"], &segment("reader"))
+        .context("reader", &["/bin/true"], "");
+    let refused = pod.run();
+    assert_eq!(refused.status.shell_code(), 125);
+    let errors = refused.error_text();
+    let why = "context writer: segment queue: context reader does not name it";
+    assert!(errors.contains(why), "{errors}");
 }
 
 #[test]

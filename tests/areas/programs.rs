@@ -75,7 +75,7 @@ conformance! {
 #[test]
 fn the_kernel_edits_page_tables_as_the_libos_does() {
     let place = Place::new();
-    for name in ["mmap_semantics", "segv_maps", "threads64"] {
+    for name in ["mmap_semantics", "segv_maps", "sparse_mmap", "threads64"] {
         if !needs::kvm() {
             return;
         }

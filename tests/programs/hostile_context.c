@@ -29,7 +29,7 @@ struct header {
 };
 struct block {
     uint32_t index, vcpus, first_vcpu, own_tables;
-    uint64_t frames[2][2];
+    uint64_t frames[2][2], segments[4][2];
     uint64_t table_pool, table_pool_end, table_pool_next, root, free_frames, libos_gpa;
 };
 /* abi::kcall */

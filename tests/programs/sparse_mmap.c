@@ -39,5 +39,17 @@ int main(void) {
     CHECK("a fixed mapping replaces part of it", fixed == reserved + 4096 && fixed[0] == 0);
     CHECK("trimming both ends", munmap(reserved, 4096) == 0 && munmap(reserved + huge / 4 * 3, huge / 4) == 0);
     CHECK("the middle is whole", middle[4096] == 0x5a);
+
+    /* A page here and there needs a page table each: far more of them than such memory would need in one piece. */
+    const size_t stride = 2UL << 20, sparse = 3000 * stride;
+    uint64_t lost = 0;
+    for (int round = 0; round < 3; round++) {
+        char *spread = mmap(NULL, sparse, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+        MUST(spread != MAP_FAILED && madvise(spread, sparse, MADV_NOHUGEPAGE) == 0);
+        for (size_t at = 0; at < sparse; at += stride) lost += spread[at] != 0, spread[at] = (char)(at / stride) | 1;
+        for (size_t at = 0; at < sparse; at += stride) lost += spread[at] != ((char)(at / stride) | 1);
+        MUST(munmap(spread, sparse) == 0);
+    }
+    CHECK_WITH("pages far apart", lost == 0, lost);
     return check_result();
 }

@@ -9,15 +9,17 @@ use core::sync::atomic::Ordering;
 use cloak_abi::config::{self, ConfigError, Records, Tag, number, run_flags};
 use cloak_abi::hostop::HostOp;
 use cloak_abi::kcall::Kcall;
+use cloak_abi::layout::PAGE;
 use cloak_abi::ring::{SHARED_MAGIC, Stat, exit_status};
 use spin::{Mutex, Once};
 
 use crate::arch::{self, Frame};
 use crate::errno::Errno;
 use crate::fs::mount::Mount;
-use crate::fs::{FdTable, FsContext, MountRecord, protected};
+use crate::fs::{FdTable, FsContext, MountRecord, Segment, protected};
 use crate::host::{self, Request};
 use crate::mem::frames;
+use crate::mem::pages;
 use crate::mem::space::Space;
 use crate::process::{self, Credentials, FIRST_PID, NotStarted, Process, Program};
 use crate::sched::{self, Thread, clock};
@@ -92,7 +94,16 @@ extern "C" fn run_program(_: u64) -> ! {
     let memory = frames::usage().1 * 4096 / 2;
     let files = Process::current().files.clone();
     let volumes = mount_protected(config, memory);
-    if crate::fs::init(&config.mounts, volumes, config.stdio, memory, &files).is_err() {
+    if crate::fs::init(
+        &config.mounts,
+        volumes,
+        config.segments(),
+        config.stdio,
+        memory,
+        &files,
+    )
+    .is_err()
+    {
         arch::panic_exit("the mounts of the configuration make no name space");
     }
     let program = Program {
@@ -181,6 +192,14 @@ fn init_clock() {
     });
 }
 
+/// One segment of the configuration.
+#[derive(Debug)]
+struct SegmentRecord {
+    index: usize,
+    len: u64,
+    name: Vec<u8>,
+}
+
 /// The configuration, read from private memory.
 #[derive(Debug, Default)]
 struct Config {
@@ -191,6 +210,7 @@ struct Config {
     mounts: Vec<MountRecord>,
     /// With their keys, until they are mounted.
     protected: Mutex<Vec<protected::Record>>,
+    segments: Vec<SegmentRecord>,
     credentials: Credentials,
     host_name: Vec<u8>,
     flags: u64,
@@ -248,6 +268,11 @@ impl Config {
             Tag::Seed => self.seed = value.to_vec(),
             Tag::Stdio => self.stdio = [n(0)? as u32, n(1)? as u32, n(2)? as u32],
             Tag::Umask => self.umask = n(0)? as u32,
+            Tag::Segment => self.segments.push(SegmentRecord {
+                index: n(0)? as usize,
+                len: n(1)?,
+                name: value.get(16..).unwrap_or_default().to_vec(),
+            }),
             Tag::Protected => {
                 let record = protected::Record::new(&config::Protected::parse(value)?);
                 let record = record.map_err(|_| ConfigError::Size(tag))?;
@@ -255,6 +280,20 @@ impl Config {
             }
         }
         Ok(())
+    }
+
+    /// The segments that are shared with other contexts, as far as the boot block has them.
+    fn segments(&self) -> Vec<Segment> {
+        let all = self.segments.iter().filter_map(|record| {
+            let &[start, end] = arch::boot().segments.get(record.index)?;
+            let run = (start..end).step_by(PAGE as usize);
+            Some(Segment {
+                name: record.name.clone(),
+                len: record.len.min(end - start),
+                frames: run.map(|gpa| pages::Frame::lent(frames::window(gpa))).collect(),
+            })
+        });
+        all.collect()
     }
 
     fn descriptors(&self) -> FdTable {

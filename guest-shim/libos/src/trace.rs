@@ -10,6 +10,7 @@ use crate::errno::Errno;
 use crate::host::tell;
 use crate::process::Process;
 use crate::sched;
+use crate::signal::pending::Info;
 use crate::syscall::{Args, Entry};
 use crate::user;
 
@@ -78,6 +79,19 @@ pub fn death(frame: &Frame, signal: u32) {
             r.rax,
             r.rdi,
             r.rsi
+        ));
+    }
+}
+
+/// With `--trace`: a handler is about to run.
+pub fn signal(info: &Info) {
+    if ENABLED.load(Ordering::Relaxed) {
+        tell(&format!(
+            "[{}] signal {}: code {}, {:#x}\n",
+            sched::current().tid(),
+            info.signal,
+            info.code,
+            info.fields[0]
         ));
     }
 }

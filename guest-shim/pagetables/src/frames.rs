@@ -2,7 +2,7 @@
 
 use cloak_abi::boot::ContextBlock;
 use cloak_abi::kcall::KcallError;
-use cloak_abi::layout::PAGE;
+use cloak_abi::layout::{MAX_SEGMENTS, PAGE};
 
 /// Guest-physical memory as the kernel reaches it. Addresses are multiples of eight, inside RAM.
 pub trait Memory {
@@ -17,23 +17,27 @@ pub trait Memory {
 /// The frames that a context may map: half-open guest-physical ranges.
 #[derive(Debug, Clone, Copy)]
 pub struct Owned {
-    ranges: [(u64, u64); 2],
+    ranges: [(u64, u64); 2 + MAX_SEGMENTS],
 }
 
 impl Owned {
     /// A context that owns these ranges (an empty one is `(0, 0)`).
     #[must_use]
     pub const fn new(first: (u64, u64), second: (u64, u64)) -> Self {
-        Self {
-            ranges: [first, second],
-        }
+        let mut ranges = [(0, 0); 2 + MAX_SEGMENTS];
+        (ranges[0], ranges[1]) = (first, second);
+        Self { ranges }
     }
 
-    /// What a context may map of its frames: none of its page tables.
+    /// What a context may map of its frames: none of its page tables. And the segments that it shares.
     #[must_use]
-    pub const fn of(context: &ContextBlock) -> Self {
+    pub fn of(context: &ContextBlock) -> Self {
         let [[_, end], [start, last]] = context.frames;
-        Self::new((context.table_pool_end, end), (start, last))
+        let mut own = Self::new((context.table_pool_end, end), (start, last));
+        for (range, [start, end]) in own.ranges[2..].iter_mut().zip(context.segments) {
+            *range = (start, end);
+        }
+        own
     }
 
     /// Whether all of `[gpa, gpa + len)` is the context's.

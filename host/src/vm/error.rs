@@ -97,6 +97,12 @@ pub enum VmError {
         /// Most.
         most: usize,
     },
+    /// Number of segments of a context out of range.
+    #[error("a context shares at most {most} segments with others")]
+    Segments {
+        /// Most.
+        most: usize,
+    },
     /// vCPU count out of range.
     #[error("--cpus {asked} is not possible: this host allows 1 to {most}")]
     Cpus {

@@ -5,7 +5,8 @@ use cloak_abi::boot::{BOOT_MAGIC, BootBlock, ContextBlock, LIBOS_MAGIC, LibosHea
 use cloak_abi::kcall::{PTE_A, PTE_D, PTE_NX, PTE_P, PTE_PS, PTE_U, PTE_W};
 use cloak_abi::layout::{
     BOOT_GPA, HOLE_END, HOLE_START, KERNEL_GPA, KERNEL_PHYS_VA, KERNEL_VA, LARGE, LIBOS_BASE,
-    LIBOS_IMAGE_MAX, LIBOS_PHYS_VA, LIBOS_SHARED_VA, LIBOS_VCPU_VA, MAX_RAM, PAGE, ROOT_GPA, SHARED_GPA,
+    LIBOS_IMAGE_MAX, LIBOS_PHYS_VA, LIBOS_SHARED_VA, LIBOS_VCPU_VA, MAX_RAM, MAX_SEGMENTS, PAGE, ROOT_GPA,
+    SHARED_GPA,
 };
 use cloak_abi::ring::SHARED_LEN;
 use object::Endianness;
@@ -28,6 +29,15 @@ pub struct Share<'a> {
     pub config: &'a [u8],
 }
 
+/// Memory that several contexts share.
+#[derive(Debug, Clone)]
+pub struct Segment {
+    /// Bytes.
+    pub bytes: u64,
+    /// Indices of the contexts, each of which names it.
+    pub contexts: Vec<usize>,
+}
+
 /// Where a context's first part lies: page-table pool, libos image, vCPU pages, configuration, anchors.
 #[derive(Debug, Clone, Copy)]
 struct Head {
@@ -41,8 +51,11 @@ struct Head {
 }
 
 impl Head {
-    fn at(start: u64, libos_len: u64, share: &Share<'_>) -> Self {
-        let pool_end = start + (share.memory / 256).next_multiple_of(LARGE).max(2 * LARGE);
+    fn at(start: u64, libos_len: u64, share: &Share<'_>, own_tables: bool) -> Self {
+        // Enough for the kernel's window, the libos and a first program; frames become further tables. Where the
+        // kernel edits them they can't: they are what memory that is mapped sparsely may need.
+        let part = if own_tables { 256 } else { 64 };
+        let pool_end = start + (share.memory / part).next_multiple_of(LARGE).max(2 * LARGE);
         let vcpu_blocks = pool_end + libos_len.next_multiple_of(PAGE);
         let config = vcpu_blocks + u64::from(share.vcpus) * PAGE;
         let anchors = cloak_abi::anchor::page_at(config, share.config.len() as u64);
@@ -82,15 +95,18 @@ pub struct Layout<'a> {
     libos: Image,
     header: LibosHeader,
     contexts: Vec<(Share<'a>, Head, [[u64; 2]; 2])>,
+    /// Range and contexts of each.
+    segments: Vec<([u64; 2], Vec<usize>)>,
+    own_tables: bool,
 }
 
 impl<'a> Layout<'a> {
-    /// Divides guest RAM: the kernel, then the contexts one after the other.
+    /// Divides guest RAM: the kernel, then the contexts one after the other, then what they share.
     ///
     /// # Errors
     /// [`VmError::Shim`] for a damaged image, [`VmError::MemoryTooSmall`] when a context's memory does not hold what it
     /// begins with, [`VmError::MemoryTooLarge`].
-    pub fn new(shares: &[Share<'a>]) -> Result<Self, VmError> {
+    pub fn new(shares: &[Share<'a>], segments: &[Segment], own_tables: bool) -> Result<Self, VmError> {
         let kernel = Image::parse(cloak_shim_image::KERNEL, KERNEL_VA)?;
         let libos = Image::parse(cloak_shim_image::LIBOS, LIBOS_BASE)?;
         let header = libos.header()?;
@@ -99,7 +115,7 @@ impl<'a> Layout<'a> {
         let mut contexts = Vec::new();
         for share in shares {
             let memory = share.memory & !(LARGE - 1);
-            let least = Head::at(0, libos.len, share).end + 8 * LARGE;
+            let least = Head::at(0, libos.len, share, own_tables).end + 8 * LARGE;
             if least > memory {
                 return Err(VmError::MemoryTooSmall {
                     asked: share.memory >> 20,
@@ -118,8 +134,20 @@ impl<'a> Layout<'a> {
             } else {
                 [[next, end], [0, 0]]
             };
-            contexts.push((*share, Head::at(frames[0][0], libos.len, share), frames));
+            let head = Head::at(frames[0][0], libos.len, share, own_tables);
+            contexts.push((*share, head, frames));
             next = end;
+        }
+        let mut shared = Vec::new();
+        for segment in segments {
+            let bytes = segment.bytes.next_multiple_of(LARGE);
+            if next < HOLE_START && next + bytes > HOLE_START {
+                next = HOLE_START;
+            }
+            let start = if next >= HOLE_START { beyond(next) } else { next };
+            let end = start + segment.bytes.next_multiple_of(PAGE);
+            shared.push(([start, end], segment.contexts.clone()));
+            next += bytes;
         }
         if next > MAX_RAM {
             let asked = shares.iter().map(|share| share.memory).sum::<u64>();
@@ -134,19 +162,30 @@ impl<'a> Layout<'a> {
             libos,
             header,
             contexts,
+            segments: shared,
+            own_tables,
         })
+    }
+
+    /// The segments of context `index`, in their order.
+    fn segments_of(&self, index: usize) -> Result<[[u64; 2]; MAX_SEGMENTS], VmError> {
+        let mut all = [[0; 2]; MAX_SEGMENTS];
+        let own = self
+            .segments
+            .iter()
+            .filter(|(_, contexts)| contexts.contains(&index));
+        for (number, (range, _)) in own.enumerate() {
+            *all.get_mut(number)
+                .ok_or(VmError::Segments { most: MAX_SEGMENTS })? = *range;
+        }
+        Ok(all)
     }
 
     /// Loads everything; gives the kernel's entry point, and where the contexts are.
     ///
     /// # Errors
     /// [`VmError::Shim`].
-    pub fn load(
-        &self,
-        memory: &GuestMemoryMmap,
-        tsc_khz: u64,
-        own_tables: bool,
-    ) -> Result<(u64, Vec<Placed>), VmError> {
+    pub fn load(&self, memory: &GuestMemoryMmap, tsc_khz: u64) -> Result<(u64, Vec<Placed>), VmError> {
         self.kernel.place(memory, KERNEL_GPA)?;
         let mut boot = BootBlock::new_zeroed();
         boot.magic = BOOT_MAGIC;
@@ -159,8 +198,9 @@ impl<'a> Layout<'a> {
                 index,
                 vcpus: share.vcpus,
                 first_vcpu,
-                own_tables: u32::from(own_tables),
+                own_tables: u32::from(self.own_tables),
                 frames: *frames,
+                segments: self.segments_of(index as usize)?,
                 table_pool: head.pool,
                 table_pool_end: head.pool_end,
                 table_pool_next: 0,
@@ -204,15 +244,15 @@ impl<'a> Layout<'a> {
             end: block.table_pool_end,
         };
         self.map_kernel(&mut tables)?;
-        for segment in &self.libos.segments {
+        for part in &self.libos.parts {
             // Each segment starts a large page of its own (linker script): one translation for the whole text.
-            let first = segment.va & !(LARGE - 1);
-            let len = (segment.va + segment.memory).next_multiple_of(LARGE) - first;
+            let first = part.va & !(LARGE - 1);
+            let len = (part.va + part.memory).next_multiple_of(LARGE) - first;
             tables.map(
                 first,
                 block.libos_gpa + (first - LIBOS_BASE),
                 len,
-                segment.flags() | PTE_U,
+                part.flags() | PTE_U,
             )?;
         }
         let rw = PTE_W | PTE_NX | PTE_U;
@@ -228,7 +268,8 @@ impl<'a> Layout<'a> {
             access,
         )?;
         let [[_, end], rest] = block.frames;
-        for [start, end] in [[block.table_pool_end, end], rest] {
+        let segments = block.segments;
+        for [start, end] in [[block.table_pool_end, end], rest].into_iter().chain(segments) {
             tables.map(LIBOS_PHYS_VA + start, start, end - start, rw)?;
         }
         let blocks_len = u64::from(block.vcpus) * PAGE;
@@ -243,10 +284,10 @@ impl<'a> Layout<'a> {
 
     /// The kernel, and its window on all RAM: the same in every context's tables.
     fn map_kernel(&self, tables: &mut Tables<'_>) -> Result<(), VmError> {
-        for segment in &self.kernel.segments {
-            let first = segment.va & !(PAGE - 1);
-            let len = (segment.va + segment.memory).next_multiple_of(PAGE) - first;
-            tables.map(first, KERNEL_GPA + (first - KERNEL_VA), len, segment.flags())?;
+        for part in &self.kernel.parts {
+            let first = part.va & !(PAGE - 1);
+            let len = (part.va + part.memory).next_multiple_of(PAGE) - first;
+            tables.map(first, KERNEL_GPA + (first - KERNEL_VA), len, part.flags())?;
         }
         let (low, high) = ram::split(self.ram);
         for (start, len) in [(0, low), (HOLE_END, high)] {
@@ -275,14 +316,14 @@ fn put(memory: &GuestMemoryMmap, gpa: u64, bytes: &[u8]) -> Result<(), VmError> 
 
 /// One loadable part of an image.
 #[derive(Debug)]
-struct Segment {
+struct Part {
     va: u64,
     memory: u64,
     data: &'static [u8],
     elf_flags: u32,
 }
 
-impl Segment {
+impl Part {
     fn flags(&self) -> u64 {
         let write = if self.elf_flags & PF_W != 0 { PTE_W } else { 0 };
         let execute = if self.elf_flags & PF_X != 0 { 0 } else { PTE_NX };
@@ -296,7 +337,7 @@ struct Image {
     base: u64,
     entry: u64,
     len: u64,
-    segments: Vec<Segment>,
+    parts: Vec<Part>,
 }
 
 impl Image {
@@ -304,7 +345,7 @@ impl Image {
         let bad = |_| VmError::Shim("not an ELF file");
         let elf = FileHeader64::<Endianness>::parse(file).map_err(bad)?;
         let endian = elf.endian().map_err(bad)?;
-        let mut segments = Vec::new();
+        let mut parts = Vec::new();
         let mut len = 0;
         for ph in elf.program_headers(endian, file).map_err(bad)? {
             if ph.p_type(endian) != PT_LOAD || ph.p_memsz(endian) == 0 {
@@ -317,7 +358,7 @@ impl Image {
             let memory = ph.p_memsz(endian);
             let end = va.checked_sub(base).and_then(|offset| offset.checked_add(memory));
             len = len.max(end.ok_or(VmError::Shim("segment below its base"))?);
-            segments.push(Segment {
+            parts.push(Part {
                 va,
                 memory,
                 data,
@@ -331,19 +372,19 @@ impl Image {
             base,
             entry: elf.e_entry(endian),
             len,
-            segments,
+            parts,
         })
     }
 
     fn place(&self, memory: &GuestMemoryMmap, gpa: u64) -> Result<(), VmError> {
-        self.segments
+        self.parts
             .iter()
             .try_for_each(|s| put(memory, gpa + (s.va - self.base), s.data))
     }
 
     fn header(&self) -> Result<LibosHeader, VmError> {
         let first = self
-            .segments
+            .parts
             .iter()
             .find(|s| s.va == self.base)
             .ok_or(VmError::Shim("no first segment"))?;

@@ -37,7 +37,7 @@ use self::anchors::{Anchor, Anchors};
 use self::clock::Clock;
 use self::context::Context;
 use self::error::{Step, VmError};
-use self::load::{Layout, Share};
+use self::load::{Layout, Segment, Share};
 use self::phases::Phases;
 use self::resident::{Paging, Resident};
 use self::shared::SharedRegion;
@@ -51,6 +51,8 @@ pub struct Options {
     pub device: PathBuf,
     /// 1..=[`MAX_CONTEXTS`].
     pub contexts: Vec<ContextOptions>,
+    /// What contexts share.
+    pub segments: Vec<Segment>,
     /// Contexts edit their page tables themselves: only where there is one.
     pub own_tables: bool,
 }
@@ -252,7 +254,7 @@ impl Prepared {
                 config: &context.config,
             })
             .collect();
-        let layout = Layout::new(&shares)?;
+        let layout = Layout::new(&shares, &options.segments, options.own_tables)?;
         let memory = kvm::ram::reserve(layout.ram)?;
         add_memory(&vm, &memory, &borders)?;
         for (index, border) in (0..).zip(&borders) {
@@ -266,7 +268,7 @@ impl Prepared {
         let tsc_khz = u64::from(first.get_tsc_khz().step("reading the TSC frequency")?);
         let clock = Clock::new(tsc_khz, guest_tsc_offset(&first)?);
         phases.done("first vCPU");
-        let (entry, placed) = layout.load(&memory, tsc_khz, options.own_tables)?;
+        let (entry, placed) = layout.load(&memory, tsc_khz)?;
         phases.done("loading the shim");
         let (sender, events) = channel();
         let mut contexts = Vec::new();

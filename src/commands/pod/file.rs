@@ -1,10 +1,10 @@
 //! The pod file: TOML, a table for each context.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
-use cloak_host::run::{Environment, RunOptions};
+use cloak_host::run::{Environment, RunOptions, Segment};
 use serde::Deserialize;
 
 use crate::commands::run::{parse_size, parse_variable, parse_volume, protected};
@@ -68,7 +68,22 @@ pub struct Context {
     volumes: Vec<String>,
     #[serde(default)]
     protected: Vec<String>,
+    #[serde(default, rename = "segment")]
+    segments: Vec<Shared>,
 }
+
+/// Memory that a context is ready to share.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Shared {
+    name: String,
+    /// The other contexts that have it, each of which must name it too.
+    with: BTreeSet<String>,
+    size_kib: u64,
+}
+
+/// Largest segment, KiB.
+const SEGMENT_MAX: u64 = 1 << 20;
 
 const fn one() -> usize {
     1
@@ -116,7 +131,71 @@ impl Pod {
                 return Err(format!("context {name} has an empty command"));
             }
         }
-        Ok(())
+        self.segments().map(drop)
+    }
+
+    /// What contexts share: each that has a segment names it, of the same size, with all others that have it.
+    ///
+    /// # Errors
+    /// Which segment of which context is not so.
+    pub fn segments(&self) -> Result<Vec<Segment>, String> {
+        let mut all: BTreeMap<&str, Segment> = BTreeMap::new();
+        for (index, context) in self.contexts.iter().enumerate() {
+            for shared in &context.segments {
+                let bad = |why: String| {
+                    Err(format!(
+                        "context {}: segment {}: {why}",
+                        context.name, shared.name
+                    ))
+                };
+                if shared.name.is_empty()
+                    || shared.name.len() > 200
+                    || shared.name.contains(['/', '\0'])
+                    || shared.name.starts_with('.')
+                {
+                    return bad("its name has to be one of a file in /dev/shm".to_owned());
+                }
+                if shared.size_kib == 0 || shared.size_kib > SEGMENT_MAX {
+                    return bad(format!("size_kib has to be 1 to {SEGMENT_MAX}"));
+                }
+                if shared.with.is_empty() || shared.with.contains(&context.name) {
+                    return bad("`with` has to name other contexts".to_owned());
+                }
+                for other in &shared.with {
+                    let Some(there) = self.contexts.iter().find(|c| c.name == *other) else {
+                        return bad(format!("there is no context {other}"));
+                    };
+                    let mut also = there.segments.iter().filter(|s| s.name == shared.name);
+                    let Some(theirs) = also.next() else {
+                        return bad(format!("context {other} does not name it"));
+                    };
+                    let ours = shared.with.iter().chain([&context.name]).collect::<BTreeSet<_>>();
+                    if theirs.with.iter().chain([other]).collect::<BTreeSet<_>>() != ours {
+                        return bad(format!(
+                            "context {other} shares it with others than this one does"
+                        ));
+                    }
+                    if theirs.size_kib != shared.size_kib || also.next().is_some() {
+                        return bad(format!("context {other} names it with another size, or twice"));
+                    }
+                }
+                let segment = all.entry(&shared.name).or_insert_with(|| Segment {
+                    name: shared.name.clone(),
+                    bytes: shared.size_kib << 10,
+                    contexts: Vec::new(),
+                });
+                if segment.contexts.contains(&index) {
+                    return bad("it is named twice".to_owned());
+                }
+                if let Some(&first) = segment.contexts.first()
+                    && !shared.with.contains(&self.contexts[first].name)
+                {
+                    return bad("other contexts have one of this name; choose another".to_owned());
+                }
+                segment.contexts.push(index);
+            }
+        }
+        Ok(all.into_values().collect())
     }
 }
 

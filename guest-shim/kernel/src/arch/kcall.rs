@@ -176,8 +176,8 @@ fn space_switch(context: &Context, cpu: &Cpu, number: u64, root: u64) -> Result<
         });
     }
     // The context's own table: it answers for what is in it.
-    if root != all.first_root && !all.tables.contains(&root) || !root.is_multiple_of(cloak_abi::layout::PAGE)
-    {
+    let known = root == all.first_root || all.roots.iter().any(|range| range.contains(&root));
+    if !known || !root.is_multiple_of(cloak_abi::layout::PAGE) {
         return Err(KcallError::Invalid);
     }
     cpu::switch(cpu, number, root);

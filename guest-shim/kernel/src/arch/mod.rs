@@ -93,8 +93,8 @@ struct Constants {
     /// Page tables are changed here only.
     checks: bool,
     first_root: u64,
-    /// The pool of page-table frames.
-    tables: core::ops::Range<u64>,
+    /// Where a root table may be: the pool, or any frame of a context that edits its tables itself.
+    roots: [core::ops::Range<u64>; 2],
     /// A copy, made before any program could change the libos's image.
     header: LibosHeader,
 }
@@ -125,7 +125,7 @@ static CONTEXTS: [Context; MAX_CONTEXTS] = [const {
             vcpus: 0,
             checks: true,
             first_root: 0,
-            tables: 0..0,
+            roots: [0..0, 0..0],
             header: LibosHeader {
                 magic: 0,
                 version: 0,
@@ -174,7 +174,7 @@ impl Context {
             vcpus: block.vcpus,
             checks: block.own_tables == 0,
             first_root: block.root,
-            tables: block.table_pool_next..block.table_pool_end,
+            roots: block.frames.map(|[start, end]| start..end),
             header,
         };
     }

@@ -125,7 +125,15 @@ fn start() -> PathBuf {
         },
     ];
     let files = super::FdTable::new(16, 16);
-    init::init(&records, Vec::new(), [S_IFCHR | 0o620; 3], 1 << 24, &files).expect("a name space");
+    init::init(
+        &records,
+        Vec::new(),
+        Vec::new(),
+        [S_IFCHR | 0o620; 3],
+        1 << 24,
+        &files,
+    )
+    .expect("a name space");
     std::mem::forget(files);
     root
 }

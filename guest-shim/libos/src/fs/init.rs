@@ -11,6 +11,7 @@ use super::tmpfs::Tmpfs;
 use super::walk::Start;
 use super::{FdTable, OpenFile, devfs, open, synth};
 use crate::errno::{Errno, SysResult};
+use crate::mem::pages::Frame;
 
 /// A mount record of the configuration.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -61,9 +62,20 @@ impl MountRecord {
     }
 }
 
+/// A segment that other contexts share: a file of fixed length in `/dev/shm`, as `shm_open` finds it.
+#[derive(Debug)]
+pub struct Segment {
+    /// Its name there.
+    pub name: Vec<u8>,
+    /// Bytes.
+    pub len: u64,
+    /// Its pages.
+    pub frames: Vec<Frame>,
+}
+
 /// Makes the name space and puts the standard streams into `files` as 0, 1 and 2.
 ///
-/// `volumes`: mounts besides the records'. `stdio`: the streams' file modes. `memory`: bytes that all files of one memory file system may take. Where
+/// `volumes`: mounts besides the records'. `segments`: what is in `/dev/shm` from the start. `stdio`: the streams' file modes. `memory`: bytes that all files of one memory file system may take. Where
 /// the records name none, `/proc`, `/sys`, `/dev`, `/dev/shm` and `/tmp` are mounted by default.
 ///
 /// # Errors
@@ -71,6 +83,7 @@ impl MountRecord {
 pub fn init(
     records: &[MountRecord],
     volumes: Vec<Mount>,
+    segments: Vec<Segment>,
     stdio: [u32; 3],
     memory: u64,
     files: &FdTable,
@@ -86,11 +99,15 @@ pub fn init(
             Mount::node("tmpfs", b"/", Tmpfs::new(memory, 0o755).root(), false),
         );
     }
+    let shm = Tmpfs::new(memory, 0o1777);
+    for segment in segments {
+        shm.lend(&segment.name, segment.frames.into_iter(), segment.len)?;
+    }
     let defaults = [
         Mount::node("proc", b"/proc", synth::proc_root(), false),
         Mount::node("sysfs", b"/sys", synth::sys_root(), false),
         Mount::node("devtmpfs", b"/dev", devfs::root(), false),
-        Mount::node("tmpfs", b"/dev/shm", Tmpfs::new(memory, 0o1777).root(), false),
+        Mount::node("tmpfs", b"/dev/shm", shm.root(), false),
         Mount::node("tmpfs", b"/tmp", Tmpfs::new(memory, 0o1777).root(), false),
     ];
     for default in defaults {

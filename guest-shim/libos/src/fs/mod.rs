@@ -75,7 +75,7 @@ mod tests;
 pub use context::FsContext;
 pub use fd::{FdTable, OpenFile};
 pub use file::File;
-pub use init::{MountRecord, init, open_executable};
+pub use init::{MountRecord, Segment, init, open_executable};
 pub use open::open_kernel;
 pub use providers::Providers;
 

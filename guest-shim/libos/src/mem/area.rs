@@ -82,6 +82,8 @@ pub struct Area {
     pub dont_fork: bool,
     /// `MADV_WIPEONFORK`: zeros in a child.
     pub wipe_on_fork: bool,
+    /// `MAP_STACK`, `MADV_NOHUGEPAGE`: no large pages, of which a stack would use a few KiB.
+    pub small_pages: bool,
     /// Frames of a page cache that are mapped here, by address: they live while mapped.
     pub pins: BTreeMap<u64, Frame>,
     /// Next address at which a fault would be sequential, and the window that it would get.
@@ -101,6 +103,7 @@ impl Area {
             backing: Backing::Anonymous,
             dont_fork: false,
             wipe_on_fork: false,
+            small_pages: false,
             pins: BTreeMap::new(),
             ahead: (0, 0),
             name: "",
@@ -117,6 +120,7 @@ impl Area {
             backing: self.backing.advance(by),
             dont_fork: self.dont_fork,
             wipe_on_fork: self.wipe_on_fork,
+            small_pages: self.small_pages,
             pins: BTreeMap::new(),
             ahead: (0, 0),
             name: self.name,
@@ -293,6 +297,7 @@ fn alike(start: u64, a: &Area, b: &Area) -> bool {
         && a.shared == b.shared
         && a.dont_fork == b.dont_fork
         && a.wipe_on_fork == b.wipe_on_fork
+        && a.small_pages == b.small_pages
         && a.name == b.name
         && a.backing.continues(&b.backing, a.end - start)
 }

@@ -64,6 +64,7 @@ const MAP_FIXED: u32 = 0x10;
 const MAP_ANONYMOUS: u32 = 0x20;
 const MAP_32BIT: u32 = 0x40;
 const MAP_POPULATE: u32 = 0x8000;
+const MAP_STACK: u32 = 0x2_0000;
 const MAP_FIXED_NOREPLACE: u32 = 0x10_0000;
 
 fn accept(_: &Args) -> SysResult {
@@ -131,7 +132,7 @@ fn mmap(a: &Args) -> SysResult {
         Place::Anywhere
     };
     let populate = flags & MAP_POPULATE != 0;
-    space::current().map(Request {
+    let at = space::current().map(Request {
         hint: a.u64(0),
         len,
         protection,
@@ -140,7 +141,12 @@ fn mmap(a: &Args) -> SysResult {
         file,
         populate,
         name: "",
-    })
+    })?;
+    if flags & MAP_STACK != 0 {
+        let areas = &mut space::current().lock().areas;
+        areas.change(at, at + len, |area| area.small_pages = true);
+    }
+    Ok(at)
 }
 
 fn mprotect(a: &Args) -> SysResult {
@@ -310,6 +316,8 @@ fn madvise(a: &Args) -> SysResult {
     const REMOVE: u32 = 9;
     const DONTFORK: u32 = 10;
     const DOFORK: u32 = 11;
+    const HUGEPAGE: u32 = 14;
+    const NOHUGEPAGE: u32 = 15;
     const WIPEONFORK: u32 = 18;
     const KEEPONFORK: u32 = 19;
     const POPULATE_READ: u32 = 22;
@@ -333,8 +341,11 @@ fn madvise(a: &Args) -> SysResult {
             let wipe = a.u32(2) == WIPEONFORK;
             space.areas.change(start, end, |area| area.wipe_on_fork = wipe);
         }
+        HUGEPAGE | NOHUGEPAGE => space
+            .areas
+            .change(start, end, |area| area.small_pages = a.u32(2) == NOHUGEPAGE),
         POPULATE_READ | POPULATE_WRITE => space.populate(start, end),
-        0..=3 | 8 | 12..=17 | 20 | 21 | 25 => {}
+        0..=3 | 8 | 12 | 13 | 16 | 17 | 20 | 21 | 25 => {}
         _ => return Err(Errno::EINVAL),
     }
     if space.areas.covers(start, end) {

@@ -172,6 +172,13 @@ pub fn give(address: u64) {
     give_run(address - LIBOS_PHYS_VA, 1);
 }
 
+/// Whether there is memory to waste: an eighth of all is free.
+#[must_use]
+pub fn are_plentiful() -> bool {
+    let (used, all) = usage();
+    used < all - all / 8
+}
+
 /// Frames in use and in all.
 #[must_use]
 pub fn usage() -> (u64, u64) {

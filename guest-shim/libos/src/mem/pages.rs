@@ -18,7 +18,11 @@ use crate::user::Buf;
 pub struct Frame(Arc<Owned>);
 
 #[derive(Debug)]
-struct Owned(u64);
+struct Owned {
+    address: u64,
+    /// Not the context's alone: never freed.
+    lent: bool,
+}
 
 impl Frame {
     /// A zero frame.
@@ -26,21 +30,28 @@ impl Frame {
     /// # Errors
     /// ENOMEM.
     pub fn zeroed() -> SysResult<Self> {
-        frames::take_zeroed().map(|address| Self(Arc::new(Owned(address))))
+        let address = frames::take_zeroed()?;
+        Ok(Self(Arc::new(Owned { address, lent: false })))
+    }
+
+    /// A frame of a segment that other contexts share, in the window at `address`.
+    #[must_use]
+    pub fn lent(address: u64) -> Self {
+        Self(Arc::new(Owned { address, lent: true }))
     }
 
     /// Its bytes as the libos reaches them. Others (the program, other threads) may write them at any
     /// time: copy, never refer.
     #[must_use]
     pub fn address(&self) -> u64 {
-        self.0.0
+        self.0.address
     }
 
     /// Its guest-physical address.
     #[cfg(feature = "bare")]
     #[must_use]
     pub fn gpa(&self) -> u64 {
-        self.0.0 - cloak_abi::layout::LIBOS_PHYS_VA
+        self.0.address - cloak_abi::layout::LIBOS_PHYS_VA
     }
 
     /// A buffer over part of it, for copies.
@@ -53,7 +64,9 @@ impl Frame {
 
 impl Drop for Owned {
     fn drop(&mut self) {
-        frames::give(self.0);
+        if !self.lent {
+            frames::give(self.address);
+        }
     }
 }
 
@@ -190,9 +203,10 @@ impl PageCache {
         };
         for page in affected {
             let (from, to) = (start.max(page * PAGE), end.min((page + 1) * PAGE));
-            if to - from == PAGE {
+            let Some(frame) = self.get(page) else { continue };
+            if to - from == PAGE && !frame.0.lent {
                 self.inner.lock().pages.remove(&page);
-            } else if let Some(frame) = self.get(page) {
+            } else {
                 frame
                     .buf((from % PAGE) as usize, (to - from) as usize)
                     .put_zeros((to - from) as usize)?;

@@ -432,18 +432,30 @@ impl OwnTables {
     }
 }
 
-/// Work that takes page tables: where only resting ones are left, every vCPU forgets them, and it is done anew.
-fn with_tables<R>(
+/// Frames that become page tables at a time, when those that were set aside at the start are used up.
+const MORE_TABLES: u64 = 64;
+
+/// Work that takes page tables: where only resting ones are left, every vCPU forgets them, and where none is, frames
+/// become tables. Then it is done anew.
+fn with_tables<R: PartialEq>(
     editor: &mut Editor<'_, Window>,
     mut work: impl FnMut(&mut Editor<'_, Window>) -> Result<R, KcallError>,
 ) -> SysResult<R> {
-    let mut result = work(editor);
-    if result.is_err() && editor.pool.is_resting() {
-        arch::kcall(Kcall::Shoot, ALL_SPACES);
+    loop {
+        let result = work(editor);
+        if result != Err(KcallError::Tables) {
+            return result.map_err(|_| Errno::ENOMEM);
+        }
+        if editor.pool.is_resting() {
+            arch::kcall(Kcall::Shoot, ALL_SPACES);
+        } else {
+            let first = super::frames::take_run_dirty(MORE_TABLES as usize)?;
+            for i in 0..MORE_TABLES {
+                editor.pool.give(editor.memory, first + i * PAGE);
+            }
+        }
         editor.pool.settle(editor.memory);
-        result = work(editor);
     }
-    result.map_err(|_| Errno::ENOMEM)
 }
 
 /// Guest-physical memory through the libos's window.

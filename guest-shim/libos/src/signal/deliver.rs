@@ -289,6 +289,7 @@ fn default(frame: &Frame, signal: u32) {
 /// Puts the handler's frame on the stack; a stack that is not there ends the process.
 fn run_handler(thread: &Thread, frame: &mut Frame, info: &Info) {
     DELIVERED.fetch_add(1, Ordering::Relaxed);
+    crate::trace::signal(info);
     let action = thread.process.signals.action(info.signal);
     if action.flags & SA_RESETHAND != 0 {
         thread.process.signals.actions.lock()[info.signal as usize - 1].handler = 0;

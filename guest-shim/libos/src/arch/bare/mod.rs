@@ -19,7 +19,7 @@ use core::sync::atomic::Ordering;
 use cloak_abi::anchor::{self, ANCHORS, AnchorSlot};
 use cloak_abi::boot::ContextBlock;
 use cloak_abi::kcall::Kcall;
-use cloak_abi::layout::{LIBOS_SHARED_VA, LIBOS_VCPU_VA, PAGE, doorbell_port, monitor_port};
+use cloak_abi::layout::{LIBOS_SHARED_VA, LIBOS_VCPU_VA, MAX_SEGMENTS, PAGE, doorbell_port, monitor_port};
 use cloak_abi::vcpu::{MonitorCall, VcpuBlock};
 
 use crate::errno::{Errno, SysResult};
@@ -37,6 +37,7 @@ static BOOT: BootCell = BootCell(UnsafeCell::new(ContextBlock {
     first_vcpu: 0,
     own_tables: 0,
     frames: [[0; 2]; 2],
+    segments: [[0; 2]; MAX_SEGMENTS],
     table_pool: 0,
     table_pool_end: 0,
     table_pool_next: 0,

@@ -21,6 +21,8 @@ pub(super) const F_SEAL_SEAL: u32 = 1;
 const F_SEAL_SHRINK: u32 = 2;
 const F_SEAL_GROW: u32 = 4;
 const F_SEAL_WRITE: u32 = 8;
+/// Seals of a file whose length stays.
+pub(super) const FIXED_LENGTH: u32 = F_SEAL_SEAL | F_SEAL_SHRINK | F_SEAL_GROW;
 const F_SEAL_FUTURE_WRITE: u32 = 0x10;
 const F_SEAL_ALL: u32 = 0x1f;
 const F_ADD_SEALS: u32 = 1033;

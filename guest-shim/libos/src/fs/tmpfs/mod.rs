@@ -36,7 +36,7 @@ use super::nodedir::NodeDir;
 use super::pipe::Pipe;
 use super::providers;
 use crate::errno::{Errno, SysResult};
-use crate::mem::pages::PageCache;
+use crate::mem::pages::{Frame, PageCache};
 use crate::process::Credentials;
 
 const MAGIC: i64 = 0x0102_1994;
@@ -150,6 +150,26 @@ impl Tmpfs {
     pub fn populate(&self, name: &[u8], new: New<'_>, mode: u32) -> SysResult<()> {
         let root = self.root.lock().clone().ok_or(Errno::ENOENT)?;
         root.make(&Credentials::default(), name, new, mode).map(drop)
+    }
+
+    /// Makes a file of pages that are not the context's alone in the root directory, for root. Its length stays.
+    ///
+    /// # Errors
+    /// EEXIST, ENOSPC.
+    pub fn lend(&self, name: &[u8], frames: impl Iterator<Item = Frame>, bytes: u64) -> SysResult<()> {
+        let root = self.root.lock().clone().ok_or(Errno::ENOENT)?;
+        let made = root.make(&Credentials::default(), name, New::Node(S_IFREG, 0), 0o666)?;
+        let Body::File(pages) = &made.body else {
+            return Err(Errno::EIO);
+        };
+        (0..)
+            .zip(frames)
+            .for_each(|(page, frame)| drop(pages.insert(page, frame)));
+        pages.set_size(bytes);
+        *made.charged.lock() = pages.used();
+        self.correct(0, pages.used());
+        made.seals.store(file::FIXED_LENGTH, Ordering::Release);
+        Ok(())
     }
 
     /// What was charged as `before` is now `now`.

@@ -88,8 +88,11 @@ impl Inner {
         let flags = tables::flags(protection);
         let mut batch = Batch::new(self.tables);
         let chunk = page & !(LARGE - 1);
-        if chunk >= start
+        let small = self.areas.find(page).is_some_and(|(_, area)| area.small_pages);
+        if !small
+            && chunk >= start
             && chunk + LARGE <= end
+            && frames::are_plentiful()
             && self.tables.range_is_empty(chunk)
             && let Ok(gpa) = frames::take_run(512)
         {
