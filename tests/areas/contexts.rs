@@ -11,7 +11,7 @@ use cloak_tests::{Case, Launcher, Outcome, Scratch, Status, needs};
 
 const PATIENCE: Duration = Duration::from_secs(120);
 /// The halves of what the victim keeps; only it puts them together.
-const MARKER: (&str, &str) = ("THE-VICTIMS-OWN-", "SECRET-WORDS");
+const MARKER: (&str, &str) = ("THE-VICTIMS-OWN-SEC", "RET-WORDS");
 
 struct Pod {
     scratch: Scratch,

@@ -2,7 +2,8 @@
  * libos's kernel calls and uses its ports and its windows on memory, to reach what is another context's or the
  * kernel's. Each attack prints one line, `refused ATTACK` or `WORKED ATTACK`.
  *
- * `hostile_context MARKER-HALF MARKER-HALF` also searches all frames of its own for the marker that the halves make. */
+ * `hostile_context MARKER-HALF MARKER-HALF` also searches all frames of its own for the marker that the halves make. The
+ * first half must not fill a block of an allocator: the second one may follow it there. */
 #include <pthread.h>
 #include <setjmp.h>
 #include <signal.h>
@@ -211,7 +212,12 @@ static int find(const char *first, const char *second) {
         while (at < end && (at = memchr(at, hidden[0] ^ 0x55, end - at))) {
             int same = 1;
             while (same < len && (at[same] ^ 0x55) == hidden[same]) same++;
-            if (same == len) return 1;
+            if (same == len) {
+                printf("at %#lx of %#lx..%#lx:", (uint64_t)at - LIBOS_PHYS, own->frames[range][0], own->frames[range][1]);
+                for (int i = -40; i < len + 40; i++) putchar(at[i] >= ' ' && at[i] < 127 ? at[i] : '.');
+                putchar('\n');
+                return 1;
+            }
             at++;
         }
     }

@@ -189,7 +189,15 @@ fn boot() {
         mount(2, cloak_abi::config::mount_flags::READ_ONLY, b"/ro"),
     ];
     let files = FdTable::new(16, 16);
-    init(&records, Vec::new(), Vec::new(), [S_IFCHR | 0o620; 3], 1 << 24, &files).expect("a name space");
+    init(
+        &records,
+        Vec::new(),
+        Vec::new(),
+        [S_IFCHR | 0o620; 3],
+        1 << 24,
+        &files,
+    )
+    .expect("a name space");
 }
 
 /// Starts a thread of the program.
