@@ -47,6 +47,8 @@ pub struct BootBlock {
     /// 1: the VM has one context, whose libos edits its page tables itself; 0: the kernel edits them, after
     /// checking each operation.
     pub own_tables: u32,
+    /// Identity of the context: what shim and manifest it is of (`cloak_manifest::Identity`, SHA-384).
+    pub identity: [u8; 48],
 }
 
 /// First bytes of the libos image: where the kernel enters it. All addresses are guest-virtual.
@@ -75,5 +77,5 @@ pub struct LibosHeader {
     pub syscall_probe: u64,
 }
 
-crate::tripwire!(size_of::<BootBlock>() == 120, "BootBlock");
+crate::tripwire!(size_of::<BootBlock>() == 168, "BootBlock");
 crate::tripwire!(size_of::<LibosHeader>() == 80, "LibosHeader");

@@ -82,8 +82,8 @@ fn constants(out: &mut String) {
     constants!(out, exit_status: PANIC);
     constants!(out, hostop: ROOT_FD, MAX_MOUNTS, MAX_IO, PATH_MAX, ADDR_MAX, CONTROL_MAX);
     constants!(out, resolve: ROOTED, COMPONENT);
-    constants!(out, mount_flags: READ_ONLY, MEMORY);
-    constants!(out, run_flags: TRACE, NO_PATCH);
+    constants!(out, mount_flags: READ_ONLY, MEMORY, MEASURED);
+    constants!(out, run_flags: TRACE, NO_PATCH, NO_NETWORK);
 }
 
 fn structures(out: &mut String) {
@@ -106,7 +106,8 @@ fn structures(out: &mut String) {
             shared_len,
             tsc_khz,
             platform,
-            own_tables
+            own_tables,
+            identity
         }
     );
     structure!(
@@ -223,7 +224,7 @@ fn numbers(out: &mut String) {
         Doorbells, Signals, Entered
     );
     variants!(
-        out, Tag: Program, Arg, Env, Cwd, Mount, Ids, HostName, Flags, MaxFiles, Seed, Stdio, Umask, Protected
+        out, Tag: Program, Arg, Env, Cwd, Mount, Ids, HostName, Flags, MaxFiles, Seed, Stdio, Umask, Protected, Manifest, File, Link
     );
 }
 

@@ -1,5 +1,6 @@
 //! One module per subcommand.
 
 pub mod doctor;
+pub mod key;
 pub mod measure;
 pub mod run;

@@ -27,6 +27,8 @@ pub struct Plan<'a> {
     pub tsc_khz: u64,
     /// Configuration for the libos ([`cloak_abi::config`]).
     pub config: &'a [u8],
+    /// Identity of the context.
+    pub identity: [u8; 48],
     /// The VM has one context, which edits its page tables itself.
     pub own_tables: bool,
 }
@@ -126,6 +128,7 @@ pub fn load(memory: &GuestMemoryMmap, plan: &Plan<'_>) -> Result<Loaded, VmError
         tsc_khz: plan.tsc_khz,
         platform: 0,
         own_tables: u32::from(plan.own_tables),
+        identity: plan.identity,
     };
     put(memory, BOOT_GPA, boot.as_bytes())?;
     // The libos reads its own copy: the kernel's page is not its to see.

@@ -52,6 +52,10 @@ pub struct Options {
     pub memory: u64,
     /// Configuration for the libos ([`cloak_abi::config`]). Keys are in it.
     pub config: Zeroizing<Vec<u8>>,
+    /// Identity of the context.
+    pub identity: [u8; 48],
+    /// Key that guest memory is sealed under; none: one for this run.
+    pub memory_key: Option<Box<Zeroizing<[u8; 32]>>>,
     /// Anchors of protected volumes, by the numbers that the configuration names.
     pub anchors: Vec<Box<dyn Anchor>>,
     /// The VM has one context, which edits its page tables itself.
@@ -226,6 +230,7 @@ impl Prepared {
             vcpus: options.vcpus as u32,
             tsc_khz,
             config: &options.config,
+            identity: options.identity,
             own_tables: options.own_tables,
         };
         let load::Loaded {
@@ -249,7 +254,13 @@ impl Prepared {
                     // The receiver is gone only when the monitor is already ending.
                     let _ = failed.send(Event::Failed(VmError::Memory(error)));
                 };
-                Some(resident::start(limit, &memory, free_frames, failed)?)
+                Some(resident::start(
+                    limit,
+                    options.memory_key,
+                    &memory,
+                    free_frames,
+                    failed,
+                )?)
             }
             None => None,
         };

@@ -49,6 +49,7 @@ static BOOT: BootCell = BootCell(UnsafeCell::new(BootBlock {
     tsc_khz: 0,
     platform: 0,
     own_tables: 0,
+    identity: [0; 48],
 }));
 
 /// The boot block.
