@@ -24,6 +24,8 @@ struct Cli {
 enum Command {
     /// Run a program in a cloaked VM
     Run(commands::run::Args),
+    /// Run several programs in one VM, each in a context of its own
+    Pod(commands::pod::Args),
     /// Look at the machine: what is there, what is missing, what it costs
     Doctor(commands::doctor::Args),
     /// Print measurements (digests): of the shim, or predicted for an image on SNP and TDX
@@ -64,6 +66,7 @@ fn main() -> ExitCode {
     };
     match cli.command {
         Command::Run(args) => commands::run::run(args),
+        Command::Pod(args) => commands::pod::run(args),
         Command::Doctor(args) => commands::doctor::run(&args),
         Command::Measure(args) => commands::measure::run(&args),
         Command::Verify(args) => args

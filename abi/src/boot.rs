@@ -1,6 +1,7 @@
 //! What the monitor leaves for the shim to find: the boot block (kernel) and the header at the start of
 //! the libos image (from which the kernel learns the libos's entry points).
 
+use crate::layout::MAX_CONTEXTS;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// "CLOAKBB1", little endian.
@@ -8,7 +9,7 @@ pub const BOOT_MAGIC: u64 = u64::from_le_bytes(*b"CLOAKBB1");
 /// "CLOAKLO1", little endian.
 pub const LIBOS_MAGIC: u64 = u64::from_le_bytes(*b"CLOAKLO1");
 
-/// At [`crate::layout::BOOT_GPA`]. Written by the monitor before the first instruction.
+/// At [`crate::layout::BOOT_GPA`]. Written by the monitor before the first instruction; no context sees it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct BootBlock {
@@ -16,19 +17,36 @@ pub struct BootBlock {
     pub magic: u64,
     /// [`crate::VERSION`].
     pub version: u32,
-    /// Number of vCPUs, 1..=[`crate::layout::MAX_VCPUS`].
+    /// Number of contexts, 1..=[`MAX_CONTEXTS`].
+    pub contexts: u32,
+    /// The contexts; the rest are zeros.
+    pub list: [ContextBlock; MAX_CONTEXTS],
+}
+
+/// What one context has. Its libos finds a copy in its image ([`LibosHeader::boot_copy`]).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct ContextBlock {
+    /// Index of the context in the VM; its ports follow from it ([`crate::layout::doorbell_port`]).
+    pub index: u32,
+    /// Number of vCPUs, which are this context's alone, 1..=[`crate::layout::MAX_VCPUS`].
     pub vcpus: u32,
-    /// Bytes of RAM below the hole, a multiple of [`crate::layout::LARGE`].
-    pub ram_low: u64,
-    /// Bytes of RAM from [`crate::layout::HOLE_END`] up, a multiple of [`crate::layout::LARGE`].
-    pub ram_high: u64,
-    /// First guest-physical address of the page-table pool.
+    /// The VM's number of its first vCPU. The context itself counts its vCPUs from 0.
+    pub first_vcpu: u32,
+    /// 1: the VM has one context, whose libos edits its page tables itself; 0: the kernel edits them, after
+    /// checking each operation.
+    pub own_tables: u32,
+    /// Its frames: half-open guest-physical ranges, multiples of [`crate::layout::LARGE`]; unused ones are zeros.
+    pub frames: [[u64; 2]; 2],
+    /// First guest-physical address of its page-table pool.
     pub table_pool: u64,
-    /// First guest-physical address after the pool; from here on frames are the context's.
+    /// First guest-physical address after the pool.
     pub table_pool_end: u64,
     /// First page of the pool that the monitor has not used.
     pub table_pool_next: u64,
-    /// First context frame that holds nothing (after the libos image, vCPU pages and configuration).
+    /// Guest-physical address of its first root page table.
+    pub root: u64,
+    /// First of its frames that holds nothing (after the libos image, vCPU pages and configuration).
     pub free_frames: u64,
     /// Guest-physical address of the libos image's first byte.
     pub libos_gpa: u64,
@@ -43,10 +61,7 @@ pub struct BootBlock {
     /// Frequency of the guest's time-stamp counter, kHz.
     pub tsc_khz: u64,
     /// Platform the monitor says this is (0 plain). The shim checks what it can.
-    pub platform: u32,
-    /// 1: the VM has one context, whose libos edits its page tables itself; 0: the kernel edits them, after
-    /// checking each operation.
-    pub own_tables: u32,
+    pub platform: u64,
     /// Identity of the context: what shim and manifest it is of (`cloak_manifest::Identity`, SHA-384).
     pub identity: [u8; 48],
 }
@@ -59,7 +74,7 @@ pub struct LibosHeader {
     pub magic: u64,
     /// [`crate::VERSION`].
     pub version: u64,
-    /// First instruction of each vCPU at CPL 3; RDI = vCPU index, RSP undefined.
+    /// First instruction of each vCPU at CPL 3; RDI = the context's number of the vCPU, RSP undefined.
     pub start: u64,
     /// `SYSCALL` entry at CPL 3: RCX = return address, R11 = flags, as after the instruction.
     pub syscall: u64,
@@ -71,11 +86,15 @@ pub struct LibosHeader {
     pub upcall_libos: u64,
     /// Return address of the one kernel-call instruction.
     pub kcall: u64,
-    /// Where in the image the monitor leaves a copy of the [`BootBlock`].
+    /// Where in the image the monitor leaves a copy of the [`ContextBlock`].
     pub boot_copy: u64,
     /// Code that finds out, at boot, at which privilege level a `SYSCALL` lands.
     pub syscall_probe: u64,
 }
 
-crate::tripwire!(size_of::<BootBlock>() == 168, "BootBlock");
+crate::tripwire!(size_of::<ContextBlock>() == 192, "ContextBlock");
+crate::tripwire!(
+    size_of::<BootBlock>() <= crate::layout::PAGE as usize,
+    "BootBlock fits a page"
+);
 crate::tripwire!(size_of::<LibosHeader>() == 80, "LibosHeader");

@@ -12,7 +12,7 @@ use core::sync::atomic::AtomicU64;
 pub enum Kcall {
     /// RDI = count (low half) and address space (high half): carry out `ops[..count]` there, in order; stops
     /// at the first that fails. Result: the number carried out. Refused where the libos edits its tables itself
-    /// ([`crate::boot::BootBlock::own_tables`]), as are the calls that make, copy and free address spaces.
+    /// ([`crate::boot::ContextBlock::own_tables`]), as are the calls that make, copy and free address spaces.
     PageOps = 0,
     /// Reload this vCPU's translations.
     Flush = 1,
@@ -20,10 +20,12 @@ pub enum Kcall {
     Kick = 2,
     /// RDI = vCPU: start it at [`crate::boot::LibosHeader::start`].
     Start = 3,
-    /// The VM ends; the status is in the shared header. Does not return.
+    /// The context ends; the status is in the shared header. Does not return.
     Exit = 4,
     /// RDI = 1: `SYSCALL` stays at CPL 3 on this host, point it at the libos's entry itself;
     /// RDI = 0: at the kernel's hand-over stub; RDI = 2: at the libos's probe, to find out.
+    /// The first vCPU of a context says 0 or 1 once, before any program runs; that holds for all, and nothing else is
+    /// taken afterwards: elsewhere code of the libos would run at CPL 0.
     SyscallMode = 5,
     /// RDI = number, not in use: a new address space without a program's part. Result: the guest-physical
     /// address of its root table.
@@ -37,7 +39,8 @@ pub enum Kcall {
     /// RDI = number, not in use, RSI = source: a new address space that maps what the source does. What is
     /// private ([`PTE_SHARED`] clear) loses its write permission in both. Result: as [`Kcall::SpaceNew`].
     SpaceCopy = 9,
-    /// RDI = address space: let every vCPU on which it is current forget its translations before returning.
+    /// RDI = address space, or [`ALL_SPACES`]: let every vCPU on which it is current forget its translations before
+    /// returning.
     Shoot = 10,
 }
 
@@ -62,6 +65,9 @@ pub enum KcallError {
 
 /// Most address spaces at a time. Number 0 is the one that the first vCPU starts in; it is never freed.
 pub const MAX_SPACES: usize = 4096;
+
+/// In the place of a number: every address space of the context.
+pub const ALL_SPACES: u64 = u64::MAX;
 
 /// An entry of the last level, or one that maps a large page, as both sides of a copied address space have
 /// it: what is private can't be written.

@@ -4,10 +4,10 @@
 //! ```text
 //! 0x0000_0000  never used (a null frame is always a mistake)
 //! 0x0000_1000  boot block
-//! 0x0000_2000  root page table that the first vCPU starts on
-//! 0x0020_0000  kernel image, per-vCPU kernel pages, then the page-table pool
-//! ...          the context's own frames up to the end of RAM (3 GiB..4 GiB is a hole)
-//! 0x40_0000_0000  shared region, the only memory that both sides read and write
+//! 0x0000_2000  root page tables that vCPUs start on, one for each context
+//! 0x0020_0000  kernel image, per-vCPU kernel pages
+//! ...          for each context: its page-table pool, then its frames (3 GiB..4 GiB is a hole)
+//! 0x40_0000_0000  shared regions, one for each context: the only memory that both sides read and write
 //! ```
 //!
 //! Guest-virtual: programs have the lower half but one 512 GiB slot, which is the libos's in every
@@ -21,6 +21,8 @@ pub const LARGE: u64 = 2 << 20;
 
 /// Most vCPUs a VM may have.
 pub const MAX_VCPUS: usize = 64;
+/// Most contexts a VM may have.
+pub const MAX_CONTEXTS: usize = 16;
 /// Most guest RAM in bytes: ownership tables and the physical windows are made for it.
 pub const MAX_RAM: u64 = 240 << 30;
 /// Least guest RAM in bytes: the shim's own needs and a small program.
@@ -33,11 +35,11 @@ pub const HOLE_END: u64 = 4 << 30;
 
 /// Guest-physical address of the boot block.
 pub const BOOT_GPA: u64 = 0x1000;
-/// Guest-physical address of the first root page table.
+/// Guest-physical address of the first context's first root page table; those of the others follow it.
 pub const ROOT_GPA: u64 = 0x2000;
 /// Guest-physical address of the kernel image.
 pub const KERNEL_GPA: u64 = LARGE;
-/// Guest-physical address of the shared region.
+/// Guest-physical address of the first context's shared region; those of the others follow it.
 pub const SHARED_GPA: u64 = 0x40_0000_0000;
 
 /// Kernel image: guest-virtual = this + (gpa - [`KERNEL_GPA`]).
@@ -65,10 +67,25 @@ pub const USER_MIN: u64 = 0x1_0000;
 /// First address that a program may not map.
 pub const USER_END: u64 = 0x7fff_ffff_f000;
 
-/// The port on which the libos wakes the OS service (an `ioeventfd`: no return to the monitor).
-pub const DOORBELL_PORT: u16 = 0x510;
-/// The port on which a vCPU leaves to the monitor: the 32-bit value is a [`crate::vcpu::MonitorCall`].
-pub const MONITOR_PORT: u16 = 0x514;
+/// Ports of each context: the kernel opens a context's own to it and no others.
+const PORTS: u16 = 8;
+const FIRST_PORT: u16 = 0x510;
+
+/// The port on which the libos of context `index` wakes the OS service (an `ioeventfd`: no return to the monitor).
+#[must_use]
+pub const fn doorbell_port(index: u32) -> u16 {
+    FIRST_PORT + PORTS * index as u16
+}
+
+/// The port on which a vCPU of context `index` leaves to the monitor: the 32-bit value is a
+/// [`crate::vcpu::MonitorCall`].
+#[must_use]
+pub const fn monitor_port(index: u32) -> u16 {
+    doorbell_port(index) + 4
+}
+
+/// Last port that any context uses.
+pub const LAST_PORT: u16 = monitor_port(MAX_CONTEXTS as u32 - 1) + 3;
 
 /// The interrupt vector that the monitor injects to make a vCPU look at its state.
 pub const KICK_VECTOR: u8 = 0x20;
@@ -88,6 +105,14 @@ crate::tripwire!(
     "physical window inside the libos slot"
 );
 crate::tripwire!(
+    FIRST_PORT.is_multiple_of(8),
+    "a context's ports are one byte of the I/O bitmap"
+);
+crate::tripwire!(
+    ROOT_GPA + MAX_CONTEXTS as u64 * PAGE <= KERNEL_GPA,
+    "root tables below the kernel"
+);
+crate::tripwire!(
     MAX_RAM + (HOLE_END - HOLE_START) <= SHARED_GPA,
     "RAM below the shared region"
 );
@@ -95,6 +120,17 @@ crate::tripwire!(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn ports_of_contexts_are_their_own() {
+        assert_eq!((doorbell_port(0), monitor_port(0)), (0x510, 0x514));
+        assert_eq!((doorbell_port(15), monitor_port(15)), (0x588, 0x58c));
+        for index in 0..MAX_CONTEXTS as u32 {
+            // One byte of the I/O bitmap, and no other context's.
+            assert_eq!(doorbell_port(index) % 8, 0);
+            assert!(monitor_port(index) + 3 < doorbell_port(index + 1));
+        }
+    }
 
     #[test]
     fn user_ranges_stop_at_the_libos_slot() {

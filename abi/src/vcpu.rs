@@ -66,7 +66,8 @@ pub enum VcpuState {
     Halted = 3,
 }
 
-/// Values written to [`crate::layout::MONITOR_PORT`]: low byte the call, the rest its argument.
+/// Values written to [`crate::layout::monitor_port`]: low byte the call, the rest its argument. A vCPU is named by its
+/// context's number of it; no other context's vCPUs can be named.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u32)]
 pub enum MonitorCall {
@@ -76,7 +77,7 @@ pub enum MonitorCall {
     Kick = 1,
     /// Start vCPU `argument`.
     Start = 2,
-    /// End the VM; the status is in the shared header.
+    /// End the context; the status is in the shared header.
     Exit = 3,
     /// The kernel found something that must not be; the reason is `argument`.
     Panic = 4,

@@ -8,7 +8,7 @@ use std::mem::{offset_of, size_of};
 use std::path::Path;
 
 use cloak_abi::anchor::{self, AnchorPage, AnchorSlot};
-use cloak_abi::boot::{self, BootBlock, LibosHeader};
+use cloak_abi::boot::{self, BootBlock, ContextBlock, LibosHeader};
 use cloak_abi::config::{Tag, mount_flags, run_flags};
 use cloak_abi::hostop::{self, HostOp, resolve};
 use cloak_abi::kcall::{self, Kcall, KcallError, PageOp, PageOpKind};
@@ -65,14 +65,13 @@ fn constants(out: &mut String) {
     constants!(
         out, layout: PAGE, LARGE, MAX_VCPUS, MAX_RAM, MIN_RAM, HOLE_START, HOLE_END, BOOT_GPA, ROOT_GPA,
         KERNEL_GPA, SHARED_GPA, KERNEL_VA, KERNEL_PHYS_VA, LIBOS_SLOT, LIBOS_BASE, LIBOS_END, LIBOS_IMAGE_MAX,
-        LIBOS_VCPU_VA, LIBOS_SHARED_VA, LIBOS_PHYS_VA, USER_MIN, USER_END, DOORBELL_PORT, MONITOR_PORT,
-        KICK_VECTOR
+        LIBOS_VCPU_VA, LIBOS_SHARED_VA, LIBOS_PHYS_VA, USER_MIN, USER_END, MAX_CONTEXTS, LAST_PORT, KICK_VECTOR
     );
     constants!(out, anchor: MARK_WORDS, ANCHORS);
     constants!(out, boot: BOOT_MAGIC, LIBOS_MAGIC);
     constants!(out, vcpu: MAX_OPS);
     constants!(
-        out, kcall: KCALLS, MAX_SPACES, PTE_P, PTE_W, PTE_U, PTE_A, PTE_D, PTE_PS, PTE_SHARED, PTE_SOFT, PTE_NX, PTE_ADDR,
+        out, kcall: KCALLS, MAX_SPACES, ALL_SPACES, PTE_P, PTE_W, PTE_U, PTE_A, PTE_D, PTE_PS, PTE_SHARED, PTE_SOFT, PTE_NX, PTE_ADDR,
         PTE_ALLOWED
     );
     constants!(
@@ -92,12 +91,22 @@ fn structures(out: &mut String) {
         BootBlock {
             magic,
             version,
+            contexts,
+            list
+        }
+    );
+    structure!(
+        out,
+        ContextBlock {
+            index,
             vcpus,
-            ram_low,
-            ram_high,
+            first_vcpu,
+            own_tables,
+            frames,
             table_pool,
             table_pool_end,
             table_pool_next,
+            root,
             free_frames,
             libos_gpa,
             vcpu_blocks,
@@ -106,7 +115,6 @@ fn structures(out: &mut String) {
             shared_len,
             tsc_khz,
             platform,
-            own_tables,
             identity
         }
     );

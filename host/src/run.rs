@@ -20,14 +20,14 @@ use zeroize::Zeroizing;
 
 use crate::jail::calls;
 use crate::jail::privileges::Identity;
-use crate::os::{self, Access, Root, SpawnConfig};
+use crate::os::{self, Access, OsService, Root, SpawnConfig};
 use crate::user;
 use crate::vm::error::{Step, VmError};
-use crate::vm::{self, Options, Statistics};
+use crate::vm::{self, Border, ContextOptions, Options, Statistics};
 
-pub use crate::vm::Outcome;
 pub use crate::vm::anchors::{Anchor, Mark};
 pub use crate::vm::resident::Resident;
+pub use crate::vm::{Ended, Outcome};
 
 use self::stated::{Measured, Stated};
 
@@ -163,65 +163,95 @@ impl RunOptions {
     }
 }
 
-/// Runs a program to its end.
+/// Runs a program to its end, in a VM of its own.
 ///
 /// # Errors
 /// When Cloak itself failed; how the program ended is an [`Outcome`].
-pub fn run(mut options: RunOptions) -> Result<(Outcome, Statistics), VmError> {
+pub fn run(options: RunOptions) -> Result<(Outcome, Statistics), VmError> {
+    let ended = run_all(vec![options])?
+        .pop()
+        .ok_or(VmError::Shim("the VM ended without its context"))?;
+    Ok((ended.outcome?, ended.statistics))
+}
+
+/// Runs programs to their ends, each in a context of its own, all in one VM. Devices other than the first one's are not
+/// asked for.
+///
+/// # Errors
+/// When Cloak itself failed before all had ended.
+pub fn run_all(mut all: Vec<RunOptions>) -> Result<Vec<Ended>, VmError> {
     // Signals must be blocked before any thread exists, so that none is lost.
     vm::signals::block();
-    let roots = open_roots(&options)?;
-    let withheld = withheld(&options)?;
-    let program = find_program(&options)?;
-    let user = options.user.as_deref().map(user::named).transpose()?;
     let caller = user::caller()?;
-    let vcpus = options.cpus.unwrap_or_else(|| {
-        thread::available_parallelism()
-            .map_or(1, usize::from)
-            .min(MAX_VCPUS)
-    });
-    let stated = match options.stated.take() {
-        Some(stated) => stated,
-        None => Stated::of(&stated::of_options(&options, &program, vcpus))?,
-    };
-    let vm_options = Options {
-        device: options.device.clone(),
-        vcpus,
-        memory: options.memory,
-        config: configuration(&options, &stated, &program, user.as_ref().unwrap_or(&caller))?,
-        identity: *stated.identity.as_bytes(),
-        memory_key: options.memory_key.take(),
-        anchors: std::mem::take(&mut options.protected)
-            .into_iter()
-            .filter_map(|volume| volume.anchor)
-            .collect(),
-        own_tables: !options.kernel_tables,
-        resident: options.resident.clone(),
-    };
-    let mut prepared = vm::prepare(vm_options)?;
-    let spawn = SpawnConfig {
-        region: prepared.shared.fd().as_fd(),
-        doorbell: prepared.doorbell.as_fd(),
-        wakes: prepared.wakes.iter().map(AsFd::as_fd).collect(),
-        roots: roots
-            .iter()
-            .map(|(fd, access)| Root {
-                directory: fd.as_fd(),
-                access: *access,
-            })
-            .collect(),
-        spin: SpawnConfig::SPIN,
-        network: options.network == Network::Host,
-        user: user.filter(|user| *user != caller),
-        withheld,
-    };
-    let service = os::spawn(&spawn).map_err(|e| VmError::Os {
-        step: "starting the OS service",
-        source: std::io::Error::other(e),
+    let sides = all.iter().map(OsSide::of).collect::<Result<Vec<_>, _>>()?;
+    let withheld = withheld(&all)?;
+    let contexts = all
+        .iter_mut()
+        .zip(&sides)
+        .map(|(options, side)| context(options, side.user.as_ref().unwrap_or(&caller)))
+        .collect::<Result<Vec<_>, _>>()?;
+    let first = all.first().ok_or(VmError::Shim("no program"))?;
+    let mut prepared = vm::prepare(Options {
+        device: first.device.clone(),
+        own_tables: contexts.len() == 1 && !first.kernel_tables,
+        contexts,
     })?;
+    let mut services = Vec::new();
+    for (border, side) in prepared.borders.iter().zip(sides) {
+        services.push(side.start(border, &caller, &withheld)?);
+    }
     prepared.phases.done("starting the OS service");
     let running = prepared.start()?;
-    let ended = running.on_service_end();
+    for (index, service) in services.iter().enumerate() {
+        watch(service, running.on_service_end(index))?;
+    }
+    calls::close(&calls::VM)?;
+    running.wait()
+}
+
+/// What is needed to start a context's OS service.
+struct OsSide {
+    roots: Vec<(OwnedFd, Access)>,
+    network: Network,
+    user: Option<Identity>,
+}
+
+impl OsSide {
+    fn of(options: &RunOptions) -> Result<Self, VmError> {
+        Ok(Self {
+            roots: open_roots(options)?,
+            network: options.network,
+            user: options.user.as_deref().map(user::named).transpose()?,
+        })
+    }
+
+    fn start(self, border: &Border, caller: &Identity, withheld: &[PathBuf]) -> Result<OsService, VmError> {
+        let spawn = SpawnConfig {
+            region: border.shared.fd().as_fd(),
+            doorbell: border.doorbell.as_fd(),
+            wakes: border.wakes.iter().map(AsFd::as_fd).collect(),
+            roots: self
+                .roots
+                .iter()
+                .map(|(fd, access)| Root {
+                    directory: fd.as_fd(),
+                    access: *access,
+                })
+                .collect(),
+            spin: SpawnConfig::SPIN,
+            network: self.network == Network::Host,
+            user: self.user.filter(|user| user != caller),
+            withheld: withheld.to_vec(),
+        };
+        os::spawn(&spawn).map_err(|e| VmError::Os {
+            step: "starting the OS service",
+            source: std::io::Error::other(e),
+        })
+    }
+}
+
+/// Tells when the service has ended.
+fn watch(service: &OsService, ended: impl Fn() + Send + 'static) -> Result<(), VmError> {
     let pidfd = service
         .pidfd()
         .try_clone_to_owned()
@@ -236,8 +266,33 @@ pub fn run(mut options: RunOptions) -> Result<(Outcome, Statistics), VmError> {
         .stack_size(64 << 10)
         .spawn(watcher)
         .step("watching the OS service")?;
-    calls::close(&calls::VM)?;
-    running.wait()
+    Ok(())
+}
+
+/// The context that a user asks for. Its anchors go over to it.
+fn context(options: &mut RunOptions, user: &Identity) -> Result<ContextOptions, VmError> {
+    let program = find_program(options)?;
+    let vcpus = options.cpus.unwrap_or_else(|| {
+        thread::available_parallelism()
+            .map_or(1, usize::from)
+            .min(MAX_VCPUS)
+    });
+    let stated = match options.stated.take() {
+        Some(stated) => stated,
+        None => Stated::of(&stated::of_options(options, &program, vcpus))?,
+    };
+    Ok(ContextOptions {
+        vcpus,
+        memory: options.memory,
+        config: configuration(options, &stated, &program, user)?,
+        identity: *stated.identity.as_bytes(),
+        memory_key: options.memory_key.take(),
+        anchors: std::mem::take(&mut options.protected)
+            .into_iter()
+            .filter_map(|volume| volume.anchor)
+            .collect(),
+        resident: options.resident.clone(),
+    })
 }
 
 /// Ends this process by the signal that ended the program, so that the caller sees the same.
@@ -277,20 +332,22 @@ fn open_roots(options: &RunOptions) -> Result<Vec<(OwnedFd, Access)>, VmError> {
     Ok(roots)
 }
 
-/// The files that the OS service must not be given, as they are found without symbolic links.
-fn withheld(options: &RunOptions) -> Result<Vec<PathBuf>, VmError> {
+/// The files that no OS service must be given, as they are found without symbolic links.
+fn withheld(all: &[RunOptions]) -> Result<Vec<PathBuf>, VmError> {
     let canonical = |path: &PathBuf| {
         path.canonicalize().map_err(|source| VmError::Volume {
             path: path.clone(),
             source,
         })
     };
-    let of_volumes = options.protected.iter().flat_map(|volume| &volume.withheld);
-    let files = of_volumes.chain(&options.withheld);
+    let protected = all.iter().flat_map(|options| &options.protected);
+    let of_volumes = protected.flat_map(|volume| &volume.withheld);
+    let files = of_volumes.chain(all.iter().flat_map(|options| &options.withheld));
     let files = files.map(canonical).collect::<Result<Vec<_>, _>>()?;
-    let shared = options.volumes.iter().map(|v| (&v.host, v.read_only));
-    let measured = options.measured.volumes.iter().map(|(source, _)| (source, true));
-    for (host, read_only) in shared.chain(measured) {
+    let volumes = all.iter().flat_map(|options| &options.volumes);
+    let measured = all.iter().flat_map(|options| &options.measured.volumes);
+    let shared = volumes.map(|v| (&v.host, v.read_only));
+    for (host, read_only) in shared.chain(measured.map(|(source, _)| (source, true))) {
         let given = canonical(host)?;
         // The host's root is given entry by entry, without what is withheld.
         if given == Path::new("/") && read_only {

@@ -3,4 +3,5 @@
 pub mod doctor;
 pub mod key;
 pub mod measure;
+pub mod pod;
 pub mod run;

@@ -1,6 +1,6 @@
 //! `cloak run`: one program in one VM.
 
-mod protected;
+pub(super) mod protected;
 mod stated;
 
 use std::ffi::OsString;
@@ -197,7 +197,7 @@ fn plain(args: Args) -> Result<RunOptions, String> {
     })
 }
 
-fn parse_size(text: &str) -> Result<u64, String> {
+pub(super) fn parse_size(text: &str) -> Result<u64, String> {
     let (digits, unit) = text.split_at(text.trim_end_matches(|c: char| c.is_ascii_alphabetic()).len());
     let number: u64 = digits
         .parse()
@@ -219,7 +219,7 @@ fn parse_size(text: &str) -> Result<u64, String> {
         .ok_or_else(|| format!("{text} is too large"))
 }
 
-fn parse_variable(text: &str) -> Result<String, String> {
+pub(super) fn parse_variable(text: &str) -> Result<String, String> {
     if text.is_empty() || text.starts_with('=') {
         Err("expected NAME=VALUE, or NAME to pass on the caller's".to_owned())
     } else {
@@ -227,7 +227,7 @@ fn parse_variable(text: &str) -> Result<String, String> {
     }
 }
 
-fn parse_volume(text: &str) -> Result<Volume, String> {
+pub(super) fn parse_volume(text: &str) -> Result<Volume, String> {
     let mut parts = text.split(':');
     let (Some(host), Some(guest)) = (parts.next(), parts.next()) else {
         return Err("expected HOST:GUEST or HOST:GUEST:ro".to_owned());

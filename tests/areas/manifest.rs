@@ -510,6 +510,8 @@ fn options_that_contradict_the_manifest_are_refused() {
         return;
     };
     let folder = Folder::new();
+    let anchor = folder.join("anchor");
+    let begin = format!("/data={},begin-anchor", anchor.display());
     let manifest = folder.init("m", &[], &[os(&busybox), word("hostname")]);
     for (options, why) in [
         (&["--cpus", "2"][..], "--cpus 2 contradicts"),
@@ -524,7 +526,10 @@ fn options_that_contradict_the_manifest_are_refused() {
             &["--protected", "/v:/data:key=/k"],
             "the manifest names all volumes",
         ),
-        (&["--anchor", "/data=/nowhere,begin-anchor"], "anchor"),
+        (
+            &["--anchor", &begin],
+            "no protected volume at /data to be anchored",
+        ),
     ] {
         let options: Vec<&OsStr> = options.iter().map(|o| word(o)).collect();
         refused(&stated(&manifest, &options), why);

@@ -1,7 +1,13 @@
 //! Programs of several processes: purpose-made ones, shells, Python's process modules, builds, version control.
 
+use std::fs::File;
+use std::io::Read as _;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::time::Duration;
+
 use cloak_tests::programs::{Linkage, built};
-use cloak_tests::{Case, Scratch, needs};
+use cloak_tests::{Case, Launcher, Scratch, needs};
+use rustix::fs::OFlags;
 
 /// The program checks itself and must succeed; what it prints must be the same natively.
 fn conforms(name: &str, linkages: &[Linkage]) {
@@ -75,6 +81,44 @@ fn processes_with_the_kernels_page_tables() {
             .option("--kernel-tables")
             .succeeds_as_native();
     }
+}
+
+/// A FIFO of a shared volume joins the context's own processes inside; the host, which has the name, hears nothing.
+#[test]
+fn fifos_on_a_shared_volume_stay_inside() {
+    if !needs::kvm() {
+        return;
+    }
+    let talk = "rm -f fifo other; mkfifo fifo; cat fifo & echo between us >fifo; wait
+        mv fifo other; cat other & echo renamed >other; wait
+        (sleep 0.2; echo late >other) & read line <other; echo $line; wait
+        ls; rm other; ls; echo the end";
+    let scratch = Scratch::new();
+    let case = |script: &str| {
+        Case::new("/bin/sh")
+            .args(["-c", script])
+            .volume(scratch.path())
+            .in_folder(scratch.path())
+    };
+    case(talk).succeeds_as_native();
+    // Somebody on the host listens at the name that the guest made.
+    let name = scratch.join("heard");
+    let script = "mkfifo heard; echo made; sleep 1; cat heard & echo a secret >heard; wait";
+    let mut running = case(script).start(&Launcher::under_test());
+    assert!(running.prints("made", Duration::from_secs(60)));
+    let mut options = File::options();
+    let mut listener = options
+        .read(true)
+        .custom_flags(OFlags::NONBLOCK.bits() as i32)
+        .open(&name)
+        .expect("the FIFO is there");
+    let outcome = running.finish(Duration::from_secs(60)).expect("it ends");
+    assert_eq!(outcome.text(), "made\na secret\n");
+    let mut heard = Vec::new();
+    listener
+        .read_to_end(&mut heard)
+        .expect("a FIFO without writers is at its end");
+    assert!(heard.is_empty(), "the host heard {heard:?}");
 }
 
 fn script(shell: &str, text: &str) {

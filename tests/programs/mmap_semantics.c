@@ -93,6 +93,19 @@ static void remaps(void) {
     CHECK("mremap to a fixed place", moved == target + 4096 && strcmp(moved, "kept") == 0);
     CHECK_WITH("it left its old place", probe(grown, 0) == MAPERR, fault_code);
     CHECK_WITH("it kept its rights", probe(moved, 1) == 0 && probe(target, 1) == ACCERR, fault_code);
+    char *hidden = mmap(NULL, 16 * 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    munmap(hidden + 4096, 15 * 4096);
+    madvise(hidden, 4096, MADV_DONTFORK);
+    char *longer = mremap(hidden, 4096, 2 * 4096, MREMAP_MAYMOVE);
+    char *again = mremap(longer, 2 * 4096, 4 * 4096, MREMAP_MAYMOVE);
+    CHECK("mremap of what has grown", again != MAP_FAILED && again[4 * 4096 - 1] == 0);
+    again[0] = 'a', again[4095] = 'z';
+    char *elsewhere = mremap(again, 2 * 4096, 2 * 4096, MREMAP_MAYMOVE | MREMAP_DONTUNMAP, NULL);
+    CHECK("mremap that leaves a hole of zeros",
+          elsewhere != MAP_FAILED && elsewhere[0] == 'a' && elsewhere[4095] == 'z' && again[0] == 0 && again[4095] == 0);
+    again[0] = 'b';
+    CHECK("both can be written", elsewhere[0] == 'a' && again[0] == 'b');
+    CHECK_FAILS("of another length", (long)mremap(again, 4096, 2 * 4096, MREMAP_MAYMOVE | MREMAP_DONTUNMAP, NULL), EINVAL);
     CHECK_FAILS("mremap of nothing mapped", (long)mremap(grown, 4096, 8192, MREMAP_MAYMOVE), EFAULT);
     char *walled = anonymous(2, PROT_READ | PROT_WRITE);
     CHECK_FAILS("mremap that may not move", (long)mremap(walled, 4096, 3 * 4096, 0), ENOMEM);

@@ -29,6 +29,7 @@ static FIRST: Once<Arc<Process>> = Once::new();
 pub extern "C" fn start(index: u32) -> ! {
     arch::set_boot_tcb(index as usize);
     if index == 0 {
+        detect_syscall();
         first();
     }
     let process = FIRST
@@ -36,7 +37,6 @@ pub extern "C" fn start(index: u32) -> ! {
         .cloned()
         .unwrap_or_else(|| arch::panic_exit("a vCPU started too early"));
     sched::start_vcpu(index as usize, process);
-    detect_syscall();
     sched::idle()
 }
 
@@ -74,7 +74,8 @@ fn first() {
 
 static CONFIG: Once<Config> = Once::new();
 
-/// Where SYSCALL lands on this host: at CPL 3 in the libos's entry if that can be, else by the kernel's stub.
+/// Where SYSCALL lands on this host: at CPL 3 in the libos's entry if that can be, else by the kernel's stub. The kernel
+/// takes the answer once, for all vCPUs, so it has to come before anything else.
 fn detect_syscall() {
     arch::kcall(Kcall::SyscallMode, 2);
     let stays = arch::syscall_stays_in_user_mode();

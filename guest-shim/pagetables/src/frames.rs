@@ -1,5 +1,6 @@
 //! Frames: which are a context's, and the pool from which page tables are made.
 
+use cloak_abi::boot::ContextBlock;
 use cloak_abi::kcall::KcallError;
 use cloak_abi::layout::PAGE;
 
@@ -22,8 +23,17 @@ pub struct Owned {
 impl Owned {
     /// A context that owns these ranges (an empty one is `(0, 0)`).
     #[must_use]
-    pub const fn new(low: (u64, u64), high: (u64, u64)) -> Self {
-        Self { ranges: [low, high] }
+    pub const fn new(first: (u64, u64), second: (u64, u64)) -> Self {
+        Self {
+            ranges: [first, second],
+        }
+    }
+
+    /// What a context may map of its frames: none of its page tables.
+    #[must_use]
+    pub const fn of(context: &ContextBlock) -> Self {
+        let [[_, end], [start, last]] = context.frames;
+        Self::new((context.table_pool_end, end), (start, last))
     }
 
     /// Whether all of `[gpa, gpa + len)` is the context's.
@@ -38,13 +48,19 @@ impl Owned {
     }
 }
 
-/// Page-table frames: a bump pointer over fresh (zero) frames, and a list of returned ones.
+/// Page-table frames: a bump pointer over fresh (zero) frames, and lists of returned ones.
+///
+/// A frame that is given back rests until [`Pool::settle`]: a CPU may still know it as the table that it was, and
+/// would take the entries of the table that it becomes for something else. A last-level table whose entries are
+/// read as those of a directory is a page table that a program has written.
 #[derive(Debug)]
 pub struct Pool {
     next: u64,
     end: u64,
-    /// Head of the returned frames, linked through their first word; 0 is none.
+    /// Head of the frames that can be used again, linked through their first word; 0 is none.
     returned: u64,
+    /// Head and tail of the frames that rest.
+    resting: Option<(u64, u64)>,
 }
 
 impl Pool {
@@ -55,13 +71,14 @@ impl Pool {
             next,
             end,
             returned: 0,
+            resting: None,
         }
     }
 
     /// A zero frame. Fresh frames go first: clearing a returned one costs a loop of 512 words.
     ///
     /// # Errors
-    /// [`KcallError::Tables`] when none is left.
+    /// [`KcallError::Tables`] when none is left, but for those that rest.
     pub fn take(&mut self, memory: &mut impl Memory) -> Result<u64, KcallError> {
         if self.next < self.end {
             let frame = self.next;
@@ -79,8 +96,23 @@ impl Pool {
 
     /// Gives a frame back. Its content does not matter.
     pub fn give(&mut self, memory: &mut impl Memory, frame: u64) {
-        memory.write(frame, self.returned);
-        self.returned = frame;
+        let (head, tail) = self.resting.unwrap_or((0, frame));
+        memory.write(frame, head);
+        self.resting = Some((frame, tail));
+    }
+
+    /// Whether frames rest.
+    #[must_use]
+    pub fn is_resting(&self) -> bool {
+        self.resting.is_some()
+    }
+
+    /// No CPU knows frames that were given back as tables any more: they can be used again.
+    pub fn settle(&mut self, memory: &mut impl Memory) {
+        if let Some((head, tail)) = self.resting.take() {
+            memory.write(tail, self.returned);
+            self.returned = head;
+        }
     }
 }
 
@@ -115,8 +147,30 @@ pub(crate) mod tests {
         assert_eq!(pool.take(&mut ram), Err(KcallError::Tables));
         ram.write(a + 80, 7);
         pool.give(&mut ram, a);
-        assert_eq!(pool.take(&mut ram), Ok(a));
+        pool.give(&mut ram, b);
+        assert_eq!(pool.take(&mut ram), Err(KcallError::Tables), "they rest");
+        assert!(pool.is_resting());
+        pool.settle(&mut ram);
+        assert!(!pool.is_resting());
+        let mut again = [(); 2].map(|()| pool.take(&mut ram).expect("settled"));
+        again.sort_unstable();
+        assert_eq!(again, [a, b]);
         assert!((0..512).all(|i| ram.read(a + 8 * i) == 0));
+        assert_eq!(pool.take(&mut ram), Err(KcallError::Tables));
+    }
+
+    #[test]
+    fn frames_that_settle_join_those_that_did_before() {
+        let mut ram = Ram(vec![0; 4096]);
+        let mut pool = Pool::new(PAGE, 5 * PAGE);
+        let frames = [(); 4].map(|()| pool.take(&mut ram).expect("fresh"));
+        for part in frames.chunks(2) {
+            part.iter().for_each(|&frame| pool.give(&mut ram, frame));
+            pool.settle(&mut ram);
+        }
+        let mut again = [(); 4].map(|()| pool.take(&mut ram).expect("settled"));
+        again.sort_unstable();
+        assert_eq!(again, frames);
     }
 
     #[test]

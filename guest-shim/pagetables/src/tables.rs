@@ -310,3 +310,7 @@ fn is_table(value: u64) -> bool {
 #[cfg(test)]
 #[path = "tables_tests.rs"]
 mod tests;
+
+#[cfg(test)]
+#[path = "separation_tests.rs"]
+mod separation_tests;

@@ -139,6 +139,7 @@ fn tables_of_whole_ranges_return_to_the_pool() {
             }
             .apply(&op)
             .expect("enough tables");
+            pool.settle(&mut ram);
         }
     }
 }
@@ -203,6 +204,7 @@ fn copies_agree_with_the_model_and_give_their_tables_back() {
             .end();
         }
         // The first root was not the pool's; all others are back, each once.
+        pool.settle(&mut ram);
         let mut free = std::collections::BTreeSet::new();
         while let Ok(frame) = pool.take(&mut ram) {
             assert!(free.insert(frame), "twice");
@@ -230,6 +232,7 @@ fn a_copy_that_lacks_tables_can_be_removed() {
     editor.begin(ROOT);
     assert_eq!(editor.copy(ROOT), Err(KcallError::Tables));
     editor.end();
+    pool.settle(&mut ram);
     assert!(pool.take(&mut ram).is_ok() && pool.take(&mut ram).is_ok());
     assert_eq!(pool.take(&mut ram), Err(KcallError::Tables));
     assert!(lookup(&ram, BASE + 2 * LARGE).is_some());

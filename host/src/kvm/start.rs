@@ -1,6 +1,5 @@
 //! The registers and CPUID that a vCPU starts with: long mode, CPL 0, the kernel's entry.
 
-use cloak_abi::layout::ROOT_GPA;
 use kvm_bindings::{CpuId, kvm_regs, kvm_segment, kvm_sregs, kvm_xcrs};
 use kvm_ioctls::VcpuFd;
 
@@ -11,7 +10,9 @@ use crate::vm::error::{Step, VmError};
 pub struct Start {
     /// Kernel entry, guest-virtual.
     pub entry: u64,
-    /// Index of the vCPU, in RDI.
+    /// Guest-physical address of its context's first root table.
+    pub root: u64,
+    /// The VM's number of the vCPU, in RDI.
     pub index: u64,
 }
 
@@ -30,7 +31,7 @@ pub fn prepare_vcpu(vcpu: &VcpuFd, cpuid: &CpuId, start: Start) -> Result<(), Vm
     vcpu.set_cpuid2(&with_apic_id(cpuid, start.index as u32))
         .step("setting a vCPU's CPUID")?;
     let mut sregs = vcpu.get_sregs().step("reading a vCPU's system registers")?;
-    system_registers(&mut sregs);
+    system_registers(&mut sregs, start.root);
     vcpu.set_sregs(&sregs).step("setting a vCPU's system registers")?;
     enable_vector_state(vcpu, cpuid)?;
     let regs = kvm_regs {
@@ -42,7 +43,7 @@ pub fn prepare_vcpu(vcpu: &VcpuFd, cpuid: &CpuId, start: Start) -> Result<(), Vm
     vcpu.set_regs(&regs).step("setting a vCPU's registers")
 }
 
-fn system_registers(sregs: &mut kvm_sregs) {
+fn system_registers(sregs: &mut kvm_sregs, root: u64) {
     let flat = |selector, type_, l, db| kvm_segment {
         limit: 0xffff_ffff,
         selector,
@@ -55,7 +56,7 @@ fn system_registers(sregs: &mut kvm_sregs) {
         ..Default::default()
     };
     sregs.cr0 = CR0;
-    sregs.cr3 = ROOT_GPA;
+    sregs.cr3 = root;
     sregs.cr4 = CR4;
     sregs.efer = EFER;
     sregs.cs = flat(0x10, 11, 1, 0);

@@ -92,6 +92,14 @@ pub enum VmError {
         /// Most, MiB.
         most: u64,
     },
+    /// Number of contexts out of range.
+    #[error("{asked} contexts in one VM are not possible: 1 to {most} are")]
+    Contexts {
+        /// Asked for.
+        asked: usize,
+        /// Most.
+        most: usize,
+    },
     /// vCPU count out of range.
     #[error("--cpus {asked} is not possible: this host allows 1 to {most}")]
     Cpus {

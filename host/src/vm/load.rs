@@ -1,147 +1,273 @@
-//! Puts the shim into guest RAM: images, first page tables, boot block, configuration.
+//! Puts the shim into guest RAM: images, first page tables, boot block, configurations; a copy of the libos for each
+//! context, in frames of its own.
 
-use cloak_abi::boot::{BOOT_MAGIC, BootBlock, LIBOS_MAGIC, LibosHeader};
+use cloak_abi::boot::{BOOT_MAGIC, BootBlock, ContextBlock, LIBOS_MAGIC, LibosHeader};
 use cloak_abi::kcall::{PTE_A, PTE_D, PTE_NX, PTE_P, PTE_PS, PTE_U, PTE_W};
 use cloak_abi::layout::{
-    BOOT_GPA, HOLE_END, KERNEL_GPA, KERNEL_PHYS_VA, KERNEL_VA, LARGE, LIBOS_BASE, LIBOS_IMAGE_MAX,
-    LIBOS_PHYS_VA, LIBOS_SHARED_VA, LIBOS_VCPU_VA, PAGE, ROOT_GPA, SHARED_GPA,
+    BOOT_GPA, HOLE_END, HOLE_START, KERNEL_GPA, KERNEL_PHYS_VA, KERNEL_VA, LARGE, LIBOS_BASE,
+    LIBOS_IMAGE_MAX, LIBOS_PHYS_VA, LIBOS_SHARED_VA, LIBOS_VCPU_VA, MAX_RAM, PAGE, ROOT_GPA, SHARED_GPA,
 };
 use cloak_abi::ring::SHARED_LEN;
 use object::Endianness;
 use object::elf::{FileHeader64, PF_W, PF_X, PT_LOAD};
 use object::read::elf::{FileHeader, ProgramHeader};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
-use zerocopy::{FromBytes, IntoBytes};
+use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
 use super::error::VmError;
 use crate::kvm::ram;
 
-/// What the loader is told.
+/// What one context is to have.
 #[derive(Debug, Clone, Copy)]
-pub struct Plan<'a> {
-    /// Bytes of guest RAM, a multiple of 2 MiB.
-    pub ram: u64,
+pub struct Share<'a> {
+    /// Bytes of guest RAM, for its page tables, its libos and itself.
+    pub memory: u64,
     /// Number of vCPUs.
     pub vcpus: u32,
-    /// Guest TSC frequency.
-    pub tsc_khz: u64,
-    /// Configuration for the libos ([`cloak_abi::config`]).
+    /// Configuration for its libos ([`cloak_abi::config`]).
     pub config: &'a [u8],
     /// Identity of the context.
     pub identity: [u8; 48],
-    /// The VM has one context, which edits its page tables itself.
-    pub own_tables: bool,
 }
 
-/// What the rest of the monitor has to know of what was loaded.
+/// Where a context's first part lies: page-table pool, libos image, vCPU pages, configuration, anchors.
 #[derive(Debug, Clone, Copy)]
-pub struct Loaded {
-    /// The kernel's entry point.
-    pub entry: u64,
-    /// Guest-physical address of the page of anchors.
+struct Head {
+    pool: u64,
+    pool_end: u64,
+    libos: u64,
+    vcpu_blocks: u64,
+    config: u64,
+    anchors: u64,
+    end: u64,
+}
+
+impl Head {
+    fn at(start: u64, libos_len: u64, share: &Share<'_>) -> Self {
+        let pool_end = start + (share.memory / 256).next_multiple_of(LARGE).max(2 * LARGE);
+        let vcpu_blocks = pool_end + libos_len.next_multiple_of(PAGE);
+        let config = vcpu_blocks + u64::from(share.vcpus) * PAGE;
+        let anchors = cloak_abi::anchor::page_at(config, share.config.len() as u64);
+        Self {
+            pool: start,
+            pool_end,
+            libos: pool_end,
+            vcpu_blocks,
+            config,
+            anchors,
+            end: anchors + PAGE,
+        }
+    }
+}
+
+/// What the rest of the monitor has to know of a context that was loaded.
+#[derive(Debug, Clone, Copy)]
+pub struct Placed {
+    /// Guest-physical address of its first root table.
+    pub root: u64,
+    /// The VM's number of its first vCPU.
+    pub first_vcpu: u32,
+    /// Its frames, as [`ContextBlock::frames`].
+    pub frames: [[u64; 2]; 2],
+    /// Guest-physical address of its page of anchors.
     pub anchors: u64,
     /// First guest-physical address beyond what was loaded. Below it lies what KVM reads by itself.
     pub free_frames: u64,
 }
 
-/// Loads everything.
-///
-/// # Errors
-/// [`VmError::Shim`] for a damaged image, [`VmError::MemoryTooSmall`] when RAM does not hold it all.
-pub fn load(memory: &GuestMemoryMmap, plan: &Plan<'_>) -> Result<Loaded, VmError> {
-    let kernel = Image::parse(cloak_shim_image::KERNEL, KERNEL_VA)?;
-    let libos = Image::parse(cloak_shim_image::LIBOS, LIBOS_BASE)?;
-    let header = libos.header()?;
-    let pool = (KERNEL_GPA + kernel.len).next_multiple_of(LARGE);
-    let pool_end = pool + (plan.ram / 256).next_multiple_of(LARGE).max(2 * LARGE);
-    let libos_gpa = pool_end;
-    let vcpu_blocks = libos_gpa + libos.len.next_multiple_of(PAGE);
-    let config_gpa = vcpu_blocks + u64::from(plan.vcpus) * PAGE;
-    let anchors = cloak_abi::anchor::page_at(config_gpa, plan.config.len() as u64);
-    let free_frames = anchors + PAGE;
-    let (ram_low, ram_high) = ram::split(plan.ram);
-    if free_frames + 8 * LARGE > ram_low {
-        return Err(VmError::MemoryTooSmall {
-            asked: plan.ram >> 20,
-            least: (free_frames + 8 * LARGE).next_multiple_of(LARGE) >> 20,
-        });
+/// Which part of guest RAM is whose.
+#[derive(Debug)]
+pub struct Layout<'a> {
+    /// Bytes of guest RAM in all, a multiple of 2 MiB.
+    pub ram: u64,
+    kernel: Image,
+    libos: Image,
+    header: LibosHeader,
+    contexts: Vec<(Share<'a>, Head, [[u64; 2]; 2])>,
+}
+
+impl<'a> Layout<'a> {
+    /// Divides guest RAM: the kernel, then the contexts one after the other.
+    ///
+    /// # Errors
+    /// [`VmError::Shim`] for a damaged image, [`VmError::MemoryTooSmall`] when a context's memory does not hold what it
+    /// begins with, [`VmError::MemoryTooLarge`].
+    pub fn new(shares: &[Share<'a>]) -> Result<Self, VmError> {
+        let kernel = Image::parse(cloak_shim_image::KERNEL, KERNEL_VA)?;
+        let libos = Image::parse(cloak_shim_image::LIBOS, LIBOS_BASE)?;
+        let header = libos.header()?;
+        // Bytes of RAM given away, without the hole.
+        let mut next = (KERNEL_GPA + kernel.len).next_multiple_of(LARGE);
+        let mut contexts = Vec::new();
+        for share in shares {
+            let memory = share.memory & !(LARGE - 1);
+            let least = Head::at(0, libos.len, share).end + 8 * LARGE;
+            if least > memory {
+                return Err(VmError::MemoryTooSmall {
+                    asked: share.memory >> 20,
+                    least: least.next_multiple_of(LARGE) >> 20,
+                });
+            }
+            // What is loaded does not go around the hole.
+            if next < HOLE_START && next + least > HOLE_START {
+                next = HOLE_START;
+            }
+            let end = next + memory;
+            let frames = if next >= HOLE_START {
+                [[beyond(next), beyond(end)], [0, 0]]
+            } else if end > HOLE_START {
+                [[next, HOLE_START], [HOLE_END, beyond(end)]]
+            } else {
+                [[next, end], [0, 0]]
+            };
+            contexts.push((*share, Head::at(frames[0][0], libos.len, share), frames));
+            next = end;
+        }
+        if next > MAX_RAM {
+            let asked = shares.iter().map(|share| share.memory).sum::<u64>();
+            return Err(VmError::MemoryTooLarge {
+                asked: asked >> 20,
+                most: (MAX_RAM - (next - asked)) >> 20,
+            });
+        }
+        Ok(Self {
+            ram: next,
+            kernel,
+            libos,
+            header,
+            contexts,
+        })
     }
 
-    let mut tables = Tables {
-        memory,
-        next: pool,
-        end: pool_end,
-    };
-    kernel.place(memory, KERNEL_GPA)?;
-    libos.place(memory, libos_gpa)?;
-    for segment in &kernel.segments {
-        let first = segment.va & !(PAGE - 1);
-        let pages = (segment.va + segment.memory).next_multiple_of(PAGE) - first;
-        tables.map(first, KERNEL_GPA + (first - KERNEL_VA), pages, segment.flags())?;
+    /// Loads everything; gives the kernel's entry point, and where the contexts are.
+    ///
+    /// # Errors
+    /// [`VmError::Shim`].
+    pub fn load(
+        &self,
+        memory: &GuestMemoryMmap,
+        tsc_khz: u64,
+        own_tables: bool,
+    ) -> Result<(u64, Vec<Placed>), VmError> {
+        self.kernel.place(memory, KERNEL_GPA)?;
+        let mut boot = BootBlock::new_zeroed();
+        boot.magic = BOOT_MAGIC;
+        boot.version = cloak_abi::VERSION;
+        boot.contexts = self.contexts.len() as u32;
+        let mut first_vcpu = 0;
+        let mut placed = Vec::new();
+        for (index, (share, head, frames)) in (0u32..).zip(&self.contexts) {
+            let block = ContextBlock {
+                index,
+                vcpus: share.vcpus,
+                first_vcpu,
+                own_tables: u32::from(own_tables),
+                frames: *frames,
+                table_pool: head.pool,
+                table_pool_end: head.pool_end,
+                table_pool_next: 0,
+                root: ROOT_GPA + u64::from(index) * PAGE,
+                free_frames: head.end,
+                libos_gpa: head.libos,
+                vcpu_blocks: head.vcpu_blocks,
+                config_gpa: head.config,
+                config_len: share.config.len() as u64,
+                shared_len: SHARED_LEN as u64,
+                tsc_khz,
+                platform: 0,
+                identity: share.identity,
+            };
+            let block = self.load_context(memory, block)?;
+            put(memory, head.config, share.config)?;
+            boot.list[index as usize] = block;
+            placed.push(Placed {
+                root: block.root,
+                first_vcpu,
+                frames: *frames,
+                anchors: head.anchors,
+                free_frames: head.end,
+            });
+            first_vcpu += share.vcpus;
+        }
+        put(memory, BOOT_GPA, boot.as_bytes())?;
+        Ok((self.kernel.entry, placed))
     }
-    for segment in &libos.segments {
-        // Each segment starts a large page of its own (linker script): one translation for the whole text.
-        let first = segment.va & !(LARGE - 1);
-        let len = (segment.va + segment.memory).next_multiple_of(LARGE) - first;
+
+    /// One context's libos and page tables; gives its block, with the tables used.
+    fn load_context(
+        &self,
+        memory: &GuestMemoryMmap,
+        mut block: ContextBlock,
+    ) -> Result<ContextBlock, VmError> {
+        self.libos.place(memory, block.libos_gpa)?;
+        let mut tables = Tables {
+            memory,
+            root: block.root,
+            next: block.table_pool,
+            end: block.table_pool_end,
+        };
+        self.map_kernel(&mut tables)?;
+        for segment in &self.libos.segments {
+            // Each segment starts a large page of its own (linker script): one translation for the whole text.
+            let first = segment.va & !(LARGE - 1);
+            let len = (segment.va + segment.memory).next_multiple_of(LARGE) - first;
+            tables.map(
+                first,
+                block.libos_gpa + (first - LIBOS_BASE),
+                len,
+                segment.flags() | PTE_U,
+            )?;
+        }
+        let rw = PTE_W | PTE_NX | PTE_U;
+        // The libos reads its page tables (it keeps no second copy of what is mapped). It writes them only where
+        // there is no other context whose frames it could map.
+        let access = if block.own_tables == 1 { rw } else { PTE_NX | PTE_U };
+        let pool_len = block.table_pool_end - block.table_pool;
+        tables.map(LIBOS_PHYS_VA + block.root, block.root, PAGE, access)?;
         tables.map(
-            first,
-            libos_gpa + (first - LIBOS_BASE),
-            len,
-            segment.flags() | PTE_U,
+            LIBOS_PHYS_VA + block.table_pool,
+            block.table_pool,
+            pool_len,
+            access,
         )?;
+        let [[_, end], rest] = block.frames;
+        for [start, end] in [[block.table_pool_end, end], rest] {
+            tables.map(LIBOS_PHYS_VA + start, start, end - start, rw)?;
+        }
+        let blocks_len = u64::from(block.vcpus) * PAGE;
+        tables.map(LIBOS_VCPU_VA, block.vcpu_blocks, blocks_len, rw)?;
+        tables.map(LIBOS_SHARED_VA, shared_gpa(block.index), SHARED_LEN as u64, rw)?;
+        block.table_pool_next = tables.next;
+        // The libos reads its own copy: the boot block is the kernel's, and tells of other contexts.
+        let copy = block.libos_gpa + (self.header.boot_copy - LIBOS_BASE);
+        put(memory, copy, block.as_bytes())?;
+        Ok(block)
     }
-    let rw = PTE_W | PTE_NX;
-    for (start, end) in [(0, ram_low), (HOLE_END, HOLE_END + ram_high)] {
-        tables.map(KERNEL_PHYS_VA + start, start, end - start, rw)?;
-    }
-    // The libos reads its page tables (it keeps no second copy of what is mapped). It writes them only where
-    // there is no other context whose frames it could map.
-    let access = if plan.own_tables { rw } else { PTE_NX };
-    tables.map(LIBOS_PHYS_VA + ROOT_GPA, ROOT_GPA, PAGE, access | PTE_U)?;
-    tables.map(LIBOS_PHYS_VA + pool, pool, pool_end - pool, access | PTE_U)?;
-    tables.map(LIBOS_PHYS_VA + pool_end, pool_end, ram_low - pool_end, rw | PTE_U)?;
-    tables.map(LIBOS_PHYS_VA + HOLE_END, HOLE_END, ram_high, rw | PTE_U)?;
-    tables.map(
-        LIBOS_VCPU_VA,
-        vcpu_blocks,
-        u64::from(plan.vcpus) * PAGE,
-        rw | PTE_U,
-    )?;
-    tables.map(LIBOS_SHARED_VA, SHARED_GPA, SHARED_LEN as u64, rw | PTE_U)?;
 
-    put(memory, config_gpa, plan.config)?;
-    let boot = BootBlock {
-        magic: BOOT_MAGIC,
-        version: cloak_abi::VERSION,
-        vcpus: plan.vcpus,
-        ram_low,
-        ram_high,
-        table_pool: pool,
-        table_pool_end: pool_end,
-        table_pool_next: tables.next,
-        free_frames,
-        libos_gpa,
-        vcpu_blocks,
-        config_gpa,
-        config_len: plan.config.len() as u64,
-        shared_len: SHARED_LEN as u64,
-        tsc_khz: plan.tsc_khz,
-        platform: 0,
-        own_tables: u32::from(plan.own_tables),
-        identity: plan.identity,
-    };
-    put(memory, BOOT_GPA, boot.as_bytes())?;
-    // The libos reads its own copy: the kernel's page is not its to see.
-    put(
-        memory,
-        libos_gpa + (header.boot_copy - LIBOS_BASE),
-        boot.as_bytes(),
-    )?;
-    Ok(Loaded {
-        entry: kernel.entry,
-        anchors,
-        free_frames,
-    })
+    /// The kernel, and its window on all RAM: the same in every context's tables.
+    fn map_kernel(&self, tables: &mut Tables<'_>) -> Result<(), VmError> {
+        for segment in &self.kernel.segments {
+            let first = segment.va & !(PAGE - 1);
+            let len = (segment.va + segment.memory).next_multiple_of(PAGE) - first;
+            tables.map(first, KERNEL_GPA + (first - KERNEL_VA), len, segment.flags())?;
+        }
+        let (low, high) = ram::split(self.ram);
+        for (start, len) in [(0, low), (HOLE_END, high)] {
+            tables.map(KERNEL_PHYS_VA + start, start, len, PTE_W | PTE_NX)?;
+        }
+        Ok(())
+    }
+}
+
+/// Guest-physical address of the shared region of context `index`.
+#[must_use]
+pub fn shared_gpa(index: u32) -> u64 {
+    SHARED_GPA + u64::from(index) * SHARED_LEN as u64
+}
+
+/// Guest-physical address of byte `offset` of RAM, which lies behind the hole.
+fn beyond(offset: u64) -> u64 {
+    offset + (HOLE_END - HOLE_START)
 }
 
 fn put(memory: &GuestMemoryMmap, gpa: u64, bytes: &[u8]) -> Result<(), VmError> {
@@ -240,6 +366,7 @@ impl Image {
 /// Builds the first page tables in frames of the pool.
 struct Tables<'a> {
     memory: &'a GuestMemoryMmap,
+    root: u64,
     next: u64,
     end: u64,
 }
@@ -254,7 +381,7 @@ impl Tables<'_> {
         let mut offset = 0;
         while offset < len {
             let leaf_shift = if large { 21 } else { 12 };
-            let mut table = ROOT_GPA;
+            let mut table = self.root;
             for shift in [39, 30, 21].into_iter().take_while(|&s| s > leaf_shift) {
                 table = self.child(table, va + offset, shift)?;
             }

@@ -1,11 +1,15 @@
-//! One VM: from options to the program's end.
+//! One VM: from options to the end of its programs.
 //!
-//! [`Options`] → [`prepare`], [`Prepared::start`] (RAM, shim, shared region, OS service, first vCPU) → [`Running::wait`]. The thread
-//! that calls `wait` owns the VM's state; vCPU threads, the signal thread and the time-slice thread send it
+//! [`Options`] → [`prepare`], [`Prepared::start`] (RAM, shim, shared regions, OS services, first vCPUs) → [`Running::wait`].
+//! The thread that calls `wait` owns the VM's state; vCPU threads, the signal thread and the time-slice threads send it
 //! [`Event`]s.
+//!
+//! A VM holds one or more contexts. Each has vCPUs, frames, a shared region and an OS service that are its alone: no
+//! vCPU ever changes from one context to another, so that none carries anything over.
 
 pub mod anchors;
 pub mod clock;
+mod context;
 pub mod error;
 mod hidden;
 pub mod load;
@@ -19,13 +23,11 @@ mod vcpu;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::thread;
 
-use cloak_abi::layout::{DOORBELL_PORT, LARGE, MAX_RAM, MAX_VCPUS, MIN_RAM, SHARED_GPA};
-use cloak_abi::ring::{SHARED_LEN, STATS, Stat};
-use cloak_memory::pager::Pager;
+use cloak_abi::layout::{MAX_CONTEXTS, MAX_RAM, MAX_VCPUS, MIN_RAM, doorbell_port};
+use cloak_abi::ring::{SHARED_LEN, STATS};
+use cloak_memory::page::ContextId;
 use kvm_bindings::{CpuId, kvm_userspace_memory_region};
 use kvm_ioctls::{Cap, IoEventAddress, Kvm, VcpuFd, VmFd};
 use vm_memory::{Address, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
@@ -33,20 +35,30 @@ use zeroize::Zeroizing;
 
 use self::anchors::{Anchor, Anchors};
 use self::clock::Clock;
+use self::context::Context;
 use self::error::{Step, VmError};
+use self::load::{Layout, Share};
 use self::phases::Phases;
 use self::resident::{Paging, Resident};
 use self::shared::SharedRegion;
-use self::vcpu::{Handle, Runner};
 use crate::jail;
 use crate::kvm::{self, Start};
 
-/// What to run, and in what.
+/// A VM.
 #[derive(Debug)]
 pub struct Options {
     /// The KVM device.
     pub device: PathBuf,
-    /// vCPUs, 1..=[`MAX_VCPUS`].
+    /// 1..=[`MAX_CONTEXTS`].
+    pub contexts: Vec<ContextOptions>,
+    /// Contexts edit their page tables themselves: only where there is one.
+    pub own_tables: bool,
+}
+
+/// What to run in a context, and in what.
+#[derive(Debug)]
+pub struct ContextOptions {
+    /// vCPUs, at least 1; all contexts' together at most [`MAX_VCPUS`].
     pub vcpus: usize,
     /// Guest RAM, bytes.
     pub memory: u64,
@@ -58,10 +70,17 @@ pub struct Options {
     pub memory_key: Option<Box<Zeroizing<[u8; 32]>>>,
     /// Anchors of protected volumes, by the numbers that the configuration names.
     pub anchors: Vec<Box<dyn Anchor>>,
-    /// The VM has one context, which edits its page tables itself.
-    pub own_tables: bool,
-    /// How much of guest RAM may be plaintext; none: all of it.
+    /// How much of its RAM may be plaintext; none: all of it.
     pub resident: Option<Resident>,
+}
+
+/// How a context ended.
+#[derive(Debug)]
+pub struct Ended {
+    /// How its program ended, or why it could not go on.
+    pub outcome: Result<Outcome, VmError>,
+    /// What it did.
+    pub statistics: Statistics,
 }
 
 /// How the program ended.
@@ -91,52 +110,52 @@ pub struct Statistics {
 /// What other threads tell the owner of the VM.
 #[derive(Debug)]
 pub(crate) enum Event {
-    /// The guest asks for vCPU n.
+    /// The guest asks for vCPU n of the context.
     Start(u32),
-    /// The program has ended.
+    /// The program has ended, and the vCPU that said so with it.
     Exited,
     /// A vCPU can't go on.
     Failed(VmError),
+    /// A vCPU has left the guest because it was told to.
+    Left,
     /// The OS service has ended.
     ServiceGone,
 }
 
-/// A VM whose first vCPU runs.
+/// A VM whose first vCPUs run.
 pub struct Running {
     kvm_vm: VmFd,
     /// Keeps guest RAM mapped.
-    _memory: GuestMemoryMmap,
-    shared: Arc<SharedRegion>,
-    handles: Arc<[Arc<Handle>]>,
+    memory: GuestMemoryMmap,
+    contexts: Vec<Context>,
     cpuid: CpuId,
     entry: u64,
-    clock: Clock,
-    ticker: ticker::Ticker,
-    pager: Option<Pager>,
-    anchors: Arc<Anchors>,
-    sender: Sender<Event>,
-    events: Receiver<Event>,
-    phases: Phases,
-    /// The guest's TSC when its first vCPU started.
-    started: u64,
+    sender: Sender<(usize, Event)>,
+    events: Receiver<(usize, Event)>,
 }
 
-/// The parts that must exist before the OS service is started.
-pub struct Prepared {
-    kvm: Kvm,
-    vm: VmFd,
+/// What a context has in common with its OS service.
+pub struct Border {
     /// The shared region.
     pub shared: Arc<SharedRegion>,
     /// Rung by the guest's doorbell.
     pub doorbell: OwnedFd,
     /// One per vCPU.
     pub wakes: Vec<OwnedFd>,
+}
+
+/// The parts that must exist before the OS services are started.
+pub struct Prepared {
+    kvm: Kvm,
+    vm: VmFd,
+    /// By index of the context.
+    pub borders: Vec<Border>,
     /// Where the time goes.
     pub phases: Phases,
     options: Options,
 }
 
-/// Opens KVM, makes the VM and its shared region.
+/// Opens KVM, makes the VM and its shared regions.
 ///
 /// # Errors
 /// Which step failed and what to try.
@@ -146,40 +165,57 @@ pub fn prepare(options: Options) -> Result<Prepared, VmError> {
     let kvm = kvm::open(&options.device)?;
     check(&kvm, &options)?;
     let vm = kvm.create_vm().step("creating a VM (KVM_CREATE_VM)")?;
-    let shared = Arc::new(SharedRegion::create(options.vcpus as u32)?);
-    let doorbell = eventfd()?;
-    let wakes = (0..options.vcpus).map(|_| eventfd()).collect::<Result<_, _>>()?;
+    let borders = options
+        .contexts
+        .iter()
+        .map(Border::new)
+        .collect::<Result<_, _>>()?;
     phases.done("opening KVM, making the VM");
     Ok(Prepared {
         kvm,
         vm,
-        shared,
-        doorbell,
-        wakes,
+        borders,
         phases,
         options,
     })
 }
 
+impl Border {
+    fn new(options: &ContextOptions) -> Result<Self, VmError> {
+        Ok(Self {
+            shared: Arc::new(SharedRegion::create(options.vcpus as u32)?),
+            doorbell: eventfd()?,
+            wakes: (0..options.vcpus).map(|_| eventfd()).collect::<Result<_, _>>()?,
+        })
+    }
+}
+
 fn check(kvm: &Kvm, options: &Options) -> Result<(), VmError> {
+    let contexts = options.contexts.len();
+    if contexts == 0 || contexts > MAX_CONTEXTS || options.own_tables && contexts > 1 {
+        return Err(VmError::Contexts {
+            asked: contexts,
+            most: MAX_CONTEXTS,
+        });
+    }
     let most = kvm.get_max_vcpus().min(MAX_VCPUS);
-    if options.vcpus == 0 || options.vcpus > most {
-        return Err(VmError::Cpus {
-            asked: options.vcpus,
-            most,
-        });
+    let vcpus = options.contexts.iter().map(|c| c.vcpus).sum();
+    if vcpus > most || options.contexts.iter().any(|c| c.vcpus == 0) {
+        return Err(VmError::Cpus { asked: vcpus, most });
     }
-    if options.memory < MIN_RAM {
-        return Err(VmError::MemoryTooSmall {
-            asked: options.memory >> 20,
-            least: MIN_RAM >> 20,
-        });
-    }
-    if options.memory > MAX_RAM {
-        return Err(VmError::MemoryTooLarge {
-            asked: options.memory >> 20,
-            most: MAX_RAM >> 20,
-        });
+    for context in &options.contexts {
+        if context.memory < MIN_RAM {
+            return Err(VmError::MemoryTooSmall {
+                asked: context.memory >> 20,
+                least: MIN_RAM >> 20,
+            });
+        }
+        if context.memory > MAX_RAM {
+            return Err(VmError::MemoryTooLarge {
+                asked: context.memory >> 20,
+                most: MAX_RAM >> 20,
+            });
+        }
     }
     let needed = [
         (Cap::UserMemory, "KVM_CAP_USER_MEMORY"),
@@ -199,7 +235,7 @@ fn check(kvm: &Kvm, options: &Options) -> Result<(), VmError> {
 }
 
 impl Prepared {
-    /// Fills guest RAM and starts the first vCPU.
+    /// Fills guest RAM and starts the first vCPU of each context.
     ///
     /// # Errors
     /// Which step failed and what to try.
@@ -207,16 +243,26 @@ impl Prepared {
         let Self {
             kvm,
             vm,
-            shared,
-            doorbell,
-            wakes,
+            borders,
             mut phases,
             options,
         } = self;
-        let ram = options.memory & !(LARGE - 1);
-        let memory = kvm::ram::reserve(ram)?;
-        add_memory(&vm, &memory, &shared)?;
-        add_doorbells(&vm, &doorbell, &wakes)?;
+        let shares: Vec<Share<'_>> = options
+            .contexts
+            .iter()
+            .map(|context| Share {
+                memory: context.memory,
+                vcpus: context.vcpus as u32,
+                config: &context.config,
+                identity: context.identity,
+            })
+            .collect();
+        let layout = Layout::new(&shares)?;
+        let memory = kvm::ram::reserve(layout.ram)?;
+        add_memory(&vm, &memory, &borders)?;
+        for (index, border) in (0..).zip(&borders) {
+            add_doorbells(&vm, index, border)?;
+        }
         phases.done("guest memory and its slots");
         let cpuid = kvm
             .get_supported_cpuid(kvm_bindings::KVM_MAX_CPUID_ENTRIES)
@@ -225,201 +271,145 @@ impl Prepared {
         let tsc_khz = u64::from(first.get_tsc_khz().step("reading the TSC frequency")?);
         let clock = Clock::new(tsc_khz, guest_tsc_offset(&first)?);
         phases.done("first vCPU");
-        let plan = load::Plan {
-            ram,
-            vcpus: options.vcpus as u32,
-            tsc_khz,
-            config: &options.config,
-            identity: options.identity,
-            own_tables: options.own_tables,
-        };
-        let load::Loaded {
-            entry,
-            anchors,
-            free_frames,
-        } = load::load(&memory, &plan)?;
-        let anchors = Arc::new(Anchors::new(options.anchors, &memory, anchors));
-        // Keys are where they belong.
-        drop(options.config);
+        let (entry, placed) = layout.load(&memory, tsc_khz, options.own_tables)?;
         phases.done("loading the shim");
-        let handles: Arc<[_]> = wakes
-            .into_iter()
-            .map(|wake| Arc::new(Handle::new(wake)))
-            .collect();
         let (sender, events) = channel();
-        let pager = match &options.resident {
-            Some(limit) => {
-                let failed = sender.clone();
-                let failed = move |error| {
-                    // The receiver is gone only when the monitor is already ending.
-                    let _ = failed.send(Event::Failed(VmError::Memory(error)));
-                };
-                Some(resident::start(
-                    limit,
-                    options.memory_key,
-                    &memory,
-                    free_frames,
-                    failed,
-                )?)
-            }
-            None => None,
-        };
+        let mut contexts = Vec::new();
+        for (index, ((context, border), placed)) in
+            options.contexts.into_iter().zip(borders).zip(placed).enumerate()
+        {
+            let pager = match &context.resident {
+                Some(limit) => {
+                    let failed = sender.clone();
+                    let failed = move |error| {
+                        // The receiver is gone only when the monitor is already ending.
+                        let _ = failed.send((index, Event::Failed(VmError::Memory(error))));
+                    };
+                    let id = ContextId(1 + index as u64);
+                    Some(resident::start(
+                        limit,
+                        context.memory_key,
+                        &memory,
+                        id,
+                        &placed,
+                        failed,
+                    )?)
+                }
+                None => None,
+            };
+            let anchors = Anchors::new(context.anchors, &memory, placed.anchors);
+            // The configuration ends here: keys are where they belong.
+            contexts.push(Context::new(index, border, placed, anchors, pager, clock));
+        }
         jail::enter_monitor()?;
-        let ticker = ticker::Ticker::start(shared.clone(), handles.clone(), clock)?;
         let mut running = Running {
             kvm_vm: vm,
-            _memory: memory,
-            shared,
-            handles,
+            memory,
+            contexts,
             cpuid,
             entry,
-            clock,
-            ticker,
-            pager,
-            anchors,
             sender,
             events,
-            phases,
-            started: 0,
         };
-        signals::forward(running.shared.clone(), running.handles.clone());
-        running.start_vcpu(0, first)?;
-        running.started = running.clock.guest_now();
-        running.phases.done("threads");
+        signals::forward(running.contexts.iter().map(Context::reach).collect());
+        let mut first = Some(first);
+        for index in 0..running.contexts.len() {
+            running.contexts[index].start_ticker()?;
+            let fd = match first.take() {
+                Some(fd) => fd,
+                None => running.create_vcpu(index, 0)?,
+            };
+            running.start_vcpu(index, 0, fd)?;
+        }
+        phases.done("threads");
+        for context in &mut running.contexts {
+            context.begin(&phases);
+        }
         Ok(running)
     }
 }
 
 impl Running {
-    /// Serves events until the program has ended.
+    /// Serves events until all programs have ended.
     ///
     /// # Errors
     /// When the VM could not go on.
-    pub fn wait(self) -> Result<(Outcome, Statistics), VmError> {
-        loop {
-            match self.events.recv() {
-                Ok(Event::Start(index)) => {
-                    let fd = self
-                        .kvm_vm
-                        .create_vcpu(u64::from(index))
-                        .step("creating a further vCPU")?;
-                    self.start_vcpu(index as usize, fd)?;
+    pub fn wait(mut self) -> Result<Vec<Ended>, VmError> {
+        while self.contexts.iter().any(|context| context.ended.is_none()) {
+            let Ok((index, event)) = self.events.recv() else {
+                return Err(VmError::Shimmed("every vCPU thread has ended".to_owned()));
+            };
+            match event {
+                Event::Start(own) => {
+                    let started = self
+                        .create_vcpu(index, own as usize)
+                        .and_then(|fd| self.start_vcpu(index, own as usize, fd));
+                    if let Err(error) = started {
+                        self.contexts[index].end(Err(error));
+                    }
                 }
-                Ok(Event::Exited) => return self.outcome(),
-                Ok(Event::Failed(error)) => return Err(self.explain(error)),
-                Ok(Event::ServiceGone) => self.service_gone(),
-                Err(_) => return Err(VmError::Shimmed("every vCPU thread has ended".to_owned())),
+                Event::Exited => {
+                    let context = &mut self.contexts[index];
+                    context.left += 1;
+                    let outcome = context.outcome();
+                    context.end(outcome);
+                }
+                Event::Failed(error) => {
+                    let context = &mut self.contexts[index];
+                    context.left += 1;
+                    let error = context.explain(error);
+                    context.end(Err(error));
+                }
+                Event::Left => self.contexts[index].left += 1,
+                Event::ServiceGone => self.contexts[index].service_gone(),
             }
+            self.contexts[index].release(&self.memory);
         }
+        Ok(self
+            .contexts
+            .into_iter()
+            .filter_map(|context| context.ended)
+            .collect())
     }
 
-    fn start_vcpu(&self, index: usize, fd: VcpuFd) -> Result<(), VmError> {
-        kvm::prepare_vcpu(
-            &fd,
-            &self.cpuid,
-            Start {
-                entry: self.entry,
-                index: index as u64,
-            },
-        )?;
-        let handle = self
-            .handles
-            .get(index)
-            .ok_or(VmError::Shim("start of a vCPU that does not exist"))?;
-        let runner = Runner {
-            index,
-            fd,
-            handle: handle.clone(),
-            all: self.handles.clone(),
-            shared: self.shared.clone(),
-            anchors: self.anchors.clone(),
-            events: self.sender.clone(),
-            clock: self.clock,
-            ticker: self.ticker.clone(),
+    /// vCPU `own` of context `index`.
+    fn create_vcpu(&self, index: usize, own: usize) -> Result<VcpuFd, VmError> {
+        let number = self.contexts[index].number_of(own)?;
+        self.kvm_vm
+            .create_vcpu(u64::from(number))
+            .step("creating a further vCPU")
+    }
+
+    fn start_vcpu(&mut self, index: usize, own: usize, fd: VcpuFd) -> Result<(), VmError> {
+        let context = &mut self.contexts[index];
+        let start = Start {
+            entry: self.entry,
+            root: context.root(),
+            index: u64::from(context.number_of(own)?),
         };
-        self.ticker.wake();
-        thread::Builder::new()
-            .name(format!("vcpu{index}"))
-            .stack_size(128 << 10)
-            .spawn(move || runner.run())
-            .step("starting a vCPU thread")?;
-        Ok(())
+        kvm::prepare_vcpu(&fd, &self.cpuid, start)?;
+        context.start_vcpu(own, fd, self.sender.clone())
     }
 
-    /// No answer will come any more: the guest must learn it, wherever it waits.
-    fn service_gone(&self) {
-        self.shared.header().service_gone.store(1, Ordering::SeqCst);
-        self.handles.iter().for_each(|h| h.kick());
-    }
-
-    fn statistics(&self) -> Statistics {
-        let header = self.shared.header();
-        let mut guest = [0; STATS];
-        for (to, from) in guest.iter_mut().zip(&header.stats) {
-            *to = from.load(Ordering::Relaxed);
-        }
-        let mut phases = self.phases.clone();
-        let entered = guest[Stat::Entered as usize].saturating_sub(self.started);
-        let boot = self.clock.duration(entered);
-        phases.done_in_two("shim's start, loading the program", boot, "the program");
-        Statistics {
-            guest,
-            phases,
-            paging: self.pager.as_ref().map(|p| Paging::of(p.counters())),
-            exits: self.handles.iter().map(|h| h.exits.load(Ordering::Relaxed)).sum(),
-        }
-    }
-
-    fn message(&self) -> String {
-        let header = self.shared.header();
-        let words: Vec<u8> = header
-            .message
-            .iter()
-            .flat_map(|w| w.load(Ordering::Relaxed).to_le_bytes())
-            .collect();
-        let len = (header.message_len.load(Ordering::Acquire) as usize).min(words.len());
-        String::from_utf8_lossy(&words[..len]).into_owned()
-    }
-
-    fn outcome(&self) -> Result<(Outcome, Statistics), VmError> {
-        let status = self.shared.header().exit_status.load(Ordering::Acquire);
-        let code = status as u8;
-        let outcome = match status >> 32 {
-            1 => Outcome::Exited(code),
-            2 => Outcome::Signalled(code),
-            3 => Outcome::Refused(code, self.message()),
-            _ => return Err(VmError::Shimmed(self.message())),
-        };
-        Ok((outcome, self.statistics()))
-    }
-
-    /// A kernel stop says more when the libos left a message before it.
-    fn explain(&self, error: VmError) -> VmError {
-        let message = self.message();
-        if message.is_empty() {
-            error
-        } else {
-            VmError::Shimmed(format!("{message} ({error})"))
-        }
-    }
-
-    /// Where to report the end of the OS service.
-    pub fn on_service_end(&self) -> impl Fn() + Send + 'static {
+    /// Where to report the end of a context's OS service.
+    pub fn on_service_end(&self, context: usize) -> impl Fn() + Send + 'static {
         let sender = self.sender.clone();
         move || {
             // The receiver is gone only when the monitor is already ending.
-            let _ = sender.send(Event::ServiceGone);
+            let _ = sender.send((context, Event::ServiceGone));
         }
     }
 }
 
-fn add_memory(vm: &VmFd, memory: &GuestMemoryMmap, shared: &SharedRegion) -> Result<(), VmError> {
-    let mut slots: Vec<(u64, u64, u64)> = memory
+fn add_memory(vm: &VmFd, memory: &GuestMemoryMmap, borders: &[Border]) -> Result<(), VmError> {
+    let ram = memory
         .iter()
-        .map(|r| (r.start_addr().raw_value(), r.len(), r.as_ptr() as u64))
-        .collect();
-    slots.push((SHARED_GPA, SHARED_LEN as u64, shared.host_address()));
-    for (slot, (guest_phys_addr, memory_size, userspace_addr)) in (0..).zip(slots) {
+        .map(|r| (r.start_addr().raw_value(), r.len(), r.as_ptr() as u64));
+    let shared = (0..).zip(borders).map(|(index, border)| {
+        let at = load::shared_gpa(index);
+        (at, SHARED_LEN as u64, border.shared.host_address())
+    });
+    for (slot, (guest_phys_addr, memory_size, userspace_addr)) in (0..).zip(ram.chain(shared)) {
         let region = kvm_userspace_memory_region {
             slot,
             flags: 0,
@@ -427,7 +417,7 @@ fn add_memory(vm: &VmFd, memory: &GuestMemoryMmap, shared: &SharedRegion) -> Res
             memory_size,
             userspace_addr,
         };
-        // SAFETY: the mappings live as long as the process (guest RAM is never unmapped, the shared region
+        // SAFETY: the mappings live as long as the process (guest RAM is never unmapped, shared regions
         // neither), and nobody else in it keeps references into them.
         unsafe { vm.set_user_memory_region(region) }
             .step("giving the VM its memory (KVM_SET_USER_MEMORY_REGION)")?;
@@ -435,10 +425,10 @@ fn add_memory(vm: &VmFd, memory: &GuestMemoryMmap, shared: &SharedRegion) -> Res
     Ok(())
 }
 
-/// Value 0 on the doorbell port wakes the OS service, value 1 + n vCPU n, without a return to the monitor.
-fn add_doorbells(vm: &VmFd, doorbell: &OwnedFd, wakes: &[OwnedFd]) -> Result<(), VmError> {
-    let port = IoEventAddress::Pio(u64::from(DOORBELL_PORT));
-    for (value, fd) in (0u32..).zip(std::iter::once(doorbell).chain(wakes)) {
+/// Value 0 on the context's doorbell port wakes its OS service, value 1 + n its vCPU n, without a return to the monitor.
+fn add_doorbells(vm: &VmFd, context: u32, border: &Border) -> Result<(), VmError> {
+    let port = IoEventAddress::Pio(u64::from(doorbell_port(context)));
+    for (value, fd) in (0u32..).zip(std::iter::once(&border.doorbell).chain(&border.wakes)) {
         let event = borrowed(fd);
         vm.register_ioevent(&event, &port, value)
             .step("registering a doorbell (KVM_IOEVENTFD)")?;

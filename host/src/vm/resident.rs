@@ -15,10 +15,11 @@ use cloak_memory::page::ContextId;
 use cloak_memory::pager::{Counters, Pager};
 use cloak_memory::ram::{PrivateRam, Segment};
 use cloak_memory::{FileStore, Memory, MemoryError, Page, PageKeys, Secret};
-use vm_memory::{Address, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
+use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
 use zeroize::Zeroizing;
 
 use super::error::{Step, VmError};
+use super::load::Placed;
 
 /// A limit on plaintext.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -68,7 +69,7 @@ impl Paging {
     }
 }
 
-/// Starts the pager for guest RAM from `free_frames` on. Nothing may have touched it yet.
+/// Starts the pager for a context's frames beyond what was loaded. Nothing may have touched them yet.
 ///
 /// # Errors
 /// [`VmError::Memory`].
@@ -76,14 +77,16 @@ pub(super) fn start(
     limit: &Resident,
     key: Option<Box<Zeroizing<[u8; 32]>>>,
     memory: &GuestMemoryMmap,
-    free_frames: u64,
+    context: ContextId,
+    placed: &Placed,
     failed: impl FnOnce(MemoryError) + Send + 'static,
 ) -> Result<Pager, VmError> {
     // The host may have backed what was loaded by large pages, so that a piece beyond it is there already.
-    let first = free_frames.next_multiple_of(LARGE);
-    let segments: Vec<Segment> = memory
+    let first = placed.free_frames.next_multiple_of(LARGE);
+    let segments: Vec<Segment> = placed
+        .frames
         .iter()
-        .filter_map(|region| segment(region, first))
+        .filter_map(|&[start, end]| segment(memory, start.max(first), end))
         .collect();
     let pages = segments
         .iter()
@@ -101,7 +104,7 @@ pub(super) fn start(
     File::open("/dev/urandom")
         .and_then(|mut random| random.read_exact(&mut salt))
         .step("reading /dev/urandom")?;
-    let keys = PageKeys::derive(&key, ContextId(1), &salt).map_err(MemoryError::from)?;
+    let keys = PageKeys::derive(&key, context, &salt).map_err(MemoryError::from)?;
     // SAFETY: guest RAM is private anonymous memory that stays mapped while the process lives; the monitor reads and
     // writes it through raw copies only, and after loading not at all.
     let ram = unsafe { PrivateRam::watch(segments) }?;
@@ -109,15 +112,11 @@ pub(super) fn start(
     Ok(Pager::start(memory, Some(limit.bytes / PAGE), failed)?)
 }
 
-fn segment(region: &impl GuestMemoryRegion, first: u64) -> Option<Segment> {
-    let start = region.start_addr().raw_value();
-    let skip = first.saturating_sub(start);
-    let bytes = region.len().checked_sub(skip).filter(|&b| b > 0)?;
-    let host = region
-        .get_host_address(vm_memory::MemoryRegionAddress(skip))
-        .ok()?;
+fn segment(memory: &GuestMemoryMmap, start: u64, end: u64) -> Option<Segment> {
+    let bytes = end.checked_sub(start).filter(|&bytes| bytes > 0)?;
+    let host = memory.get_host_address(GuestAddress(start)).ok()?;
     Some(Segment {
-        first: Page::containing(start + skip)?,
+        first: Page::containing(start)?,
         pages: bytes / PAGE,
         address: NonNull::new(host)?,
     })

@@ -70,19 +70,30 @@ fn set() -> Box<libc::sigset_t> {
     }
 }
 
-/// Starts the thread that passes them on.
-pub fn forward(shared: Arc<SharedRegion>, handles: Arc<[Arc<Handle>]>) {
+/// What is needed to tell a context something.
+#[derive(Debug)]
+pub struct Reach {
+    /// Its shared region.
+    pub shared: Arc<SharedRegion>,
+    /// Its vCPUs.
+    pub handles: Arc<[Arc<Handle>]>,
+}
+
+/// Starts the thread that passes them on, to every context.
+pub fn forward(contexts: Vec<Reach>) {
     let body = move || {
         let set = set();
         loop {
             // SAFETY: a valid set; no information wanted.
             let signal = unsafe { libc::sigwaitinfo(&raw const *set, std::ptr::null_mut()) };
             if signal > 0 {
-                shared
-                    .header()
-                    .signals
-                    .fetch_or(1 << (signal - 1), Ordering::SeqCst);
-                notify(&shared, &handles);
+                for Reach { shared, handles } in &contexts {
+                    shared
+                        .header()
+                        .signals
+                        .fetch_or(1 << (signal - 1), Ordering::SeqCst);
+                    notify(shared, handles);
+                }
             }
         }
     };

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU8, AtomicU64, Ordering};
 use std::sync::mpsc::Sender;
 
-use cloak_abi::layout::{KICK_VECTOR, MONITOR_PORT};
+use cloak_abi::layout::{KICK_VECTOR, monitor_port};
 use cloak_abi::vcpu::MonitorCall;
 use kvm_ioctls::{VcpuExit, VcpuFd};
 
@@ -25,6 +25,7 @@ pub struct Handle {
     /// Wakes it from a halt; the OS service and the guest's doorbell write it too.
     pub wake: OwnedFd,
     kick: AtomicBool,
+    stop: AtomicBool,
     thread: AtomicI32,
     immediate: AtomicU64,
     /// Exits to the monitor, for `--stats`.
@@ -38,6 +39,7 @@ impl Handle {
         Self {
             wake,
             kick: AtomicBool::new(false),
+            stop: AtomicBool::new(false),
             thread: AtomicI32::new(0),
             immediate: AtomicU64::new(0),
             exits: AtomicU64::new(0),
@@ -59,6 +61,12 @@ impl Handle {
         self.wake();
     }
 
+    /// Makes the vCPU leave the guest for good.
+    pub fn stop(&self) {
+        self.stop.store(true, Ordering::SeqCst);
+        self.kick();
+    }
+
     /// Ends its halt, if it is in one.
     pub fn wake(&self) {
         let one = 1u64.to_ne_bytes();
@@ -69,13 +77,17 @@ impl Handle {
 
 /// The thread's whole life.
 pub struct Runner {
+    /// Index of its context.
+    pub context: usize,
+    /// The context's number of it.
     pub index: usize,
     pub fd: VcpuFd,
     pub handle: Arc<Handle>,
+    /// The vCPUs of its context.
     pub all: Arc<[Arc<Handle>]>,
     pub shared: Arc<SharedRegion>,
     pub anchors: Arc<Anchors>,
-    pub events: Sender<Event>,
+    pub events: Sender<(usize, Event)>,
     pub clock: clock::Clock,
     pub ticker: Ticker,
 }
@@ -100,14 +112,20 @@ impl Runner {
         };
         self.handle.thread.store(0, Ordering::SeqCst);
         // The receiver is gone only when the monitor is already ending.
-        let _ = self.events.send(event);
+        let _ = self.events.send((self.context, event));
     }
 
     fn step(&mut self) -> Result<Option<Event>, VmError> {
+        if self.handle.stop.load(Ordering::SeqCst) {
+            return Ok(Some(Event::Left));
+        }
         self.prepare_kick()?;
+        // The kernel uses the first context's, the libos its own: the kernel opened no others to it. The vCPU says
+        // whose call it is.
+        let ports = [monitor_port(0), monitor_port(self.context as u32)];
         let exit = self.fd.run();
         match exit {
-            Ok(VcpuExit::IoOut(MONITOR_PORT, data)) => {
+            Ok(VcpuExit::IoOut(port, data)) if ports.contains(&port) => {
                 let value = <[u8; 4]>::try_from(data).map_or(u32::MAX, u32::from_le_bytes);
                 self.handle.exits.fetch_add(1, Ordering::Relaxed);
                 self.monitor_call(value)
@@ -156,7 +174,7 @@ impl Runner {
             }
             Some((MonitorCall::Start, target)) => {
                 // The receiver is gone only when the monitor is already ending.
-                let _ = self.events.send(Event::Start(target));
+                let _ = self.events.send((self.context, Event::Start(target)));
                 Ok(None)
             }
             Some((MonitorCall::Anchor, number)) => self.anchors.call(number).map(|()| None),

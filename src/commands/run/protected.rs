@@ -83,6 +83,12 @@ impl AnchorAsked {
         })
     }
 
+    /// The volume that it is for.
+    #[must_use]
+    pub fn guest(&self) -> &str {
+        &self.guest
+    }
+
     /// Its file.
     #[must_use]
     pub fn file(&self) -> &Path {

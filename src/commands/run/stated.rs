@@ -7,7 +7,7 @@ use std::path::PathBuf;
 
 use cloak_host::run::stated::{Caller, StatedError, of_manifest};
 use cloak_host::run::{Network, Resident, RunOptions};
-use cloak_manifest::model::NetworkMode;
+use cloak_manifest::model::{NetworkMode, Volume, VolumeKind};
 use cloak_manifest::{Manifest, ManifestError};
 
 use super::Args;
@@ -89,6 +89,16 @@ pub fn options(args: Args) -> Result<RunOptions, Error> {
         }
     }
     for asked in args.anchor {
+        // Before its file is made.
+        let protected = |v: &&Volume| v.kind == VolumeKind::Protected;
+        if !manifest
+            .volumes
+            .iter()
+            .filter(protected)
+            .any(|v| v.guest == asked.guest())
+        {
+            return Err(StatedError::Anchor(asked.guest().to_owned()).into());
+        }
         caller.withheld.push(asked.file().to_owned());
         let (guest, anchor) = asked.open()?;
         caller.anchors.insert(guest, anchor);

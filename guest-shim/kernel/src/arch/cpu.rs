@@ -4,7 +4,7 @@ use core::arch::asm;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use cloak_abi::boot::LibosHeader;
-use cloak_abi::layout::{DOORBELL_PORT, KERNEL_VA, MAX_VCPUS, MONITOR_PORT};
+use cloak_abi::layout::{KERNEL_VA, LAST_PORT, MAX_VCPUS, doorbell_port, monitor_port};
 use cloak_abi::vcpu::MonitorCall;
 
 use super::entry;
@@ -29,10 +29,12 @@ pub struct Cpu {
     upcall_libos: u64,
     kcall: u64,
     syscall_stashed: u64,
-    /// Index of the vCPU.
+    /// The VM's number of the vCPU.
     pub index: u64,
-    scratch: u64,
-    reserved: u64,
+    /// The context whose vCPU it is, for good.
+    pub context: u64,
+    /// RAX while the SYSCALL stub needs it.
+    spare: u64,
     /// Number of the address space that is current. Written by this vCPU, before it loads the root table.
     pub space: AtomicU64,
     gdt: [u64; 10],
@@ -55,9 +57,8 @@ struct Tss {
     bitmap: [u8; BITMAP],
 }
 
-/// Bytes of the I/O permission bitmap: up to the two ports that the libos may use, and a closing byte.
-const BITMAP: usize = MONITOR_PORT as usize / 8 + 2;
-const _: () = assert!(DOORBELL_PORT / 8 == MONITOR_PORT / 8 && DOORBELL_PORT.is_multiple_of(8));
+/// Bytes of the I/O permission bitmap: up to the ports of the last context, and a closing byte.
+const BITMAP: usize = LAST_PORT as usize / 8 + 2;
 
 pub static mut CPUS: [Cpu; MAX_VCPUS] = [const {
     Cpu {
@@ -68,8 +69,8 @@ pub static mut CPUS: [Cpu; MAX_VCPUS] = [const {
         kcall: 0,
         syscall_stashed: 0,
         index: 0,
-        scratch: 0,
-        reserved: 0,
+        context: 0,
+        spare: 0,
         space: AtomicU64::new(0),
         gdt: [0; 10],
         tss: Tss {
@@ -88,8 +89,11 @@ pub static mut CPUS: [Cpu; MAX_VCPUS] = [const {
 /// vCPU `index`'s memory.
 pub fn cpu(index: usize) -> &'static Cpu {
     // SAFETY: written by `install` on that vCPU before it can be asked for; constant afterwards but for
-    // `scratch` and the stack, which only assembly touches.
-    unsafe { &*(&raw const CPUS[index]) }
+    // `spare` and the stack, which only assembly touches.
+    unsafe {
+        let all = &raw const CPUS;
+        &(*all)[index]
+    }
 }
 
 #[repr(C, packed)]
@@ -98,17 +102,20 @@ struct Pointer {
     base: u64,
 }
 
-/// Fills this vCPU's tables and loads them.
-pub fn install(index: usize, block: u64, block_va: u64, header: &LibosHeader) {
+/// Fills this vCPU's tables and loads them. `block` is its block in the kernel's window.
+pub fn install(index: usize, context: u32, block: u64, header: &LibosHeader) {
     // SAFETY: each vCPU installs its own element, once, before it takes a trap.
-    let cpu = unsafe { &mut *(&raw mut CPUS[index]) };
+    let cpu = unsafe {
+        let all = &raw mut CPUS;
+        &mut (*all)[index]
+    };
     cpu.block = block;
     cpu.upcall_user = header.upcall_user;
     cpu.upcall_libos = header.upcall_libos;
     cpu.kcall = header.kcall;
     cpu.syscall_stashed = header.syscall_stashed;
     cpu.index = index as u64;
-    cpu.scratch = block_va;
+    cpu.context = u64::from(context);
     let top = &raw const cpu.block as u64;
     cpu.tss.rsp[0] = top;
     // A double fault or machine check runs on the same stack: both end the VM.
@@ -117,7 +124,8 @@ pub fn install(index: usize, block: u64, block_va: u64, header: &LibosHeader) {
     for byte in &mut cpu.tss.bitmap {
         *byte = 0xff;
     }
-    cpu.tss.bitmap[MONITOR_PORT as usize / 8] = 0;
+    // The eight ports of its context, and no other's.
+    cpu.tss.bitmap[doorbell_port(context) as usize / 8] = 0;
     let tss = &raw const cpu.tss as u64;
     let limit = size_of::<Tss>() as u64 - 1;
     cpu.gdt = [
@@ -167,14 +175,6 @@ pub fn wrmsr(register: u32, value: u64) {
     }
 }
 
-/// Guest-physical address of the current root table.
-pub fn root() -> u64 {
-    let root: u64;
-    // SAFETY: reading CR3 has no effect.
-    unsafe { asm!("mov {}, cr3", out(reg) root, options(nomem, nostack)) };
-    root & cloak_abi::kcall::PTE_ADDR
-}
-
 /// This vCPU (`cpu`) goes on in space `number`, whose root table is at `root`.
 pub fn switch(cpu: &Cpu, number: u64, root: u64) {
     // Whoever changes the space's tables and then finds another number here may skip this vCPU: it has yet
@@ -190,10 +190,12 @@ pub fn reload() {
     unsafe { asm!("mov {0}, cr3", "mov cr3, {0}", out(reg) _, options(nostack)) };
 }
 
-/// Leaves to the monitor.
+/// Leaves to the monitor. It knows the vCPU, and so the context, whose ports all mean the same.
 pub fn monitor(call: MonitorCall, argument: u32) {
     // SAFETY: the monitor's port.
-    unsafe { asm!("out dx, eax", in("dx") MONITOR_PORT, in("eax") call.encode(argument), options(nostack)) };
+    unsafe {
+        asm!("out dx, eax", in("dx") monitor_port(0), in("eax") call.encode(argument), options(nostack))
+    };
 }
 
 /// Ends the VM: something that must not be. `reason` is told to the user.

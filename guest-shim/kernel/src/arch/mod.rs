@@ -8,13 +8,16 @@ mod kcall;
 
 pub use cpu::{Cpu, cpu, panic_stop};
 
+use core::cell::UnsafeCell;
 use core::ptr;
+use core::sync::atomic::{AtomicU32, Ordering};
 
-use cloak_abi::boot::{BOOT_MAGIC, BootBlock, LIBOS_MAGIC, LibosHeader};
-use cloak_abi::layout::{BOOT_GPA, KERNEL_PHYS_VA, LIBOS_BASE, LIBOS_VCPU_VA, PAGE};
+use cloak_abi::boot::{BOOT_MAGIC, BootBlock, ContextBlock, LIBOS_MAGIC, LibosHeader};
+use cloak_abi::layout::{BOOT_GPA, KERNEL_PHYS_VA, LIBOS_BASE, LIBOS_IMAGE_MAX, MAX_CONTEXTS, PAGE};
 
 use cloak_pagetables::frames::{Memory, Owned, Pool};
 
+use crate::shoot::Generation;
 use crate::spaces::Spaces;
 
 /// The kernel's window on guest-physical memory.
@@ -73,7 +76,7 @@ impl Memory for Window {
     }
 }
 
-/// What all vCPUs share, under [`kcall::LOCK`].
+/// What the vCPUs of a context share, under its lock.
 #[derive(Debug)]
 struct Shared {
     pool: Pool,
@@ -81,70 +84,157 @@ struct Shared {
     spaces: Spaces,
 }
 
-/// What the first vCPU finds at its start. Not changed afterwards.
+/// What does not change after the start of a context's first vCPU.
 #[derive(Debug)]
 struct Constants {
+    /// The VM's number of its first vCPU.
+    first_vcpu: u32,
     vcpus: u32,
-    /// Several contexts share the VM: page tables are changed here only.
+    /// Page tables are changed here only.
     checks: bool,
     first_root: u64,
     /// The pool of page-table frames.
     tables: core::ops::Range<u64>,
+    /// A copy, made before any program could change the libos's image.
+    header: LibosHeader,
 }
 
-static mut CONSTANTS: Constants = Constants {
-    vcpus: 0,
-    checks: true,
-    first_root: 0,
-    tables: 0..0,
-};
+/// One context. Contexts have nothing in common: neither frames nor tables, vCPUs, locks or numbers.
+#[derive(Debug)]
+struct Context {
+    constants: UnsafeCell<Constants>,
+    shared: UnsafeCell<Shared>,
+    /// Guards `shared` and the context's page tables.
+    lock: AtomicU32,
+    generation: Generation,
+    /// Where SYSCALL goes, with [`UNKNOWN_MODE`] until the first vCPU has found out.
+    mode: AtomicU32,
+}
 
-static mut SHARED: Shared = Shared {
-    pool: Pool::new(0, 0),
-    owned: Owned::new((0, 0), (0, 0)),
-    spaces: Spaces::new(),
-};
+/// Not yet known where SYSCALL lands.
+const UNKNOWN_MODE: u32 = 2;
 
-/// First Rust code on each vCPU: makes its descriptor tables and enters the libos.
+// SAFETY: `constants` is written by the context's first vCPU before the others are started, `shared` is reached under
+// `lock` only.
+unsafe impl Sync for Context {}
+
+static CONTEXTS: [Context; MAX_CONTEXTS] = [const {
+    Context {
+        constants: UnsafeCell::new(Constants {
+            first_vcpu: 0,
+            vcpus: 0,
+            checks: true,
+            first_root: 0,
+            tables: 0..0,
+            header: LibosHeader {
+                magic: 0,
+                version: 0,
+                start: 0,
+                syscall: 0,
+                syscall_stashed: 0,
+                upcall_user: 0,
+                upcall_libos: 0,
+                kcall: 0,
+                boot_copy: 0,
+                syscall_probe: 0,
+            },
+        }),
+        shared: UnsafeCell::new(Shared {
+            pool: Pool::new(0, 0),
+            owned: Owned::new((0, 0), (0, 0)),
+            spaces: Spaces::new(),
+        }),
+        lock: AtomicU32::new(0),
+        generation: Generation::new(),
+        mode: AtomicU32::new(UNKNOWN_MODE),
+    }
+}; MAX_CONTEXTS];
+
+impl Context {
+    fn constants(&self) -> &Constants {
+        // SAFETY: written once, by `begin`, before any kernel call of the context.
+        unsafe { &*self.constants.get() }
+    }
+
+    /// What the context's first vCPU does, alone.
+    fn begin(&self, block: &ContextBlock) {
+        // Through the window: the libos's own mapping of it is not the kernel's to rely on.
+        // SAFETY: the image starts with its header, and is as the monitor left it.
+        let header = unsafe { ptr::read_volatile((KERNEL_PHYS_VA + block.libos_gpa) as *const LibosHeader) };
+        check_header(&header);
+        // SAFETY: no other vCPU of the context runs.
+        let (constants, shared) = unsafe { (&mut *self.constants.get(), &mut *self.shared.get()) };
+        shared.pool = Pool::new(block.table_pool_next, block.table_pool_end);
+        shared.owned = Owned::of(block);
+        if let Ok(first) = shared.spaces.vacant(0) {
+            *first = block.root;
+        }
+        *constants = Constants {
+            first_vcpu: block.first_vcpu,
+            vcpus: block.vcpus,
+            checks: block.own_tables == 0,
+            first_root: block.root,
+            tables: block.table_pool_next..block.table_pool_end,
+            header,
+        };
+    }
+}
+
+/// The kernel goes on at these addresses, and some CPUs fault at CPL 0 on those that are not canonical.
+fn check_header(header: &LibosHeader) {
+    if header.magic != LIBOS_MAGIC || header.version != u64::from(cloak_abi::VERSION) {
+        panic_stop(2);
+    }
+    let entries = [
+        header.start,
+        header.syscall,
+        header.syscall_stashed,
+        header.upcall_user,
+        header.upcall_libos,
+        header.kcall,
+        header.syscall_probe,
+    ];
+    if !entries
+        .iter()
+        .all(|entry| (LIBOS_BASE..LIBOS_BASE + LIBOS_IMAGE_MAX).contains(entry))
+    {
+        panic_stop(2);
+    }
+}
+
+/// First Rust code on each vCPU: makes its descriptor tables and enters the libos. `index` is the VM's number of it.
 extern "C" fn start(index: u32) -> ! {
     // SAFETY: the monitor wrote the boot block before the first instruction and does not change it.
     let boot = unsafe { &*((KERNEL_PHYS_VA + BOOT_GPA) as *const BootBlock) };
     if boot.magic != BOOT_MAGIC || boot.version != cloak_abi::VERSION {
         panic_stop(1);
     }
-    // SAFETY: the libos image is mapped at LIBOS_BASE by the monitor's page tables.
-    let header = unsafe { &*(LIBOS_BASE as *const LibosHeader) };
-    if header.magic != LIBOS_MAGIC || header.version != u64::from(cloak_abi::VERSION) {
-        panic_stop(2);
-    }
-    if index == 0 {
-        // SAFETY: vCPU 0 alone runs until the libos starts the others by a kernel call.
-        unsafe {
-            let shared = &mut *(&raw mut SHARED);
-            shared.pool = Pool::new(boot.table_pool_next, boot.table_pool_end);
-            let low = (boot.table_pool_end, boot.ram_low);
-            let high = (
-                cloak_abi::layout::HOLE_END,
-                cloak_abi::layout::HOLE_END + boot.ram_high,
-            );
-            shared.owned = Owned::new(low, high);
-            if let Ok(first) = shared.spaces.vacant(0) {
-                *first = cpu::root();
-            }
-            *(&raw mut CONSTANTS) = Constants {
-                vcpus: boot.vcpus,
-                checks: boot.own_tables == 0,
-                first_root: cpu::root(),
-                tables: boot.table_pool_next..boot.table_pool_end,
-            };
+    let mut number = 0;
+    while number < boot.contexts as usize {
+        let block = &boot.list[number];
+        if index.wrapping_sub(block.first_vcpu) < block.vcpus {
+            start_in(&CONTEXTS[number], number, block, index);
         }
+        number += 1;
     }
-    let block = KERNEL_PHYS_VA + boot.vcpu_blocks + u64::from(index) * PAGE;
+    panic_stop(1)
+}
+
+fn start_in(context: &'static Context, number: usize, block: &ContextBlock, index: u32) -> ! {
+    let own = index - block.first_vcpu;
+    if own == 0 {
+        context.begin(block);
+    }
+    let header = &context.constants().header;
     cpu::install(
         index as usize,
-        block,
-        LIBOS_VCPU_VA + u64::from(index) * PAGE,
+        number as u32,
+        KERNEL_PHYS_VA + block.vcpu_blocks + u64::from(own) * PAGE,
         header,
     );
-    entry::enter_libos(header.start, u64::from(index))
+    let mode = context.mode.load(Ordering::Relaxed);
+    if mode != UNKNOWN_MODE {
+        kcall::set_syscall_mode(header, mode);
+    }
+    entry::enter_libos(header.start, u64::from(own))
 }

@@ -4,6 +4,7 @@ use core::sync::atomic::Ordering;
 
 use super::calls_open::path_argument;
 use super::flags::*;
+use super::host_fifos;
 use super::hostops;
 use super::node::{self, New};
 use super::walk::{self, Last, NodePlace, Place};
@@ -81,7 +82,13 @@ fn make_node(dirfd: i32, path: &[u8], mode: u32, device: u32) -> SysResult {
     }
     let mode = kind | masked(mode & 0o7777);
     walk::with(dirfd, path, Last::Name, |place| match place {
-        Place::Host(place) => hostops::make_node(place.at(), mode, u64::from(device)).map(|()| 0),
+        Place::Host(place) => {
+            hostops::make_node(place.at(), mode, u64::from(device))?;
+            if kind == S_IFIFO {
+                host_fifos::made(place)?;
+            }
+            Ok(0)
+        }
         Place::Node(place) => make_in_node(place, New::Node(kind, u64::from(device)), mode),
     })
 }
@@ -119,7 +126,11 @@ fn remove(dirfd: i32, path: &[u8], flags: u32) -> SysResult {
         check_last(path, Errno::EISDIR, Errno::EISDIR)?;
     }
     walk::with(dirfd, path, Last::Name, |place| match place {
-        Place::Host(place) => hostops::unlink(place.at(), flags).map(|()| 0),
+        Place::Host(place) => {
+            hostops::unlink(place.at(), flags)?;
+            host_fifos::removed(&place.path);
+            Ok(0)
+        }
         Place::Node(place) => {
             place.node()?;
             place.parent()?.remove(&place.name, directory).map(|()| 0)
@@ -158,7 +169,9 @@ fn move_name(from: (i32, &[u8]), to: (i32, &[u8]), flags: u32) -> SysResult {
     walk::with(from.0, from.1, Last::Name, |source| {
         walk::with(to.0, to.1, Last::Name, |target| match (source, target) {
             (Place::Host(source), Place::Host(target)) => {
-                hostops::rename(source.at(), target.at(), flags).map(|()| 0)
+                hostops::rename(source.at(), target.at(), flags)?;
+                host_fifos::renamed(&source.path, &target.path);
+                Ok(0)
             }
             (Place::Node(source), Place::Node(target)) => rename_nodes(source, target, flags),
             _ => Err(Errno::EXDEV),

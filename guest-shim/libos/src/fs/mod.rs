@@ -35,6 +35,7 @@ pub mod eventfd;
 pub mod fd;
 pub mod file;
 pub mod flags;
+mod host_fifos;
 mod hostdir;
 pub mod hostfd;
 mod hostfile;

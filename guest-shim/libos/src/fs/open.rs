@@ -6,6 +6,7 @@ use core::sync::atomic::Ordering;
 
 use super::file::{File, Stat};
 use super::flags::*;
+use super::host_fifos;
 use super::hostdir::HostDir;
 use super::hostfd::HostFd;
 use super::hostfile::{HostFile, Position};
@@ -74,6 +75,9 @@ pub fn open_kernel(path: &[u8]) -> SysResult<Arc<OpenFile>> {
 }
 
 fn open_host(place: &HostPlace, flags: u32, mode: u32) -> SysResult<Arc<OpenFile>> {
+    if let Some(fifo) = host_fifos::open(place, flags) {
+        return Ok(OpenFile::new(fifo?, flags & !CREATION_FLAGS, place.path.clone()));
+    }
     let directory = if place.must_be_directory { O_DIRECTORY } else { 0 };
     let asked = flags & HOST_FLAGS | directory;
     let (fd, stat) = match hostops::open(place.at(), asked, mode) {

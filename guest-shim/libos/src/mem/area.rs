@@ -106,6 +106,22 @@ impl Area {
             name: "",
         }
     }
+
+    /// The same with other ends: nothing of it is mapped yet. It starts `by` bytes further on.
+    #[must_use]
+    pub fn more(&self, by: u64, end: u64) -> Self {
+        Self {
+            end,
+            protection: self.protection,
+            shared: self.shared,
+            backing: self.backing.advance(by),
+            dont_fork: self.dont_fork,
+            wipe_on_fork: self.wipe_on_fork,
+            pins: BTreeMap::new(),
+            ahead: (0, 0),
+            name: self.name,
+        }
+    }
 }
 
 /// The areas of an address space.

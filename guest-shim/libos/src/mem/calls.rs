@@ -15,7 +15,7 @@ pub const SYSCALLS: &[Entry] = &[
     full(10, "mprotect", "xxx", mprotect),
     full(11, "munmap", "xx", munmap),
     full(12, "brk", "x", brk),
-    partial(25, "mremap", "xxxxx", "MREMAP_DONTUNMAP is refused", mremap),
+    full(25, "mremap", "xxxxx", mremap),
     full(26, "msync", "xxx", msync),
     full(27, "mincore", "xxx", mincore),
     partial(
@@ -182,13 +182,16 @@ fn brk(a: &Args) -> SysResult {
 fn mremap(a: &Args) -> SysResult {
     const MAYMOVE: u64 = 1;
     const FIXED: u64 = 2;
-    let (old, flags) = (a.u64(0), a.u64(3));
+    const DONTUNMAP: u64 = 4;
+    let (old, flags, target) = (a.u64(0), a.u64(3), a.u64(4));
     let (old_len, new_len) = (
         pages(a.u64(1)).map_err(|_| Errno::EINVAL)?,
         pages(a.u64(2)).map_err(|_| Errno::EINVAL)?,
     );
-    if flags & !3 != 0
-        || flags & FIXED != 0 && flags & MAYMOVE == 0
+    let (fixed, keeps) = (flags & FIXED != 0, flags & DONTUNMAP != 0);
+    if flags & !7 != 0
+        || (fixed || keeps) && flags & MAYMOVE == 0
+        || keeps && old_len != new_len
         || !old.is_multiple_of(PAGE)
         || new_len == 0
     {
@@ -196,17 +199,16 @@ fn mremap(a: &Args) -> SysResult {
     }
     let mut space = space::current().lock();
     let (area_start, area) = space.areas.find(old).ok_or(Errno::EFAULT)?;
-    let area_end = area.end;
-    let (protection, shared, name) = (area.protection, area.shared, area.name);
-    let backing = area.backing.advance(old - area_start);
-    if old_len == 0 && !shared || old.checked_add(old_len).is_none_or(|e| e > area_end) {
-        return Err(if old_len == 0 {
-            Errno::EINVAL
-        } else {
-            Errno::EFAULT
-        });
+    let (area_end, shared, protection) = (area.end, area.shared, area.protection);
+    // What is mapped here, from `old` on.
+    let model = area.more(old - area_start, area_end);
+    if old_len == 0 && !shared {
+        return Err(Errno::EINVAL);
     }
-    if flags & FIXED == 0 {
+    if old.checked_add(old_len).is_none_or(|e| e > area_end) {
+        return Err(Errno::EFAULT);
+    }
+    if !fixed && !keeps {
         if new_len <= old_len && old_len != 0 {
             if new_len < old_len {
                 space.unmap(old + new_len, old_len - new_len)?;
@@ -219,34 +221,25 @@ fn mremap(a: &Args) -> SysResult {
             && cloak_abi::layout::is_user_range(old, new_len)
             && space.areas.is_free(area_end, grown_end);
         if in_place {
-            let mut more = super::area::Area::anonymous(grown_end, protection);
-            (more.shared, more.name) = (shared, name);
-            more.backing = backing.advance(old_len);
-            space.areas.insert(area_end, more);
+            space.areas.insert(area_end, model.more(old_len, grown_end));
             return Ok(old);
         }
         if flags & MAYMOVE == 0 {
             return Err(Errno::ENOMEM);
         }
     }
-    let target = a.u64(4);
     let overlaps = target < old + old_len && old < target.saturating_add(new_len);
-    if flags & FIXED != 0 && (overlaps || !target.is_multiple_of(PAGE)) {
+    if fixed && (overlaps || !target.is_multiple_of(PAGE)) {
         return Err(Errno::EINVAL);
     }
     let moved = old_len.min(new_len);
-    let place = if flags & FIXED != 0 {
-        Place::Fixed
-    } else {
-        Place::Anywhere
-    };
-    let hint = if flags & FIXED != 0 { target } else { 0 };
     // Reserve, then fill the front with what moves and the rest with more of the same.
     let request = Request {
-        hint,
+        // Without FIXED, DONTUNMAP takes the address as a wish.
+        hint: if fixed || keeps { target & !(PAGE - 1) } else { 0 },
         len: new_len,
         protection,
-        place,
+        place: if fixed { Place::Fixed } else { Place::Anywhere },
         shared: false,
         file: None,
         populate: false,
@@ -257,11 +250,11 @@ fn mremap(a: &Args) -> SysResult {
     if moved > 0 {
         space.move_range(old, moved, to)?;
     }
+    if keeps {
+        space.areas.insert(old, model.more(0, old + old_len));
+    }
     if new_len > moved {
-        let mut more = super::area::Area::anonymous(to + new_len, protection);
-        (more.shared, more.name) = (shared, name);
-        more.backing = backing.advance(moved);
-        space.areas.insert(to + moved, more);
+        space.areas.insert(to + moved, model.more(moved, to + new_len));
     }
     if old_len > moved {
         space.unmap(old + moved, old_len - moved)?;

@@ -7,7 +7,7 @@
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicU16, AtomicUsize, Ordering};
 
-use cloak_abi::layout::{HOLE_END, LIBOS_PHYS_VA, PAGE};
+use cloak_abi::layout::{LIBOS_PHYS_VA, PAGE};
 use spin::{Mutex, Once};
 
 use super::extents::{Extents, Run};
@@ -32,17 +32,18 @@ pub fn is_busy() -> bool {
     OWNER.load(Ordering::Relaxed) == 1 + arch::vcpu_index()
 }
 
-/// Takes over the frames that the boot block leaves to the context.
+/// Takes over the frames that are the context's and hold nothing.
 pub fn init() {
     let boot = arch::boot();
     *FRAMES.lock() = Some(Extents::default());
     with(|extents| {
-        extents.add(boot.free_frames, boot.ram_low);
-        extents.add(HOLE_END, HOLE_END + boot.ram_high);
+        let [[_, end], [start, last]] = boot.frames;
+        extents.add(boot.free_frames, end);
+        extents.add(start, last);
     });
     OTHERS.call_once(|| {
         let mut all = Vec::new();
-        for (start, end) in [(0, boot.ram_low), (HOLE_END, HOLE_END + boot.ram_high)] {
+        for [start, end] in boot.frames {
             for first in (start..end).step_by(PART as usize) {
                 all.push(counts(first, end.min(first + PART)));
             }

@@ -5,6 +5,7 @@
 
 use core::alloc::{GlobalAlloc, Layout};
 use core::ptr;
+use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use cloak_abi::layout::PAGE;
 use spin::Mutex;
@@ -19,6 +20,9 @@ const SLAB: usize = 4;
 /// Bytes from which the frame allocator's own books are made.
 const ARENA: usize = 8 << 20;
 
+/// No memory was left, at least once: what a panic after it is about.
+pub static EXHAUSTED: AtomicBool = AtomicBool::new(false);
+
 struct Free(*mut u8);
 // SAFETY: a list of free blocks that only its lock's holder touches.
 unsafe impl Send for Free {}
@@ -30,7 +34,7 @@ struct Arena(core::cell::UnsafeCell<[u8; ARENA]>);
 // SAFETY: handed out in disjoint parts by `ARENA_NEXT`.
 unsafe impl Sync for Arena {}
 static ARENA_BYTES: Arena = Arena(core::cell::UnsafeCell::new([0; ARENA]));
-static ARENA_NEXT: core::sync::atomic::AtomicUsize = core::sync::atomic::AtomicUsize::new(0);
+static ARENA_NEXT: AtomicUsize = AtomicUsize::new(0);
 
 struct Heap;
 
@@ -50,10 +54,14 @@ unsafe impl GlobalAlloc for Heap {
         if frames::is_busy() {
             return from_arena(layout.size().next_multiple_of(PAGE as usize));
         }
-        match class(layout) {
+        let block = match class(layout) {
             Some(class) => small(class),
             None => large(layout),
+        };
+        if block.is_null() {
+            EXHAUSTED.store(true, Ordering::Relaxed);
         }
+        block
     }
 
     unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
@@ -122,7 +130,7 @@ fn pages(count: usize) -> Option<*mut u8> {
 }
 
 fn from_arena(bytes: usize) -> *mut u8 {
-    let at = ARENA_NEXT.fetch_add(bytes, core::sync::atomic::Ordering::Relaxed);
+    let at = ARENA_NEXT.fetch_add(bytes, Ordering::Relaxed);
     if at + bytes > ARENA {
         return ptr::null_mut();
     }

@@ -13,7 +13,7 @@ pub mod file_frames;
 #[cfg(feature = "bare")]
 pub mod frames;
 #[cfg(feature = "bare")]
-mod heap;
+pub mod heap;
 #[cfg(feature = "bare")]
 pub mod space;
 #[cfg(feature = "bare")]

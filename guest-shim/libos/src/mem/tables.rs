@@ -5,9 +5,10 @@ use alloc::vec::Vec;
 use core::sync::atomic::Ordering;
 
 use cloak_abi::kcall::{
-    Kcall, MAX_SPACES, PTE_A, PTE_ADDR, PTE_D, PTE_NX, PTE_P, PTE_PS, PTE_SHARED, PTE_U, PTE_W, PageOpKind,
+    ALL_SPACES, Kcall, KcallError, MAX_SPACES, PTE_A, PTE_ADDR, PTE_D, PTE_NX, PTE_P, PTE_PS, PTE_SHARED,
+    PTE_U, PTE_W, PageOpKind,
 };
-use cloak_abi::layout::{HOLE_END, LARGE, PAGE, ROOT_GPA};
+use cloak_abi::layout::{LARGE, PAGE};
 use cloak_abi::vcpu::MAX_OPS;
 use cloak_pagetables::frames::{Memory, Owned, Pool};
 use cloak_pagetables::tables::{Editor, Op};
@@ -61,10 +62,10 @@ pub struct Tables {
 impl Tables {
     /// Those that the first vCPU starts on.
     #[must_use]
-    pub const fn first() -> Self {
+    pub fn first() -> Self {
         Self {
             number: 0,
-            root: ROOT_GPA,
+            root: arch::boot().root,
         }
     }
 
@@ -393,16 +394,12 @@ impl OwnTables {
     }
 
     fn apply(&self, root: u64, ops: &[[u64; 4]]) -> SysResult<()> {
-        let boot = arch::boot();
-        let owned = Owned::new(
-            (boot.table_pool_end, boot.ram_low),
-            (HOLE_END, HOLE_END + boot.ram_high),
-        );
+        let owned = Owned::of(arch::boot());
         self.edit(root, |editor| {
             for [va_kind, len, gpa, flags] in ops {
                 // Checked all the same: a slip of ours must not become a mapping of the shim's own memory.
                 let op = Op::check(*va_kind, *len, *gpa, *flags, &owned).map_err(|_| Errno::EINVAL)?;
-                editor.apply(&op).map_err(|_| Errno::ENOMEM)?;
+                with_tables(editor, |editor| editor.apply(&op))?;
             }
             Ok(())
         })
@@ -422,15 +419,31 @@ impl OwnTables {
     fn make(&self, source: Option<u64>) -> SysResult<u64> {
         // The root's place is not known before the pool has given it.
         self.edit(0, |editor| {
-            editor.root = editor.pool.take(editor.memory).map_err(|_| Errno::ENOMEM)?;
-            editor.begin(ROOT_GPA);
-            if source.is_some_and(|s| editor.copy(s).is_err()) {
-                editor.end();
-                return Err(Errno::ENOMEM);
-            }
-            Ok(editor.root)
+            with_tables(editor, |editor| {
+                editor.root = editor.pool.take(editor.memory)?;
+                editor.begin(arch::boot().root);
+                if let Some(Err(error)) = source.map(|s| editor.copy(s)) {
+                    editor.end();
+                    return Err(error);
+                }
+                Ok(editor.root)
+            })
         })
     }
+}
+
+/// Work that takes page tables: where only resting ones are left, every vCPU forgets them, and it is done anew.
+fn with_tables<R>(
+    editor: &mut Editor<'_, Window>,
+    mut work: impl FnMut(&mut Editor<'_, Window>) -> Result<R, KcallError>,
+) -> SysResult<R> {
+    let mut result = work(editor);
+    if result.is_err() && editor.pool.is_resting() {
+        arch::kcall(Kcall::Shoot, ALL_SPACES);
+        editor.pool.settle(editor.memory);
+        result = work(editor);
+    }
+    result.map_err(|_| Errno::ENOMEM)
 }
 
 /// Guest-physical memory through the libos's window.

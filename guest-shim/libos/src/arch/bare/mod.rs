@@ -17,29 +17,30 @@ use core::cell::UnsafeCell;
 use core::sync::atomic::Ordering;
 
 use cloak_abi::anchor::{self, ANCHORS, AnchorSlot};
-use cloak_abi::boot::BootBlock;
+use cloak_abi::boot::ContextBlock;
 use cloak_abi::kcall::Kcall;
-use cloak_abi::layout::{DOORBELL_PORT, LIBOS_SHARED_VA, LIBOS_VCPU_VA, MONITOR_PORT, PAGE};
+use cloak_abi::layout::{LIBOS_SHARED_VA, LIBOS_VCPU_VA, PAGE, doorbell_port, monitor_port};
 use cloak_abi::vcpu::{MonitorCall, VcpuBlock};
 
 use crate::errno::{Errno, SysResult};
 
-/// A cell for the boot block's copy; written by the monitor before the first instruction.
+/// A cell for the context's part of the boot block; written by the monitor before the first instruction.
 #[repr(transparent)]
-struct BootCell(UnsafeCell<BootBlock>);
+struct BootCell(UnsafeCell<ContextBlock>);
 // SAFETY: never written after the start.
 unsafe impl Sync for BootCell {}
 
-static BOOT: BootCell = BootCell(UnsafeCell::new(BootBlock {
+static BOOT: BootCell = BootCell(UnsafeCell::new(ContextBlock {
     // Not zero, so that it lies in the image's data.
-    magic: 1,
-    version: 0,
+    index: 1,
     vcpus: 0,
-    ram_low: 0,
-    ram_high: 0,
+    first_vcpu: 0,
+    own_tables: 0,
+    frames: [[0; 2]; 2],
     table_pool: 0,
     table_pool_end: 0,
     table_pool_next: 0,
+    root: 0,
     free_frames: 0,
     libos_gpa: 0,
     vcpu_blocks: 0,
@@ -48,12 +49,11 @@ static BOOT: BootCell = BootCell(UnsafeCell::new(BootBlock {
     shared_len: 0,
     tsc_khz: 0,
     platform: 0,
-    own_tables: 0,
     identity: [0; 48],
 }));
 
-/// The boot block.
-pub fn boot() -> &'static BootBlock {
+/// What the context has.
+pub fn boot() -> &'static ContextBlock {
     // SAFETY: constant since before the first instruction. `black_box` because the compiler must not
     // believe the initial value.
     unsafe { &*core::hint::black_box(BOOT.0.get()) }
@@ -78,15 +78,17 @@ pub fn vcpu_block(index: usize) -> &'static VcpuBlock {
 
 /// Wakes the OS service (0) or vCPU n (1 + n), without a return to the monitor.
 pub fn doorbell(value: u32) {
+    let port = doorbell_port(boot().index);
     // SAFETY: the port that the kernel opened for this.
-    unsafe { core::arch::asm!("out dx, eax", in("dx") DOORBELL_PORT, in("eax") value, options(nostack)) };
+    unsafe { core::arch::asm!("out dx, eax", in("dx") port, in("eax") value, options(nostack)) };
 }
 
 /// Leaves to the monitor, with the call's argument.
 pub fn monitor(call: MonitorCall, argument: u32) {
+    let port = monitor_port(boot().index);
     // SAFETY: the port that the kernel opened for this.
     unsafe {
-        core::arch::asm!("out dx, eax", in("dx") MONITOR_PORT, in("eax") call.encode(argument), options(nostack))
+        core::arch::asm!("out dx, eax", in("dx") port, in("eax") call.encode(argument), options(nostack))
     };
 }
 

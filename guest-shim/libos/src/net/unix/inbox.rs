@@ -18,8 +18,17 @@ use crate::sched::WaitQueue;
 
 /// Bytes that may wait in one, as `net.core.wmem_default`.
 pub const CAPACITY: usize = 212_992;
-/// What a message costs beyond its bytes, so that empty ones do not come for free.
-const OVERHEAD: usize = 128;
+/// What a message that waits costs, about as on Linux (`truesize`): its bytes with a tail, as allocated, and a header.
+/// A socket can't take much more memory by many small ones than by few large ones.
+fn cost(bytes: usize) -> usize {
+    const HEADER: usize = 256;
+    const TAIL: usize = 320;
+    let allocated = match bytes + TAIL {
+        small @ ..=8192 => small.next_power_of_two(),
+        large => large.next_multiple_of(4096),
+    };
+    HEADER + allocated
+}
 
 /// One message, or one write to a stream.
 #[derive(Debug)]
@@ -86,7 +95,7 @@ impl Inbox {
             if state.closed || state.ended {
                 return Err(Errno::EPIPE);
             }
-            let cost = packet.data.len() + OVERHEAD;
+            let cost = cost(packet.data.len());
             if state.used > 0 && state.used + cost > CAPACITY {
                 return Ok(Some(packet));
             }
@@ -101,7 +110,7 @@ impl Inbox {
     /// Whether a small write would find room, or an error: then `asker` is told when that changes.
     pub fn writable(&self, asker: &Arc<Self>) -> bool {
         let mut state = self.state.lock();
-        let room = state.closed || state.ended || state.used + OVERHEAD < CAPACITY / 2;
+        let room = state.closed || state.ended || state.used + cost(0) < CAPACITY / 2;
         if !room
             && !state
                 .blocked
@@ -133,7 +142,7 @@ impl Inbox {
                 return Some(taken);
             }
             let mut packet = state.packets.pop_front()?;
-            state.used -= packet.data.len() + OVERHEAD;
+            state.used -= cost(packet.data.len());
             taken.data = core::mem::take(&mut packet.data);
             taken.data.truncate(space);
             (taken, packet)
@@ -175,7 +184,7 @@ impl Inbox {
             if !peek {
                 for _ in 0..index {
                     if let Some(packet) = state.packets.pop_front() {
-                        state.used -= packet.data.len() + OVERHEAD;
+                        state.used -= cost(packet.data.len());
                         gone.push(packet);
                     }
                 }
@@ -205,7 +214,7 @@ impl Inbox {
     fn tell_blocked(&self) {
         let blocked = {
             let mut state = self.state.lock();
-            if state.used + OVERHEAD >= CAPACITY / 2 && !state.closed {
+            if state.used + cost(0) >= CAPACITY / 2 && !state.closed {
                 return;
             }
             core::mem::take(&mut state.blocked)
