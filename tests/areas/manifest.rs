@@ -755,3 +755,96 @@ fn keys_of_volumes_follow_from_the_whole_manifest() {
     prints(&stated(&other, &with_key), "kept\nkept\n");
     assert_eq!(on_volume("cat", &other, &[word("/file")]).stdout, b"kept\n");
 }
+
+/// A database with WAL on a protected volume of a manifest, its VM and then its OS service killed at work: what was
+/// committed is there.
+#[test]
+fn a_database_survives_killed_monitors_and_services() {
+    let (Some(sqlite), Some(busybox)) = (
+        needs::cloaked_program("sqlite3"),
+        needs::cloaked_program("busybox"),
+    ) else {
+        return;
+    };
+    let folder = Folder::new();
+    let (key, volume) = (folder.join("root.key"), folder.join("safe.vol"));
+    let script = "i=0; while [ $i -lt 100 ]; do echo \"insert into t values($i);\"; i=$((i+1)); done > /tmp/in; \
+        sqlite3 /data/db 'pragma journal_mode=wal; pragma synchronous=full; create table if not exists t(a)'; \
+        while :; do sqlite3 /data/db 'select count(*), (select * from pragma_integrity_check), \"whole\" from t'; \
+        sqlite3 /data/db < /tmp/in; done";
+    let program = [os(&busybox), word("sh"), word("-c"), word(script)];
+    let manifest = folder.init("m", &[word("--add"), os(&sqlite)], &program);
+    let more = format!(
+        "\n[[volume]]\nguest = \"/data\"\nkind = \"protected\"\nsource = \"{}\"\n",
+        volume.display()
+    );
+    append(&manifest, &more);
+    let anchor = folder.join("anchor");
+    let on_volume = |subcommand: &str| {
+        let mut command = cloak();
+        command.args(["volume", subcommand]).arg(&volume);
+        command
+            .arg("--manifest")
+            .arg(&manifest)
+            .arg("--root-key")
+            .arg(&key);
+        let output = command.arg("--anchor").arg(&anchor).output();
+        output.expect("cloak starts")
+    };
+    let new = cloak().args(["key", "new"]).arg(&key).status();
+    assert!(new.expect("cloak starts").success());
+    assert!(on_volume("create").status.success());
+    let mut before = 0u64;
+    for round in 0..4 {
+        let mut command = cloak();
+        command.args(["run", "--manifest"]).arg(&manifest);
+        command.arg("--root-key").arg(&key);
+        command.arg("--anchor").arg(format!("/data={}", anchor.display()));
+        let mut running = Running::start(command, Vec::new()).expect("cloak starts");
+        let counts = |running: &Running| -> Vec<u64> {
+            let text = String::from_utf8_lossy(&running.stdout_so_far()).into_owned();
+            let whole = text.lines().filter_map(|line| line.strip_suffix("|ok|whole"));
+            whole.filter_map(|count| count.parse().ok()).collect()
+        };
+        assert!(
+            running.prints("|whole", PATIENCE),
+            "{}",
+            String::from_utf8_lossy(&running.stderr_so_far())
+        );
+        let found = counts(&running).first().copied();
+        assert!(
+            found.is_some_and(|found| found >= before),
+            "{found:?} rows after {before}"
+        );
+        let more = found.unwrap_or_default() + 100;
+        assert!(
+            running.prints(&format!("{more}|ok|whole"), PATIENCE),
+            "it goes on"
+        );
+        let monitor = running.pid();
+        let service = children_of(monitor.as_raw_nonzero().get());
+        let victim = if round % 2 == 0 {
+            monitor
+        } else {
+            rustix::process::Pid::from_raw(service[0]).expect("a number")
+        };
+        rustix::process::kill_process(victim, rustix::process::Signal::KILL).expect("it runs");
+        let _killed = running.finish(PATIENCE).expect("it ends");
+        before = more;
+        let check = on_volume("check");
+        assert!(
+            check.status.success(),
+            "{}",
+            String::from_utf8_lossy(&check.stderr)
+        );
+    }
+}
+
+fn children_of(parent: i32) -> Vec<i32> {
+    let listed = fs::read_to_string(format!("/proc/{parent}/task/{parent}/children"));
+    let listed = listed.expect("it runs");
+    listed
+        .split_whitespace()
+        .filter_map(|pid| pid.parse().ok())
+        .collect()
+}
