@@ -48,7 +48,7 @@ tags! {
     /// One protected volume: a [`Protected`].
     Protected = 13,
     /// The manifest: SHA-384 of the shim (48 bytes), then the manifest's canonical form. Both lead to
-    /// [`crate::boot::BootBlock::identity`], or the libos refuses to start.
+    /// [`crate::boot::ContextBlock::identity`], or the libos refuses to start.
     Manifest = 14,
     /// One measured file: fs-verity digest (SHA-256, 32 bytes), guest path.
     File = 15,
