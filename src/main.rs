@@ -38,6 +38,8 @@ enum Command {
     Kbs(cloak_broker::cli::KbsArgs),
     /// Write and check manifests: what to run, and what it may see
     Manifest(cloak_manifest::cli::ManifestArgs),
+    /// Make root keys, which the keys of contexts follow from
+    Key(commands::key::Args),
     /// Make, list, check protected volumes, and give them new keys
     Volume(cloak_volumes::cli::VolumeArgs),
 }
@@ -77,8 +79,13 @@ fn main() -> ExitCode {
         Command::Manifest(args) => args
             .run(&mut io::stdout().lock(), &mut io::stderr().lock())
             .into(),
+        Command::Key(args) => commands::key::run(&args),
         Command::Volume(args) => args
-            .run(&mut io::stdout().lock(), &mut io::stderr().lock())
+            .run(
+                &commands::key::OfManifests,
+                &mut io::stdout().lock(),
+                &mut io::stderr().lock(),
+            )
             .into(),
     }
 }

@@ -58,12 +58,12 @@ pub struct ContextBlock {
     pub config_gpa: u64,
     /// Bytes of the configuration.
     pub config_len: u64,
-    /// Bytes of the shared region.
-    pub shared_len: u64,
     /// Frequency of the guest's time-stamp counter, kHz.
     pub tsc_khz: u64,
     /// Platform the monitor says this is (0 plain). The shim checks what it can.
     pub platform: u64,
+    /// Identity of the context: what shim and manifest it is of (`cloak_manifest::Identity`, SHA-384).
+    pub identity: [u8; 48],
 }
 
 /// First bytes of the libos image: where the kernel enters it. All addresses are guest-virtual.
@@ -92,7 +92,7 @@ pub struct LibosHeader {
     pub syscall_probe: u64,
 }
 
-crate::tripwire!(size_of::<ContextBlock>() == 208, "ContextBlock");
+crate::tripwire!(size_of::<ContextBlock>() == 248, "ContextBlock");
 crate::tripwire!(
     size_of::<BootBlock>() <= crate::layout::PAGE as usize,
     "BootBlock fits a page"

@@ -47,8 +47,15 @@ tags! {
     Umask = 12,
     /// One protected volume: a [`Protected`].
     Protected = 13,
+    /// The manifest: SHA-384 of the shim (48 bytes), then the manifest's canonical form. Both lead to
+    /// [`crate::boot::ContextBlock::identity`], or the libos refuses to start.
+    Manifest = 14,
+    /// One measured file: fs-verity digest (SHA-256, 32 bytes), guest path.
+    File = 15,
+    /// One symbolic link of a measured volume: u32 length of the path, guest path, target.
+    Link = 16,
     /// A segment shared with other contexts: u64 index in [`crate::boot::ContextBlock::segments`], u64 bytes, name.
-    Segment = 14,
+    Segment = 17,
 }
 
 /// Bits of a mount.
@@ -57,6 +64,8 @@ pub mod mount_flags {
     pub const READ_ONLY: u32 = 1;
     /// Not a host mount: a file system in guest memory.
     pub const MEMORY: u32 = 2;
+    /// What is in it is what [`super::Tag::File`] and [`super::Tag::Link`] name; the host mount has the contents.
+    pub const MEASURED: u32 = 4;
 }
 
 /// Bits of [`Tag::Flags`].
@@ -65,6 +74,8 @@ pub mod run_flags {
     pub const TRACE: u64 = 1;
     /// Leave system-call sites as they are.
     pub const NO_PATCH: u64 = 2;
+    /// No socket of the host: the network is an empty one.
+    pub const NO_NETWORK: u64 = 4;
 }
 
 /// A protected volume. Layout: u32 host mount index, u32 [`mount_flags`], u32 anchor (0 none, 1 it has seen the mark, 2
@@ -146,6 +157,29 @@ impl<'a> Protected<'a> {
             path,
         })
     }
+}
+
+/// Splits the value of a [`Tag::File`] record: digest and guest path.
+///
+/// # Errors
+/// [`ConfigError::Size`] for what is none.
+pub fn measured_file(value: &[u8]) -> Result<(&[u8; 32], &[u8]), ConfigError> {
+    value
+        .split_first_chunk()
+        .filter(|(_, path)| path.first() == Some(&b'/'))
+        .ok_or(ConfigError::Size(Tag::File))
+}
+
+/// Splits the value of a [`Tag::Link`] record: guest path and target.
+///
+/// # Errors
+/// [`ConfigError::Size`] for what is none.
+pub fn measured_link(value: &[u8]) -> Result<(&[u8], &[u8]), ConfigError> {
+    value
+        .split_first_chunk()
+        .and_then(|(len, rest)| rest.split_at_checked(u32::from_le_bytes(*len) as usize))
+        .filter(|(path, target)| path.first() == Some(&b'/') && !target.is_empty())
+        .ok_or(ConfigError::Size(Tag::Link))
 }
 
 /// Why a configuration can't be read.
@@ -245,6 +279,24 @@ impl Writer {
         self.put(Tag::Mount, &bytes)
     }
 
+    /// Appends one measured file.
+    pub fn measured_file(&mut self, digest: &[u8; 32], path: &[u8]) -> &mut Self {
+        let mut bytes = digest.to_vec();
+        bytes.extend_from_slice(path);
+        self.put(Tag::File, &bytes)
+    }
+
+    /// Appends one symbolic link of a measured volume.
+    pub fn measured_link(&mut self, path: &[u8], target: &[u8]) -> &mut Self {
+        let mut bytes = u32::try_from(path.len())
+            .unwrap_or(u32::MAX)
+            .to_le_bytes()
+            .to_vec();
+        bytes.extend_from_slice(path);
+        bytes.extend_from_slice(target);
+        self.put(Tag::Link, &bytes)
+    }
+
     /// Appends one protected volume.
     pub fn protected(&mut self, volume: &Protected<'_>) -> &mut Self {
         let (state, number, mark) = match volume.anchor {
@@ -334,6 +386,24 @@ mod tests {
                 assert!(Protected::parse(&value[..cut]).is_err(), "{cut}");
             }
         }
+    }
+
+    #[test]
+    fn measured_files_and_links_round_trip_and_cut_ones_are_refused() {
+        let mut w = Writer::default();
+        w.measured_file(&[7; 32], b"/bin/sh")
+            .measured_link(b"/lib", b"usr/lib");
+        let bytes = w.finish();
+        let values: alloc::vec::Vec<_> = Records::new(&bytes).map(|r| r.expect("well formed").1).collect();
+        assert_eq!(measured_file(values[0]), Ok((&[7; 32], &b"/bin/sh"[..])));
+        assert_eq!(measured_link(values[1]), Ok((&b"/lib"[..], &b"usr/lib"[..])));
+        for cut in 0..=32 {
+            assert!(measured_file(&values[0][..cut]).is_err(), "{cut}");
+        }
+        for cut in 0..=8 {
+            assert!(measured_link(&values[1][..cut]).is_err(), "{cut}");
+        }
+        assert!(measured_link(&[0, 0, 0, 0, b'x']).is_err(), "no path");
     }
 
     #[test]

@@ -81,8 +81,8 @@ fn constants(out: &mut String) {
     constants!(out, exit_status: PANIC);
     constants!(out, hostop: ROOT_FD, MAX_MOUNTS, MAX_IO, PATH_MAX, ADDR_MAX, CONTROL_MAX);
     constants!(out, resolve: ROOTED, COMPONENT);
-    constants!(out, mount_flags: READ_ONLY, MEMORY);
-    constants!(out, run_flags: TRACE, NO_PATCH);
+    constants!(out, mount_flags: READ_ONLY, MEMORY, MEASURED);
+    constants!(out, run_flags: TRACE, NO_PATCH, NO_NETWORK);
 }
 
 fn structures(out: &mut String) {
@@ -113,9 +113,9 @@ fn structures(out: &mut String) {
             vcpu_blocks,
             config_gpa,
             config_len,
-            shared_len,
             tsc_khz,
-            platform
+            platform,
+            identity
         }
     );
     structure!(
@@ -232,7 +232,7 @@ fn numbers(out: &mut String) {
         Doorbells, Signals, Entered
     );
     variants!(
-        out, Tag: Program, Arg, Env, Cwd, Mount, Ids, HostName, Flags, MaxFiles, Seed, Stdio, Umask, Protected, Segment
+        out, Tag: Program, Arg, Env, Cwd, Mount, Ids, HostName, Flags, MaxFiles, Seed, Stdio, Umask, Protected, Manifest, File, Link, Segment
     );
 }
 

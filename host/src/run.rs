@@ -1,4 +1,6 @@
-//! From what a user asks for to a running VM, and back to how the program ended.
+//! From what a user asks for to a running VM, and back to how the program ended. [`stated`] does the same for a manifest.
+
+pub mod stated;
 
 use std::ffi::{OsStr, OsString};
 use std::fmt;
@@ -26,6 +28,8 @@ use crate::vm::{self, Border, ContextOptions, Options, Statistics};
 pub use crate::vm::anchors::{Anchor, Mark};
 pub use crate::vm::resident::Resident;
 pub use crate::vm::{Ended, Outcome};
+
+use self::stated::{Measured, Stated};
 
 /// A host directory or file in the guest's name space.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -83,6 +87,16 @@ pub struct Environment {
     pub set: Vec<String>,
 }
 
+/// What of the network a program sees.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Network {
+    /// The host's.
+    #[default]
+    Host,
+    /// None: sockets answer as in an empty network namespace.
+    None,
+}
+
 /// What a user asks for.
 #[derive(Debug)]
 pub struct RunOptions {
@@ -98,10 +112,24 @@ pub struct RunOptions {
     pub user: Option<String>,
     /// Working directory; none: the caller's.
     pub workdir: Option<PathBuf>,
-    /// Volumes besides the host's root, which is always there, read-only.
+    /// Whether the host's root is there, read-only, and a `/tmp` in memory.
+    pub host_root: bool,
+    /// Volumes of the host besides.
     pub volumes: Vec<Volume>,
+    /// Volumes in guest memory: where, and whether the program may only read them.
+    pub memory_volumes: Vec<(PathBuf, bool)>,
+    /// What is measured.
+    pub measured: Measured,
     /// Protected volumes.
     pub protected: Vec<Protected>,
+    /// Further files that the OS side must not read or change.
+    pub withheld: Vec<PathBuf>,
+    /// Network.
+    pub network: Network,
+    /// The manifest that all of this follows from; none: one is made of it.
+    pub stated: Option<Stated>,
+    /// Key of guest memory that is sealed; none: one for this run.
+    pub memory_key: Option<Box<Zeroizing<[u8; 32]>>>,
     /// How much of guest memory may be plaintext; none: all of it.
     pub resident: Option<Resident>,
     /// Name of the VM.
@@ -114,6 +142,36 @@ pub struct RunOptions {
     pub kernel_tables: bool,
     /// Program and arguments, not empty.
     pub command: Vec<OsString>,
+}
+
+impl RunOptions {
+    /// A program and its arguments (not empty), and for the rest what `cloak run` does by default.
+    #[must_use]
+    pub fn new(command: Vec<OsString>) -> Self {
+        Self {
+            device: "/dev/kvm".into(),
+            cpus: None,
+            memory: 4 << 30,
+            environment: Environment::default(),
+            user: None,
+            workdir: None,
+            host_root: true,
+            volumes: Vec::new(),
+            memory_volumes: Vec::new(),
+            measured: Measured::default(),
+            protected: Vec::new(),
+            withheld: Vec::new(),
+            network: Network::Host,
+            stated: None,
+            memory_key: None,
+            resident: None,
+            name: None,
+            trace: false,
+            patch: true,
+            kernel_tables: false,
+            command,
+        }
+    }
 }
 
 /// Runs a program to its end, in a VM of its own.
@@ -181,6 +239,7 @@ impl Segment {
 /// What is needed to start a context's OS service.
 struct OsSide {
     roots: Vec<(OwnedFd, Access)>,
+    network: Network,
     user: Option<Identity>,
 }
 
@@ -188,6 +247,7 @@ impl OsSide {
     fn of(options: &RunOptions) -> Result<Self, VmError> {
         Ok(Self {
             roots: open_roots(options)?,
+            network: options.network,
             user: options.user.as_deref().map(user::named).transpose()?,
         })
     }
@@ -206,6 +266,7 @@ impl OsSide {
                 })
                 .collect(),
             spin: SpawnConfig::SPIN,
+            network: self.network == Network::Host,
             user: self.user.filter(|user| user != caller),
             withheld: withheld.to_vec(),
         };
@@ -247,10 +308,16 @@ fn context<'a>(
             .map_or(1, usize::from)
             .min(MAX_VCPUS)
     });
+    let stated = match options.stated.take() {
+        Some(stated) => stated,
+        None => Stated::of(&stated::of_options(options, &program, vcpus))?,
+    };
     Ok(ContextOptions {
         vcpus,
         memory: options.memory,
-        config: configuration(options, &program, user, segments)?,
+        config: configuration(options, &stated, &program, user, segments)?,
+        identity: *stated.identity.as_bytes(),
+        memory_key: options.memory_key.take(),
         anchors: std::mem::take(&mut options.protected)
             .into_iter()
             .filter_map(|volume| volume.anchor)
@@ -278,10 +345,14 @@ fn open_roots(options: &RunOptions) -> Result<Vec<(OwnedFd, Access)>, VmError> {
             source,
         })
     };
-    let mut roots = vec![(open(Path::new("/"))?, Access::ReadOnly)];
+    let host_root = PathBuf::from("/");
+    let root = options.host_root.then_some((&host_root, true));
     let shared = options.volumes.iter().map(|v| (&v.host, v.read_only));
+    let measured = options.measured.volumes.iter().map(|(source, _)| (source, true));
     let protected = options.protected.iter().map(|v| (&v.container, v.read_only));
-    for (path, read_only) in shared.chain(protected) {
+    let mut roots = Vec::new();
+    // In the order of the numbers that the configuration gives them.
+    for (path, read_only) in root.into_iter().chain(shared).chain(measured).chain(protected) {
         let access = if read_only {
             Access::ReadOnly
         } else {
@@ -301,14 +372,22 @@ fn withheld(all: &[RunOptions]) -> Result<Vec<PathBuf>, VmError> {
         })
     };
     let protected = all.iter().flat_map(|options| &options.protected);
-    let files = protected.flat_map(|volume| &volume.withheld);
+    let of_volumes = protected.flat_map(|volume| &volume.withheld);
+    let files = of_volumes.chain(all.iter().flat_map(|options| &options.withheld));
     let files = files.map(canonical).collect::<Result<Vec<_>, _>>()?;
-    for volume in all.iter().flat_map(|options| &options.volumes) {
-        let shared = canonical(&volume.host)?;
-        if let Some(file) = files.iter().find(|file| file.starts_with(&shared)) {
+    let volumes = all.iter().flat_map(|options| &options.volumes);
+    let measured = all.iter().flat_map(|options| &options.measured.volumes);
+    let shared = volumes.map(|v| (&v.host, v.read_only));
+    for (host, read_only) in shared.chain(measured.map(|(source, _)| (source, true))) {
+        let given = canonical(host)?;
+        // The host's root is given entry by entry, without what is withheld.
+        if given == Path::new("/") && read_only {
+            continue;
+        }
+        if let Some(file) = files.iter().find(|file| file.starts_with(&given)) {
             return Err(VmError::Exposed {
                 file: file.clone(),
-                volume: volume.host.clone(),
+                volume: host.clone(),
             });
         }
     }
@@ -336,6 +415,7 @@ fn find_program(options: &RunOptions) -> Result<PathBuf, VmError> {
 
 fn configuration<'a>(
     options: &RunOptions,
+    stated: &Stated,
     program: &Path,
     user: &Identity,
     segments: impl Iterator<Item = &'a Segment>,
@@ -358,16 +438,11 @@ fn configuration<'a>(
         config.put(Tag::Env, &variable);
     }
     config.put(Tag::Cwd, cwd.as_os_str().as_bytes());
-    config.mount(0, mount_flags::READ_ONLY, b"/");
-    config.mount(0, mount_flags::MEMORY, b"/tmp");
-    for (index, volume) in (1..).zip(&options.volumes) {
-        let flags = if volume.read_only {
-            mount_flags::READ_ONLY
-        } else {
-            0
-        };
-        config.mount(index, flags, volume.guest.as_os_str().as_bytes());
-    }
+    config.put(
+        Tag::Manifest,
+        &[&stated.shim.0, stated.canonical.as_bytes()].concat(),
+    );
+    let next = mounts(options, &mut config);
     let ids = [user.uid, user.gid]
         .into_iter()
         .chain(user.groups.iter().copied());
@@ -377,7 +452,9 @@ fn configuration<'a>(
     let flag = |on: bool, bit: u64| if on { bit } else { 0 };
     config.numbers(
         Tag::Flags,
-        &[flag(options.trace, run_flags::TRACE) | flag(!options.patch, run_flags::NO_PATCH)],
+        &[flag(options.trace, run_flags::TRACE)
+            | flag(!options.patch, run_flags::NO_PATCH)
+            | flag(options.network == Network::None, run_flags::NO_NETWORK)],
     );
     let files = rustix::process::getrlimit(Resource::Nofile);
     config.numbers(
@@ -393,16 +470,46 @@ fn configuration<'a>(
     let umask = rustix::process::umask(rustix::fs::Mode::empty());
     rustix::process::umask(umask);
     config.numbers(Tag::Umask, &[u64::from(umask.bits())]);
-    protected_volumes(options, &mut config);
+    protected_volumes(options, next, &mut config);
     for (index, segment) in (0..).zip(segments) {
         config.segment(index, segment.bytes, segment.name.as_bytes());
     }
     Ok(Zeroizing::new(config.finish()))
 }
 
-fn protected_volumes(options: &RunOptions, config: &mut Writer) {
+/// All mounts but the protected volumes; gives the number of the first of those.
+fn mounts(options: &RunOptions, config: &mut Writer) -> u32 {
+    let read_only = |on: bool| if on { mount_flags::READ_ONLY } else { 0 };
+    let mut next = 0..;
+    let mut number = || next.next().unwrap_or(u32::MAX);
+    if options.host_root {
+        config.mount(number(), mount_flags::READ_ONLY, b"/");
+        config.mount(0, mount_flags::MEMORY, b"/tmp");
+    }
+    for volume in &options.volumes {
+        let flags = read_only(volume.read_only);
+        config.mount(number(), flags, volume.guest.as_os_str().as_bytes());
+    }
+    for (_, guest) in &options.measured.volumes {
+        let flags = mount_flags::READ_ONLY | mount_flags::MEASURED;
+        config.mount(number(), flags, guest.as_bytes());
+    }
+    for (guest, only_read) in &options.memory_volumes {
+        let flags = mount_flags::MEMORY | read_only(*only_read);
+        config.mount(0, flags, guest.as_os_str().as_bytes());
+    }
+    for (digest, path) in &options.measured.files {
+        config.measured_file(digest, path.as_bytes());
+    }
+    for (path, target) in &options.measured.links {
+        config.measured_link(path.as_bytes(), target.as_bytes());
+    }
+    number()
+}
+
+fn protected_volumes(options: &RunOptions, first: u32, config: &mut Writer) {
     let mut anchors = 0..;
-    for (index, volume) in (1 + options.volumes.len() as u32..).zip(&options.protected) {
+    for (index, volume) in (first..).zip(&options.protected) {
         let anchor = volume.anchor.as_ref().map(|anchor| Anchored {
             number: anchors.next().unwrap_or_default(),
             seen: anchor.seen(),

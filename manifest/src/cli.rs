@@ -5,39 +5,18 @@
 use std::fs::{self, File};
 use std::io::{self, BufReader, Write};
 use std::path::{Path, PathBuf};
-use std::process::ExitCode;
 
 use clap::{Args, Subcommand};
+pub use cloak_volumes::cli::Outcome;
 
 use crate::identity::{Digest, Identity, NotADigest};
 use crate::loads::{LoadError, files_of};
 use crate::model::{
-    Manifest, MeasuredFile, Network, NetworkMode, Platform, Program, Resources, Volume, VolumeKind,
+    Link, Manifest, MeasuredFile, Network, NetworkMode, Platform, Program, Resources, Volume, VolumeKind,
     json_schema,
 };
 use crate::text::ManifestError;
 use crate::verity;
-
-/// What the exit code says.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Outcome {
-    /// Done, or as it should be. Exit code 0.
-    Done,
-    /// Looked at, and not as it should be. Exit code 1.
-    Differs,
-    /// Could not be done. Exit code 2.
-    Failed,
-}
-
-impl From<Outcome> for ExitCode {
-    fn from(outcome: Outcome) -> Self {
-        ExitCode::from(match outcome {
-            Outcome::Done => 0,
-            Outcome::Differs => 1,
-            Outcome::Failed => 2,
-        })
-    }
-}
 
 /// Write and check manifests.
 #[derive(Debug, Args)]
@@ -86,6 +65,9 @@ struct InitArgs {
     /// Name of the context (default: the program's)
     #[arg(long)]
     name: Option<String>,
+    /// Measure this file too, or all that is below this folder: what the program opens by itself (repeatable)
+    #[arg(long, value_name = "PATH")]
+    add: Vec<PathBuf>,
     /// Program, as a path
     program: PathBuf,
     /// Its arguments
@@ -136,17 +118,48 @@ impl InitArgs {
             source,
         };
         let program = std::path::absolute(&self.program).map_err(file)?;
+        let mut needed = files_of(&program)?;
+        for path in &self.add {
+            needed.add(path)?;
+        }
         let mut files = Vec::new();
-        for path in files_of(&program)? {
+        for path in &needed.files {
             files.push(MeasuredFile {
-                digest: file_digest(&path)?,
-                path: text(&path)?,
+                digest: file_digest(path)?,
+                path: text(path)?,
+            });
+        }
+        let mut links = Vec::new();
+        for (path, target) in &needed.links {
+            links.push(Link {
+                path: text(path)?,
+                target: text(target)?,
             });
         }
         // Symbolic links of folders go, the program's own name stays: many programs look at it.
         let folder = program.parent().unwrap_or(Path::new("/"));
         let folder = fs::canonicalize(folder).map_err(file)?;
         let path = folder.join(program.file_name().unwrap_or_default());
+        let mut volumes = vec![Volume {
+            guest: "/".to_owned(),
+            kind: VolumeKind::Measured,
+            source: Some("/".to_owned()),
+            read_only: true,
+        }];
+        // A volume there would hide what is measured below.
+        if !needed
+            .files
+            .iter()
+            .chain(needed.links.keys())
+            .any(|path| path.starts_with("/tmp"))
+        {
+            volumes.push(Volume {
+                guest: "/tmp".to_owned(),
+                kind: VolumeKind::Memory,
+                source: None,
+                read_only: false,
+            });
+        }
         let manifest = Manifest {
             version: 1,
             name: self.name.clone().unwrap_or_else(|| name_of(&path)),
@@ -169,21 +182,9 @@ impl InitArgs {
             network: Network {
                 mode: NetworkMode::None,
             },
-            volumes: vec![
-                Volume {
-                    guest: "/".to_owned(),
-                    kind: VolumeKind::Measured,
-                    source: Some("/".to_owned()),
-                    read_only: true,
-                },
-                Volume {
-                    guest: "/tmp".to_owned(),
-                    kind: VolumeKind::Memory,
-                    source: None,
-                    read_only: false,
-                },
-            ],
+            volumes,
             files,
+            links,
             secrets: Vec::new(),
             segments: Vec::new(),
         };

@@ -49,6 +49,14 @@ impl RootKey {
         Secret::create(path).map(|secret| Self(secret.into_bytes()))
     }
 
+    /// Draws one that is in no file: what is sealed under it ends with the run.
+    ///
+    /// # Errors
+    /// What the system's generator says.
+    pub fn ephemeral() -> std::io::Result<Self> {
+        Secret::random().map(|secret| Self(secret.into_bytes()))
+    }
+
     /// Reads a key file, which nobody else may read or change.
     ///
     /// # Errors

@@ -4,12 +4,14 @@
 //! `DT_RUNPATH`; then that; then `/etc/ld.so.cache`; then the default directories. `LD_LIBRARY_PATH` and other variables
 //! are left out on purpose: a manifest is about what runs, not about who wrote it. With musl's loader the search is
 //! rpath of either kind, then the directories of `/etc/ld-musl-x86_64.path` or the default.
-//! What a program loads later (`dlopen`, modules of an interpreter) is not in here; name it by hand.
+//! What a program loads later (`dlopen`, data) is not in here; name it by hand. Python, which starts with nothing of
+//! its own without its library, gets that.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::ffi::OsString;
 use std::fs;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use crate::cache::LoaderCache;
 use crate::elf::{ElfError, Requests};
@@ -69,53 +71,230 @@ struct Pending {
     inherited: Vec<PathBuf>,
 }
 
-/// All files that a program needs to start, symbolic links resolved.
+/// What has to be measured.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Needed {
+    /// Regular files, symbolic links resolved.
+    pub files: BTreeSet<PathBuf>,
+    /// Symbolic links on the way to them, and where they lead.
+    pub links: BTreeMap<PathBuf, PathBuf>,
+}
+
+/// Most symbolic links on the way to a file, as for the kernel.
+const MAX_LINKS: usize = 40;
+/// Folders of Python's library that no program needs to run.
+const PYTHON_WITHOUT: [&str; 7] = [
+    "test",
+    "tests",
+    "idlelib",
+    "turtledemo",
+    "lib2to3",
+    "ensurepip",
+    "dist-packages",
+];
+
+/// All that a program needs to start.
 ///
 /// # Errors
 /// [`LoadError`] names the file.
-pub fn files_of(program: &Path) -> Result<BTreeSet<PathBuf>, LoadError> {
-    let cache = LoaderCache::parse(&fs::read(CACHE).unwrap_or_default());
-    let mut files = BTreeSet::new();
-    let program = past_scripts(program, &mut files)?;
-    let first = Requests::read(&program)?;
-    let musl = first
-        .interpreter
-        .as_deref()
-        .is_some_and(|i| i.contains("/ld-musl-"));
-    let mut pending = VecDeque::from([Pending {
-        path: program,
-        inherited: Vec::new(),
-    }]);
-    if let Some(interpreter) = first.interpreter {
-        pending.push_back(Pending {
-            path: interpreter.into(),
-            inherited: Vec::new(),
-        });
+pub fn files_of(program: &Path) -> Result<Needed, LoadError> {
+    let mut needed = Needed::default();
+    needed.add_program(program)?;
+    let pythons: Vec<PathBuf> = needed
+        .files
+        .iter()
+        .filter_map(|file| python_library(file))
+        .collect();
+    for library in pythons {
+        needed.add_tree(&library, &|name| {
+            PYTHON_WITHOUT.contains(&name) || name.starts_with("config-")
+        })?;
     }
-    let mut loaded = BTreeSet::new();
-    while let Some(next) = pending.pop_front() {
-        if !files.insert(real(&next.path)?) {
-            continue;
+    Ok(needed)
+}
+
+impl Needed {
+    /// Adds a file, with what it loads if it is a program or library, or all files and links below a folder.
+    ///
+    /// # Errors
+    /// [`LoadError`] names what can't be read.
+    pub fn add(&mut self, path: &Path) -> Result<(), LoadError> {
+        let real = self.look_up(path)?;
+        if real.is_dir() {
+            self.add_tree(&real, &|_| false)
+        } else if Requests::read(&real).is_ok() {
+            self.add_elf(path)
+        } else {
+            self.files.insert(real);
+            Ok(())
         }
-        let requests = Requests::read(&next.path)?;
-        let search = Search::new(&next, &requests, &cache, musl);
-        for name in &requests.needed {
-            // A name that is loaded already is not searched for again, wherever the first one was found.
-            if loaded.contains(name) {
+    }
+
+    /// Follows a path, noting the links on the way; gives where it leads.
+    fn look_up(&mut self, path: &Path) -> Result<PathBuf, LoadError> {
+        let failed = |source| LoadError::File {
+            path: path.to_owned(),
+            source,
+        };
+        let path_ = std::path::absolute(path).map_err(failed)?;
+        let parts = |path: &Path| -> Vec<OsString> {
+            let named = path
+                .components()
+                .filter(|c| matches!(c, Component::Normal(_) | Component::ParentDir));
+            named.map(|c| c.as_os_str().to_owned()).rev().collect()
+        };
+        let (mut todo, mut at, mut followed) = (parts(&path_), PathBuf::from("/"), 0);
+        while let Some(name) = todo.pop() {
+            if name == ".." {
+                at.pop();
                 continue;
             }
-            let path = search.find(name).ok_or_else(|| LoadError::Missing {
-                by: next.path.clone(),
-                name: name.clone(),
-            })?;
-            loaded.insert(name.clone());
+            let next = at.join(name);
+            if let Ok(target) = fs::read_link(&next) {
+                followed += 1;
+                if followed > MAX_LINKS {
+                    return Err(failed(io::Error::other("too many symbolic links")));
+                }
+                if target.is_absolute() {
+                    at = PathBuf::from("/");
+                }
+                todo.extend(parts(&target));
+                self.links.insert(next, target);
+            } else {
+                at = next;
+            }
+        }
+        fs::metadata(&at).map_err(failed)?;
+        Ok(at)
+    }
+
+    fn add_program(&mut self, program: &Path) -> Result<(), LoadError> {
+        let program = self.past_scripts(program)?;
+        self.add_elf(&program)
+    }
+
+    /// A program or library, and all that its loader loads for it.
+    fn add_elf(&mut self, program: &Path) -> Result<(), LoadError> {
+        let cache = LoaderCache::parse(&fs::read(CACHE).unwrap_or_default());
+        let first = Requests::read(program)?;
+        let musl = first
+            .interpreter
+            .as_deref()
+            .is_some_and(|i| i.contains("/ld-musl-"));
+        let mut pending = VecDeque::from([Pending {
+            path: program.to_owned(),
+            inherited: Vec::new(),
+        }]);
+        if let Some(interpreter) = first.interpreter {
             pending.push_back(Pending {
-                path,
-                inherited: search.inherited.clone(),
+                path: interpreter.into(),
+                inherited: Vec::new(),
             });
         }
+        let (mut loaded, mut seen) = (BTreeSet::new(), BTreeSet::new());
+        while let Some(next) = pending.pop_front() {
+            let real = self.look_up(&next.path)?;
+            if !seen.insert(real.clone()) {
+                continue;
+            }
+            self.files.insert(real);
+            let requests = Requests::read(&next.path)?;
+            let search = Search::new(&next, &requests, &cache, musl);
+            for name in &requests.needed {
+                // A name that is loaded already is not searched for again, wherever the first one was found.
+                if loaded.contains(name) {
+                    continue;
+                }
+                let path = search.find(name).ok_or_else(|| LoadError::Missing {
+                    by: next.path.clone(),
+                    name: name.clone(),
+                })?;
+                if search.only_in_cache(&path) {
+                    self.add(Path::new(CACHE))?;
+                }
+                loaded.insert(name.clone());
+                pending.push_back(Pending {
+                    path,
+                    inherited: search.inherited.clone(),
+                });
+            }
+        }
+        Ok(())
     }
-    Ok(files)
+
+    /// All regular files and links below a real folder, but for folders of certain names; and what libraries among
+    /// them load, where that is installed.
+    fn add_tree(&mut self, folder: &Path, without: &dyn Fn(&str) -> bool) -> Result<(), LoadError> {
+        let failed = |source| LoadError::File {
+            path: folder.to_owned(),
+            source,
+        };
+        for entry in fs::read_dir(folder).map_err(failed)? {
+            let entry = entry.map_err(failed)?;
+            let (path, kind) = (entry.path(), entry.file_type().map_err(failed)?);
+            if kind.is_symlink() {
+                // One that leads nowhere is as good as none.
+                let mut beyond = Self::default();
+                if let Ok(real) = beyond.look_up(&path) {
+                    self.links.extend(beyond.links);
+                    if real.is_file() {
+                        self.files.insert(real);
+                    }
+                }
+            } else if kind.is_dir() {
+                if !without(&entry.file_name().to_string_lossy()) {
+                    self.add_tree(&path, without)?;
+                }
+            } else if kind.is_file() {
+                if path.extension().is_some_and(|e| e == "so") {
+                    let mut library = Self::default();
+                    // A module whose library is not installed can't be loaded, which is no reason to stop here.
+                    if library.add_elf(&path).is_ok() {
+                        self.files.extend(library.files);
+                        self.links.extend(library.links);
+                    }
+                }
+                self.files.insert(path);
+            }
+        }
+        Ok(())
+    }
+
+    /// Follows `#!` lines to a program that is none, noting the scripts.
+    fn past_scripts(&mut self, program: &Path) -> Result<PathBuf, LoadError> {
+        let mut path = program.to_owned();
+        for _ in 0..=MAX_SCRIPTS {
+            let real = self.look_up(&path)?;
+            let bytes = read(&path)?;
+            let Some(line) = bytes.strip_prefix(b"#!") else {
+                return Ok(path);
+            };
+            self.files.insert(real);
+            let line =
+                String::from_utf8_lossy(line.split(|&b| b == b'\n').next().unwrap_or_default()).into_owned();
+            let mut words = line.split_whitespace().map(str::to_owned);
+            let interpreter = words.next().unwrap_or_default();
+            // `#!/usr/bin/env NAME` runs env and then what it finds; both are needed.
+            if interpreter.ends_with("/env")
+                && let Some(name) = words.find(|w| !w.starts_with('-') && !w.contains('='))
+            {
+                self.add_program(Path::new(&interpreter))?;
+                path = in_path(&name).ok_or(LoadError::Missing { by: path, name })?;
+            } else {
+                path = interpreter.into();
+            }
+        }
+        Err(LoadError::Scripts(program.to_owned()))
+    }
+}
+
+/// The library of a Python, if the file is one: `bin/python3.N` has it in `lib/python3.N`.
+fn python_library(file: &Path) -> Option<PathBuf> {
+    let name = file.file_name()?.to_str()?;
+    name.strip_prefix("python3.")
+        .filter(|minor| minor.bytes().all(|b| b.is_ascii_digit()))?;
+    let library = file.parent()?.parent()?.join("lib").join(name);
+    library.join("os.py").is_file().then_some(library)
 }
 
 impl Requests {
@@ -139,32 +318,6 @@ fn real(path: &Path) -> Result<PathBuf, LoadError> {
         path: path.to_owned(),
         source,
     })
-}
-
-/// Follows `#!` lines to a program that is none, noting the scripts.
-fn past_scripts(program: &Path, files: &mut BTreeSet<PathBuf>) -> Result<PathBuf, LoadError> {
-    let mut path = program.to_owned();
-    for _ in 0..=MAX_SCRIPTS {
-        let bytes = read(&path)?;
-        let Some(line) = bytes.strip_prefix(b"#!") else {
-            return Ok(path);
-        };
-        files.insert(real(&path)?);
-        let line =
-            String::from_utf8_lossy(line.split(|&b| b == b'\n').next().unwrap_or_default()).into_owned();
-        let mut words = line.split_whitespace().map(str::to_owned);
-        let interpreter = words.next().unwrap_or_default();
-        // `#!/usr/bin/env NAME` runs env and then what it finds; both are needed.
-        if interpreter.ends_with("/env")
-            && let Some(name) = words.find(|w| !w.starts_with('-') && !w.contains('='))
-        {
-            files.extend(files_of(Path::new(&interpreter))?);
-            path = in_path(&name).ok_or(LoadError::Missing { by: path, name })?;
-        } else {
-            path = interpreter.into();
-        }
-    }
-    Err(LoadError::Scripts(program.to_owned()))
 }
 
 /// Where the default search path has a program.
@@ -222,6 +375,16 @@ impl<'a> Search<'a> {
             cache,
             musl,
         }
+    }
+
+    /// Whether the loader finds a library by its cache alone, which is then needed, too.
+    fn only_in_cache(&self, path: &Path) -> bool {
+        let folder = path.parent().unwrap_or(Path::new("/"));
+        let known = GLIBC_DIRECTORIES.iter().chain(&LAST_DIRECTORIES);
+        !self.musl
+            && !path.as_os_str().is_empty()
+            && !self.first.iter().any(|d| d == folder)
+            && !known.into_iter().any(|d| Path::new(d) == folder)
     }
 
     fn find(&self, name: &str) -> Option<PathBuf> {

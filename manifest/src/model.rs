@@ -35,6 +35,9 @@ pub struct Manifest {
     /// Files whose contents are part of the manifest.
     #[serde(default, rename = "file", skip_serializing_if = "Vec::is_empty")]
     pub files: Vec<MeasuredFile>,
+    /// Symbolic links in measured volumes.
+    #[serde(default, rename = "link", skip_serializing_if = "Vec::is_empty")]
+    pub links: Vec<Link>,
     /// Secrets that are released to it after attestation.
     #[serde(default, rename = "secret", skip_serializing_if = "Vec::is_empty")]
     pub secrets: Vec<Secret>,
@@ -175,6 +178,16 @@ pub struct MeasuredFile {
     pub digest: Digest<32>,
 }
 
+/// A symbolic link in a measured volume: where a name leads is as much of what runs as the bytes there.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Link {
+    /// Absolute path in the guest; links in the folders before it resolved.
+    pub path: String,
+    /// Where it leads, as `readlink` gives it.
+    pub target: String,
+}
+
 /// A secret that is released to the context after attestation.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -196,6 +209,19 @@ pub struct Segment {
     /// Size in KiB, a multiple of 4.
     #[schemars(range(min = 4), extend("multipleOf" = 4))]
     pub size_kib: u64,
+}
+
+impl Manifest {
+    /// The volume that serves a guest path: the one with the longest guest path above it.
+    #[must_use]
+    pub fn volume_of(&self, path: &str) -> Option<&Volume> {
+        let covers = |guest: &str| {
+            path.strip_prefix(guest)
+                .is_some_and(|rest| guest == "/" || rest.is_empty() || rest.starts_with('/'))
+        };
+        let covering = self.volumes.iter().filter(|v| covers(&v.guest));
+        covering.max_by_key(|v| v.guest.len())
+    }
 }
 
 fn root() -> String {

@@ -75,6 +75,7 @@ impl Manifest {
         self.program.untrusted_environment.sort_unstable();
         self.volumes.sort_by(|a, b| a.guest.cmp(&b.guest));
         self.files.sort_by(|a, b| a.path.cmp(&b.path));
+        self.links.sort_by(|a, b| a.path.cmp(&b.path));
         self.secrets.sort_by(|a, b| a.name.cmp(&b.name));
         self.segments.sort_by(|a, b| a.name.cmp(&b.name));
         self.segments.iter_mut().for_each(|s| s.with.sort_unstable());
@@ -117,10 +118,7 @@ impl Manifest {
             self.platform.accept.iter().map(|p| format!("{p:?}")),
         )?;
         self.check_volumes()?;
-        for file in &self.files {
-            path("file.path", &file.path)?;
-        }
-        unique("file.path", self.files.iter().map(|f| f.path.clone()))?;
+        self.check_measured()?;
         for secret in &self.secrets {
             name("secret.name", &secret.name)?;
             path("secret.path", &secret.path)?;
@@ -171,6 +169,60 @@ impl Manifest {
         unique("program.untrusted_environment", all.cloned())
     }
 
+    fn check_measured(&self) -> Result<(), ManifestError> {
+        for file in &self.files {
+            path("file.path", &file.path)?;
+            self.holder(
+                "file.path",
+                &file.path,
+                &[VolumeKind::Measured, VolumeKind::Shared],
+            )?;
+        }
+        for link in &self.links {
+            path("link.path", &link.path)?;
+            no_nul("link.target", &link.target)?;
+            if link.target.is_empty() || link.target.len() > 4095 {
+                return Err(value("link.target", &link.target, "is not 1 to 4095 bytes"));
+            }
+            self.holder("link.path", &link.path, &[VolumeKind::Measured])?;
+        }
+        let files = self.files.iter().map(|f| &f.path);
+        let all: BTreeSet<&String> = files.clone().chain(self.links.iter().map(|l| &l.path)).collect();
+        unique(
+            "file.path",
+            files.chain(self.links.iter().map(|l| &l.path)).cloned(),
+        )?;
+        // A file or link has nothing below it.
+        for found in &all {
+            let mut above = found.as_str();
+            while let Some((parent, _)) = above.rsplit_once('/').filter(|(p, _)| !p.is_empty()) {
+                if all.contains(&parent.to_owned()) {
+                    return Err(value(
+                        "file.path",
+                        found,
+                        "lies below a path that is a file or a link",
+                    ));
+                }
+                above = parent;
+            }
+        }
+        Ok(())
+    }
+
+    /// What is measured lies where its bytes can come from.
+    fn holder(&self, field: &'static str, found: &str, kinds: &[VolumeKind]) -> Result<(), ManifestError> {
+        let own = OWN_PLACES.iter().any(|place| {
+            found
+                .strip_prefix(place)
+                .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+        });
+        match self.volume_of(found) {
+            Some(volume) if kinds.contains(&volume.kind) && volume.guest != found && !own => Ok(()),
+            _ if kinds.len() > 1 => Err(value(field, found, "lies in no measured or shared volume")),
+            _ => Err(value(field, found, "lies in no measured volume")),
+        }
+    }
+
     fn check_volumes(&self) -> Result<(), ManifestError> {
         for volume in &self.volumes {
             path("volume.guest", &volume.guest)?;
@@ -196,6 +248,9 @@ impl Manifest {
         unique("volume.guest", self.volumes.iter().map(|v| v.guest.clone()))
     }
 }
+
+/// Places of the guest that it makes up itself, whatever is mounted.
+const OWN_PLACES: [&str; 3] = ["/proc", "/sys", "/dev"];
 
 fn value(field: &'static str, found: &str, rule: &'static str) -> ManifestError {
     ManifestError::Value {

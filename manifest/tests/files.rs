@@ -152,7 +152,15 @@ fn libraries_are_those_that_ldd_lists() {
             continue;
         }
         let Some(theirs) = ldd(program) else { continue };
-        let ours = files_of(program).unwrap_or_else(|e| panic!("{}: {e}", program.display()));
+        let mut ours = files_of(program)
+            .unwrap_or_else(|e| panic!("{}: {e}", program.display()))
+            .files;
+        // The loader reads it for libraries elsewhere; a Python has its library with it. `ldd` lists neither.
+        ours.remove(Path::new("/etc/ld.so.cache"));
+        if program.to_string_lossy().contains("python3") {
+            assert!(ours.is_superset(&theirs), "{}", program.display());
+            continue;
+        }
         assert_eq!(ours, theirs, "{}", program.display());
         compared += 1;
     }
@@ -167,13 +175,13 @@ fn scripts_bring_their_interpreters() {
     let folder = tempfile::tempdir().unwrap();
     let script = folder.path().join("run");
     fs::write(&script, "#!/bin/sh -e\necho hello\n").unwrap();
-    let files = files_of(&script).unwrap();
+    let files = files_of(&script).unwrap().files;
     let shell = fs::canonicalize("/bin/sh").unwrap();
     assert!(
         files.contains(&shell) && files.contains(&fs::canonicalize(&script).unwrap()),
         "{files:?}"
     );
-    assert_eq!(files.len(), files_of(&shell).unwrap().len() + 1);
+    assert_eq!(files.len(), files_of(&shell).unwrap().files.len() + 1);
     fs::write(&script, format!("#!{}\n", script.display())).unwrap();
     let error = files_of(&script).unwrap_err().to_string();
     assert!(error.contains("nested"), "{error}");

@@ -66,6 +66,8 @@ fn every_field_counts() {
         ("source = \"/var/lib/web.vol\"", "source = \"/var/lib/web.vox\""),
         ("read_only = true", "read_only = false"),
         ("aaaa", "aaab"),
+        ("path = \"/bin\"", "path = \"/bim\""),
+        ("target = \"usr/bin\"", "target = \"usr/bim\""),
         ("path = \"/run/key\"", "path = \"/run/kez\""),
         ("size_kib = 64", "size_kib = 68"),
         ("with = [\"db\"]", "with = [\"dc\"]"),
@@ -106,6 +108,20 @@ fn what_can_not_be_is_refused_and_named() {
         ("kind = \"protected\"", "kind = \"encrypted\"", "encrypted"),
         ("source = \"/var/lib/web.vol\"\n", "", "volume.source"),
         ("aaaa", "aaa", "digest"),
+        (
+            "path = \"/usr/bin/python3\"\ndigest",
+            "path = \"/data/python3\"\ndigest",
+            "no measured or shared volume",
+        ),
+        (
+            "path = \"/usr/bin/python3\"\ndigest",
+            "path = \"/proc/python3\"\ndigest",
+            "no measured or shared volume",
+        ),
+        ("path = \"/bin\"", "path = \"/data/bin\"", "no measured volume"),
+        ("path = \"/bin\"", "path = \"/usr/bin/python3\"", "there twice"),
+        ("path = \"/bin\"", "path = \"/usr/bin/python3/x\"", "lies below"),
+        ("target = \"usr/bin\"", "target = \"\"", "link.target"),
         ("aaaa", "AAAA", "digest"),
         ("with = [\"db\"]", "with = []", "segment.with"),
         ("size_kib = 64", "size_kib = 63", "segment.size_kib"),
@@ -135,7 +151,7 @@ fn unknown_fields_are_refused_everywhere() {
             tried += 1;
         }
     }
-    assert_eq!(tried, 10);
+    assert_eq!(tried, 11);
 }
 
 #[test]

@@ -1,12 +1,13 @@
 //! `cloak run`: one program in one VM.
 
 pub(super) mod protected;
+mod stated;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use cloak_host::run::{self, Environment, Outcome, Resident, RunOptions, Volume};
+use cloak_host::run::{self, Environment, Network, Outcome, Resident, RunOptions, Volume};
 
 /// Exit code of Cloak's own failures.
 const FAILED: u8 = 125;
@@ -17,16 +18,10 @@ pub struct Args {
     /// Number of vCPUs (default: the host's processors, at most 64)
     #[arg(long, value_name = "N", allow_negative_numbers = true)]
     cpus: Option<usize>,
-    /// Guest memory: a number with K, M, G or T. The host gives pages only as they are touched
+    /// Guest memory: a number with K, M, G or T (default: 4G). The host gives pages only as they are touched
     // A negative number is a wrong size and not an unknown option.
-    #[arg(
-        long,
-        value_name = "SIZE",
-        default_value = "4G",
-        value_parser = parse_size,
-        allow_negative_numbers = true
-    )]
-    memory: u64,
+    #[arg(long, value_name = "SIZE", value_parser = parse_size, allow_negative_numbers = true)]
+    memory: Option<u64>,
     /// Set or pass on an environment variable (repeatable). Without it the caller's environment is passed on
     #[arg(long = "env", short = 'e', value_name = "NAME[=VALUE]", value_parser = parse_variable)]
     environment: Vec<String>,
@@ -47,6 +42,27 @@ pub struct Args {
     /// (repeatable)
     #[arg(long, value_name = protected::SHAPE, value_parser = protected::Asked::parse)]
     protected: Vec<protected::Asked>,
+    /// Run what this manifest says (see `cloak manifest`). Arguments after `--` are added to the program's, if it lets the
+    /// caller do that
+    #[arg(long, value_name = "FILE")]
+    manifest: Option<PathBuf>,
+    /// Key file that the context's keys follow from (see `cloak key new`). Without it they end with the run
+    #[arg(
+        long,
+        value_name = "FILE",
+        requires = "manifest",
+        conflicts_with = "root_key_fd"
+    )]
+    root_key: Option<PathBuf>,
+    /// Descriptor to read that key from
+    #[arg(long, value_name = "N", requires = "manifest")]
+    root_key_fd: Option<u32>,
+    /// What remembers the last root of the manifest's protected volume at GUEST (repeatable)
+    #[arg(long, value_name = protected::ANCHOR_SHAPE, value_parser = protected::AnchorAsked::parse, requires = "manifest")]
+    anchor: Vec<protected::AnchorAsked>,
+    /// The host's network, or none at all (default: the host's)
+    #[arg(long, value_enum)]
+    network: Option<NetworkArg>,
     /// Keep at most this much of guest memory as plaintext, and the rest sealed in the file of --swap
     #[arg(long, value_name = "SIZE", value_parser = parse_size, requires = "swap")]
     resident: Option<u64>,
@@ -80,8 +96,12 @@ pub struct Args {
     /// The KVM device
     #[arg(long, value_name = "PATH", default_value = "/dev/kvm", hide = true)]
     device: PathBuf,
-    /// The program and its arguments
-    #[arg(required = true, trailing_var_arg = true, value_name = "PROGRAM")]
+    /// The program and its arguments; with --manifest, further arguments
+    #[arg(
+        required_unless_present = "manifest",
+        trailing_var_arg = true,
+        value_name = "PROGRAM"
+    )]
     command: Vec<OsString>,
 }
 
@@ -93,38 +113,37 @@ enum Platform {
     Plain,
 }
 
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum NetworkArg {
+    /// As it is
+    Host,
+    /// As in an empty network namespace
+    None,
+}
+
+impl From<NetworkArg> for Network {
+    fn from(asked: NetworkArg) -> Self {
+        match asked {
+            NetworkArg::Host => Self::Host,
+            NetworkArg::None => Self::None,
+        }
+    }
+}
+
 /// Runs the program; gives its exit code, or ends by its signal.
 pub fn run(args: Args) -> ExitCode {
     let stats = args.stats;
-    let opened = args.protected.into_iter().map(protected::Asked::open);
-    let protected = match opened.collect::<Result<Vec<_>, _>>() {
-        Ok(protected) => protected,
+    let options = if args.manifest.is_some() {
+        stated::options(args).map_err(|error| error.to_string())
+    } else {
+        plain(args)
+    };
+    let options = match options {
+        Ok(options) => options,
         Err(error) => {
-            eprintln!("cloak: --protected: {error}");
+            eprintln!("cloak: {error}");
             return ExitCode::from(FAILED);
         }
-    };
-    let options = RunOptions {
-        device: args.device,
-        cpus: args.cpus,
-        memory: args.memory,
-        environment: Environment {
-            clear: args.clear_env,
-            set: args.environment,
-        },
-        user: args.user,
-        workdir: args.workdir,
-        volumes: args.volume,
-        protected,
-        resident: args
-            .resident
-            .zip(args.swap)
-            .map(|(bytes, swap)| Resident { bytes, swap }),
-        name: args.name,
-        trace: args.trace,
-        patch: !args.no_patch,
-        kernel_tables: args.kernel_tables,
-        command: args.command,
     };
     let (outcome, statistics) = match run::run(options) {
         Ok(ended) => ended,
@@ -144,6 +163,38 @@ pub fn run(args: Args) -> ExitCode {
         }
         Outcome::Signalled(signal) => run::die_by(signal),
     }
+}
+
+/// A run without a manifest.
+fn plain(args: Args) -> Result<RunOptions, String> {
+    let opened = args.protected.into_iter().map(protected::Asked::open);
+    let protected = opened
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(|error| format!("--protected: {error}"))?;
+    let default = RunOptions::new(args.command);
+    Ok(RunOptions {
+        device: args.device,
+        cpus: args.cpus,
+        memory: args.memory.unwrap_or(default.memory),
+        environment: Environment {
+            clear: args.clear_env,
+            set: args.environment,
+        },
+        user: args.user,
+        workdir: args.workdir,
+        volumes: args.volume,
+        protected,
+        network: args.network.map_or(default.network, Network::from),
+        resident: args
+            .resident
+            .zip(args.swap)
+            .map(|(bytes, swap)| Resident { bytes, swap }),
+        name: args.name,
+        trace: args.trace,
+        patch: !args.no_patch,
+        kernel_tables: args.kernel_tables,
+        ..default
+    })
 }
 
 pub(super) fn parse_size(text: &str) -> Result<u64, String> {

@@ -119,11 +119,14 @@ enum Command {
         #[command(flatten)]
         key: Key,
         /// File with the new key
-        #[arg(long, value_name = "FILE")]
-        new_key: PathBuf,
+        #[arg(long, value_name = "FILE", required_unless_present = "new_manifest")]
+        new_key: Option<PathBuf>,
         /// Make the new key file, too (mode 0600)
-        #[arg(long)]
+        #[arg(long, requires = "new_key")]
         new_key_file: bool,
+        /// The new key is the one in this manifest's context, from the same root key
+        #[arg(long, value_name = "FILE", requires = "root_key", conflicts_with = "new_key")]
+        new_manifest: Option<PathBuf>,
         #[command(flatten)]
         anchor: AnchorFile,
     },
@@ -137,6 +140,29 @@ struct Key {
     /// Descriptor to read the volume's key from
     #[arg(long, value_name = "N")]
     key_fd: Option<RawFd>,
+    /// Take the key that the volume has in this manifest's context, with this build's shim
+    #[arg(long, value_name = "FILE", requires = "root_key", conflicts_with_all = ["key", "key_fd"])]
+    manifest: Option<PathBuf>,
+    /// File with the root key that it follows from
+    #[arg(long, value_name = "FILE", requires = "manifest")]
+    root_key: Option<PathBuf>,
+    /// Which of the manifest's protected volumes, if it has several
+    #[arg(long, value_name = "PATH", requires = "manifest")]
+    guest: Option<String>,
+}
+
+/// Knows the keys of volumes that manifests name: manifests are beyond this crate.
+pub trait Derive {
+    /// The key of a manifest's volume from a root key, both files; without a guest path of the only protected volume.
+    ///
+    /// # Errors
+    /// What is wrong with manifest, key or path.
+    fn derive(
+        &self,
+        manifest: &Path,
+        root: &Path,
+        guest: Option<&str>,
+    ) -> Result<Secret, Box<dyn std::error::Error>>;
 }
 
 #[derive(Debug, Args)]
@@ -160,7 +186,9 @@ enum CommandError {
     Volume { path: PathBuf, source: VolumeError },
     #[error(transparent)]
     Key(#[from] SecretError),
-    #[error("which key? give --key FILE or --key-fd N")]
+    #[error("the manifest's key: {0}")]
+    Derive(Box<dyn std::error::Error>),
+    #[error("which key? give --key FILE, --key-fd N, or --manifest FILE with --root-key FILE")]
     NoKey,
     #[error("--key-fd: there is no descriptor {0}")]
     Descriptor(RawFd),
@@ -176,7 +204,7 @@ type Done = Result<Outcome, CommandError>;
 
 impl VolumeArgs {
     /// Does what was asked and prints.
-    pub fn run(&self, out: &mut dyn Write, err: &mut dyn Write) -> Outcome {
+    pub fn run(&self, keys: &dyn Derive, out: &mut dyn Write, err: &mut dyn Write) -> Outcome {
         let result = match &self.command {
             Command::Create {
                 container,
@@ -186,7 +214,8 @@ impl VolumeArgs {
                 anchor,
             } => key
                 .create_if(*new_key_file)
-                .and_then(|()| create(container, key, *limit, anchor, out)),
+                .and_then(|()| key.read(keys))
+                .and_then(|key| create(container, key, *limit, anchor, out)),
             Command::Ls {
                 container,
                 key,
@@ -194,7 +223,7 @@ impl VolumeArgs {
                 path,
                 recursive,
                 json,
-            } => match key.read() {
+            } => match key.read(keys) {
                 Ok(key) => open(container, key, anchor)
                     .and_then(|mut volume| list::list(&mut volume, container, path, *recursive, *json, out)),
                 Err(CommandError::NoKey) => opaque(container, *json, out),
@@ -206,7 +235,7 @@ impl VolumeArgs {
                 anchor,
                 path,
             } => key
-                .read()
+                .read(keys)
                 .and_then(|key| open(container, key, anchor))
                 .and_then(|mut volume| list::cat(&mut volume, container, path, out)),
             Command::Check {
@@ -215,18 +244,21 @@ impl VolumeArgs {
                 anchor,
                 json,
             } => key
-                .read()
+                .read(keys)
                 .and_then(|key| check(container, key, anchor, *json, out, err)),
             Command::Rekey {
                 container,
                 key,
                 new_key,
                 new_key_file,
+                new_manifest,
                 anchor,
-            } => new_secret(new_key, *new_key_file).and_then(|new| {
-                key.read()
-                    .and_then(|key| change_key(container, key, new, anchor, out, err))
-            }),
+            } => key
+                .new_one(new_key.as_deref(), *new_key_file, new_manifest.as_deref(), keys)
+                .and_then(|new| {
+                    key.read(keys)
+                        .and_then(|key| change_key(container, key, new, anchor, out, err))
+                }),
         };
         result.unwrap_or_else(|error| {
             // Where even that cannot be written, the exit code still says it.
@@ -244,7 +276,10 @@ impl Key {
         }
     }
 
-    fn read(&self) -> Result<VolumeKey, CommandError> {
+    fn read(&self, keys: &dyn Derive) -> Result<VolumeKey, CommandError> {
+        if let Some(manifest) = &self.manifest {
+            return self.derived(manifest, keys);
+        }
         let secret = match (&self.key, self.key_fd) {
             (Some(path), _) => Secret::open(path)?,
             (None, Some(fd)) => Secret::read(descriptor(fd)?, Path::new("from --key-fd"))?,
@@ -254,13 +289,29 @@ impl Key {
     }
 }
 
-fn new_secret(path: &Path, make: bool) -> Result<VolumeKey, CommandError> {
-    let secret = if make {
-        Secret::create(path)?
-    } else {
-        Secret::open(path)?
-    };
-    Ok(VolumeKey::new(secret.into_bytes()))
+impl Key {
+    fn derived(&self, manifest: &Path, keys: &dyn Derive) -> Result<VolumeKey, CommandError> {
+        let root = self.root_key.as_deref().ok_or(CommandError::NoKey)?;
+        let secret = keys.derive(manifest, root, self.guest.as_deref());
+        Ok(VolumeKey::new(secret.map_err(CommandError::Derive)?.into_bytes()))
+    }
+
+    /// The key that is to take its place.
+    fn new_one(
+        &self,
+        file: Option<&Path>,
+        make: bool,
+        manifest: Option<&Path>,
+        keys: &dyn Derive,
+    ) -> Result<VolumeKey, CommandError> {
+        let secret = match (file, manifest) {
+            (_, Some(manifest)) => return self.derived(manifest, keys),
+            (Some(file), None) if make => Secret::create(file)?,
+            (Some(file), None) => Secret::open(file)?,
+            (None, None) => return Err(CommandError::NoKey),
+        };
+        Ok(VolumeKey::new(secret.into_bytes()))
+    }
 }
 
 /// The descriptor of a number, opened anew through `/proc`: a number alone can't be owned without `unsafe`.
@@ -316,8 +367,7 @@ fn open(path: &Path, key: VolumeKey, anchor: &AnchorFile) -> Result<Volume<FileS
     Volume::open_read_only(store, key, options(anchor.anchor(false))?).map_err(of(path))
 }
 
-fn create(path: &Path, key: &Key, limit: u64, anchor: &AnchorFile, out: &mut dyn Write) -> Done {
-    let key = key.read()?;
+fn create(path: &Path, key: VolumeKey, limit: u64, anchor: &AnchorFile, out: &mut dyn Write) -> Done {
     let file = store(path, FileStore::create(path))?;
     let new = NewVolume {
         limit,

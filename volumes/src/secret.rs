@@ -152,6 +152,12 @@ impl Secret {
         self.0
     }
 
+    /// Takes one that was derived elsewhere.
+    #[must_use]
+    pub fn from_bytes(bytes: Box<Zeroizing<[u8; SECRET_BYTES]>>) -> Self {
+        Self(bytes)
+    }
+
     /// Draws a new one, which is in no file.
     ///
     /// # Errors

@@ -2,7 +2,6 @@
 //! gives back may be a lie. So a store's answers are used for nothing before they are opened and checked, its length
 //! only to see that bytes are missing, and its errors only to say what failed.
 
-use alloc::boxed::Box;
 use alloc::vec::Vec;
 
 /// Why a store did not do what it was asked.
@@ -57,24 +56,6 @@ pub trait Store {
     /// # Errors
     /// [`StoreError`].
     fn set_len(&mut self, len: u64) -> Result<(), StoreError>;
-}
-
-impl<S: Store + ?Sized> Store for Box<S> {
-    fn read_at(&mut self, offset: u64, out: &mut [u8]) -> Result<(), StoreError> {
-        (**self).read_at(offset, out)
-    }
-    fn write_at(&mut self, offset: u64, bytes: &[u8]) -> Result<(), StoreError> {
-        (**self).write_at(offset, bytes)
-    }
-    fn flush(&mut self) -> Result<(), StoreError> {
-        (**self).flush()
-    }
-    fn len(&mut self) -> Result<u64, StoreError> {
-        (**self).len()
-    }
-    fn set_len(&mut self, len: u64) -> Result<(), StoreError> {
-        (**self).set_len(len)
-    }
 }
 
 impl<S: Store + ?Sized> Store for &mut S {

@@ -5,10 +5,31 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use clap::Parser;
-use cloak_volumes::cli::{Outcome, VolumeArgs};
+use cloak_volumes::cli::{Derive, Outcome, VolumeArgs};
 use cloak_volumes::files::{FileAnchor, FileStore, fresh, now};
 use cloak_volumes::secret::Secret;
 use cloak_volumes::{NewInode, Options, Volume, VolumeKey};
+use zeroize::Zeroizing;
+
+/// Keys that follow from the first byte of a "manifest".
+struct OneByte;
+
+impl Derive for OneByte {
+    fn derive(
+        &self,
+        manifest: &Path,
+        root: &Path,
+        guest: Option<&str>,
+    ) -> Result<Secret, Box<dyn std::error::Error>> {
+        let mut key = Box::new(Zeroizing::new([0; 32]));
+        key[0] = std::fs::read(manifest)?[0];
+        key[1..].copy_from_slice(&Secret::open(root)?.into_bytes()[1..]);
+        if guest.is_some_and(|guest| guest != "/data") {
+            return Err("no such volume".into());
+        }
+        Ok(Secret::from_bytes(key))
+    }
+}
 
 #[derive(Parser)]
 struct Cli {
@@ -19,7 +40,7 @@ struct Cli {
 fn run(args: &[&str]) -> (Outcome, String, String) {
     let (mut out, mut err) = (vec![], vec![]);
     let cli = Cli::try_parse_from([&["volume"], args].concat()).unwrap();
-    let outcome = cli.args.run(&mut out, &mut err);
+    let outcome = cli.args.run(&OneByte, &mut out, &mut err);
     (
         outcome,
         String::from_utf8(out).unwrap(),

@@ -16,14 +16,14 @@ use spin::{Mutex, Once};
 use crate::arch::{self, Frame};
 use crate::errno::Errno;
 use crate::fs::mount::Mount;
-use crate::fs::{FdTable, FsContext, MountRecord, Segment, protected};
+use crate::fs::{FdTable, FsContext, MountRecord, Segment, measured, protected};
 use crate::host::{self, Request};
 use crate::mem::frames;
 use crate::mem::pages;
 use crate::mem::space::Space;
 use crate::process::{self, Credentials, FIRST_PID, NotStarted, Process, Program};
 use crate::sched::{self, Thread, clock};
-use crate::{patch, random, trace};
+use crate::{identity, net, patch, random, trace};
 
 static FIRST: Once<Arc<Process>> = Once::new();
 
@@ -64,6 +64,7 @@ fn first() {
     FIRST.call_once(|| process.clone());
     process::set_initial(&process);
     process::set_host_name(&config.host_name);
+    net::NONE.store(config.flags & run_flags::NO_NETWORK != 0, Ordering::Relaxed);
     trace::ENABLED.store(config.flags & run_flags::TRACE != 0, Ordering::Relaxed);
     patch::DISABLED.store(config.flags & run_flags::NO_PATCH != 0, Ordering::Relaxed);
     let main = Thread::with_entry(process.clone(), FIRST_PID, run_program)
@@ -93,17 +94,20 @@ extern "C" fn run_program(_: u64) -> ! {
     process::providers::install();
     let memory = frames::usage().1 * 4096 / 2;
     let files = Process::current().files.clone();
-    let volumes = mount_protected(config, memory);
-    if crate::fs::init(
-        &config.mounts,
-        volumes,
-        config.segments(),
-        config.stdio,
-        memory,
-        &files,
-    )
-    .is_err()
-    {
+    let mut folders: Vec<&[u8]> = config.mounts.iter().map(|m| m.path.as_slice()).collect();
+    folders.extend([&b"/proc"[..], b"/sys", b"/dev", &config.cwd]);
+    let sealed: Vec<Vec<u8>> = config
+        .protected
+        .lock()
+        .iter()
+        .map(|r| r.path().to_vec())
+        .collect();
+    folders.extend(sealed.iter().map(Vec::as_slice));
+    let mut volumes = measured::mounts(&config.mounts, &config.measured, &folders)
+        .unwrap_or_else(|why| arch::exit(exit_status::refused(125), &why));
+    volumes.extend(mount_protected(config, memory));
+    let segments = config.segments();
+    if crate::fs::init(&config.mounts, volumes, segments, config.stdio, memory, &files).is_err() {
         arch::panic_exit("the mounts of the configuration make no name space");
     }
     let program = Program {
@@ -156,6 +160,7 @@ fn refuse(name: &str, refused: &NotStarted) -> ! {
         Errno::EISDIR => (126, "it is a directory"),
         Errno::ENOMEM => (125, "not enough guest memory; try a larger --memory"),
         Errno::ELOOP => (126, "too many levels of symbolic links or interpreters"),
+        Errno::EIO => (126, "can't be read, or is not what it should be"),
         Errno::E2BIG => (126, "arguments and environment are too long"),
         _ => (126, "can't be loaded"),
     };
@@ -208,6 +213,7 @@ struct Config {
     environment: Vec<Vec<u8>>,
     cwd: Vec<u8>,
     mounts: Vec<MountRecord>,
+    measured: measured::Listed,
     /// With their keys, until they are mounted.
     protected: Mutex<Vec<protected::Record>>,
     segments: Vec<SegmentRecord>,
@@ -273,6 +279,17 @@ impl Config {
                 len: n(1)?,
                 name: value.get(16..).unwrap_or_default().to_vec(),
             }),
+            Tag::Manifest => {
+                identity::take(value, &arch::boot().identity).map_err(|_| ConfigError::Size(tag))?
+            }
+            Tag::File => {
+                let (digest, path) = config::measured_file(value)?;
+                self.measured.files.push((*digest, path.to_vec()));
+            }
+            Tag::Link => {
+                let (path, target) = config::measured_link(value)?;
+                self.measured.links.push((path.to_vec(), target.to_vec()));
+            }
             Tag::Protected => {
                 let record = protected::Record::new(&config::Protected::parse(value)?);
                 let record = record.map_err(|_| ConfigError::Size(tag))?;

@@ -14,6 +14,7 @@
 //! | [`fs`] | files, directories, mounts, descriptors, pipes, events |
 //! | [`net`] | sockets |
 //! | [`ipc`] | System V shared memory |
+//! | [`identity`] | what the context is |
 //! | [`syscall`] | the table of system calls |
 //! | `patch`, `x86` | turning SYSCALL sites into jumps |
 //!
@@ -29,6 +30,7 @@ pub mod boot;
 pub mod errno;
 pub mod fs;
 pub mod host;
+pub mod identity;
 pub mod ipc;
 pub mod mem;
 pub mod net;

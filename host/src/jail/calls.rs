@@ -259,17 +259,35 @@ pub struct Party {
     pub own: &'static [Allowed],
     /// Calls that get an error.
     pub refused: &'static [Refused],
+    /// Calls of these that it can't make after all.
+    pub without: &'static [libc::c_long],
 }
 
 /// The OS service.
 pub const SERVICE: Party = Party {
     own: OS_SERVICE,
     refused: &[CLONE3],
+    without: &[],
+};
+/// The OS service of a context without network: it makes no socket and gives none a name or a peer. The rest is for
+/// standard streams, which may be sockets.
+pub const OFFLINE: Party = Party {
+    own: OS_SERVICE,
+    refused: &[CLONE3],
+    without: &[
+        libc::SYS_socket,
+        libc::SYS_socketpair,
+        libc::SYS_bind,
+        libc::SYS_connect,
+        libc::SYS_listen,
+        libc::SYS_accept4,
+    ],
 };
 /// The monitor, once the VM has started.
 pub const VM: Party = Party {
     own: MONITOR,
     refused: &[CLONE3, OPEN],
+    without: &[],
 };
 
 /// Every thread of this process makes only these calls from now on; any other ends the process (SIGSYS).
@@ -278,6 +296,7 @@ pub const VM: Party = Party {
 /// When the kernel refuses.
 pub fn close(party: &Party) -> Result<(), JailError> {
     let mut all = rules(&[COMMON, party.own])?;
+    all.retain(|number, _| !party.without.contains(number));
     // Of several filters' answers the strictest counts, so each error has a filter of its own that allows all else.
     for refused in party.refused {
         all.insert(refused.number, Vec::new());

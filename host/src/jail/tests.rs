@@ -94,6 +94,7 @@ fn every_call(party: &Party) {
     for one in COMMON.iter().chain(party.own) {
         allowed.entry(one.number).or_default().push(one.when);
     }
+    allowed.retain(|number, _| !party.without.contains(number));
     for number in 0..=LAST {
         if party.refused.iter().any(|r| r.number == number) {
             let end = made_inside(party, number, [NOWHERE; 6]);
@@ -135,6 +136,11 @@ fn every_call(party: &Party) {
 #[test]
 fn the_os_service_makes_the_calls_of_its_table_and_no_other() {
     every_call(&calls::SERVICE);
+}
+
+#[test]
+fn without_network_the_os_service_makes_no_socket() {
+    every_call(&calls::OFFLINE);
 }
 
 #[test]

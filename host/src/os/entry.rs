@@ -9,7 +9,6 @@ use rustix::process::{DumpableBehavior, Resource, Rlimit};
 
 use super::error::OsError;
 use crate::jail::files::{self, Granted};
-use crate::jail::privileges::Identity;
 use crate::jail::{JailError, calls, privileges};
 
 use super::handover::{DOORBELL, Handover, LIFELINE, MARK, REGION, WAKES};
@@ -62,18 +61,22 @@ fn serve(arguments: impl Iterator<Item = String>) -> Result<(), OsError> {
     };
     let server = Server::new(parts)?;
     settle()?;
-    enter_jail(rules, handover.user.as_ref()).map_err(OsError::Jail)?;
+    enter_jail(rules, &handover).map_err(OsError::Jail)?;
     server.run()
 }
 
 /// The very last step: from here on nothing but the guest's requests is done.
-fn enter_jail(rules: files::Rules, user: Option<&Identity>) -> Result<(), JailError> {
-    if let Some(user) = user {
+fn enter_jail(rules: files::Rules, handover: &Handover) -> Result<(), JailError> {
+    if let Some(user) = &handover.user {
         privileges::become_user(user)?;
     }
     privileges::drop_capabilities(&privileges::KEPT)?;
     rules.close()?;
-    calls::close(&calls::SERVICE)
+    calls::close(if handover.network {
+        &calls::SERVICE
+    } else {
+        &calls::OFFLINE
+    })
 }
 
 fn granted(root: &Entry) -> Granted<'_> {

@@ -8,7 +8,7 @@
 //! 6 ..               wake eventfds, one for each vCPU
 //! 6 + vcpus ..       roots, one for each mount
 //! ```
-//! Command line: `NAME __os-service VCPUS ROOTS READ-ONLY-BITS SPIN-NANOSECONDS USER WITHHELD...`: the user is `-` or
+//! Command line: `NAME __os-service VCPUS ROOTS READ-ONLY-BITS SPIN-NANOSECONDS NETWORK USER WITHHELD...`: the network is 0 or 1, the user `-` or
 //! `UID:GID[:GROUP...]`, and what is withheld are paths, their bytes in hexadecimal.
 
 use std::ffi::OsString;
@@ -48,6 +48,8 @@ pub struct Handover {
     pub read_only: u64,
     /// Longest time to poll.
     pub spin: Duration,
+    /// Whether sockets can be made.
+    pub network: bool,
     /// As whom the service works; none: as whom it was started.
     pub user: Option<Identity>,
     /// Files of the host that are not given, wherever they lie: keys. Absolute, without symbolic links.
@@ -81,7 +83,14 @@ impl Handover {
     #[must_use]
     pub fn arguments(&self) -> Vec<String> {
         let spin = u64::try_from(self.spin.as_nanos()).unwrap_or(u64::MAX);
-        let numbers = [self.vcpus as u64, self.roots as u64, self.read_only, spin];
+        let network = u64::from(self.network);
+        let numbers = [
+            self.vcpus as u64,
+            self.roots as u64,
+            self.read_only,
+            spin,
+            network,
+        ];
         let user = self
             .user
             .as_ref()
@@ -101,6 +110,11 @@ impl Handover {
             text.parse::<u64>().map_err(|_| OsError::Argument(text))
         };
         let (vcpus, roots, read_only, spin) = (number()?, number()?, number()?, number()?);
+        let network = match number()? {
+            0 => false,
+            1 => true,
+            other => return Err(OsError::Argument(other.to_string())),
+        };
         let count = |n| usize::try_from(n).unwrap_or(usize::MAX);
         let spin = Duration::from_nanos(spin);
         let user = match arguments.next().unwrap_or_default() {
@@ -115,6 +129,7 @@ impl Handover {
             roots: count(roots),
             read_only,
             spin,
+            network,
             user,
             withheld,
         }
@@ -178,11 +193,13 @@ mod tests {
             groups: vec![8, 9],
         };
         for user in [None, Some(user)] {
+            let user_is_none = user.is_none();
             let handover = Handover {
                 vcpus: 64,
                 roots: 3,
                 read_only: 5,
                 spin: Duration::from_micros(100),
+                network: user_is_none,
                 user,
                 withheld: vec!["/home/key".into(), OsString::from_vec(b"/\xff/k".to_vec()).into()],
             };
@@ -196,28 +213,35 @@ mod tests {
     fn other_counts_and_words_are_refused() {
         let parse = |words: &[&str]| Handover::parse(words.iter().map(ToString::to_string));
         assert!(matches!(
-            parse(&["0", "1", "0", "0", "-"]),
+            parse(&["0", "1", "0", "0", "1", "-"]),
             Err(OsError::Count { what: "vCPUs", .. })
         ));
         assert!(matches!(
-            parse(&["65", "1", "0", "0", "-"]),
+            parse(&["65", "1", "0", "0", "1", "-"]),
             Err(OsError::Count { .. })
         ));
         assert!(matches!(
-            parse(&["1", "65", "0", "0", "-"]),
+            parse(&["1", "65", "0", "0", "1", "-"]),
             Err(OsError::Count { what: "mounts", .. })
         ));
         assert!(matches!(parse(&["1", "x"]), Err(OsError::Argument(_))));
         assert!(matches!(parse(&[]), Err(OsError::Argument(_))));
+        assert!(matches!(
+            parse(&["1", "1", "0", "0", "2", "-"]),
+            Err(OsError::Argument(_))
+        ));
         for user in ["", "x", "7", "7:", "7:-8", "7:8:"] {
             assert!(
-                matches!(parse(&["1", "1", "0", "0", user]), Err(OsError::Argument(_))),
+                matches!(parse(&["1", "1", "0", "0", "0", user]), Err(OsError::Argument(_))),
                 "{user}"
             );
         }
         for path in ["2", "zz", "6b6579", "+f", "é"] {
             assert!(
-                matches!(parse(&["1", "1", "0", "0", "-", path]), Err(OsError::Argument(_))),
+                matches!(
+                    parse(&["1", "1", "0", "0", "1", "-", path]),
+                    Err(OsError::Argument(_))
+                ),
                 "{path}"
             );
         }

@@ -47,6 +47,8 @@ pub struct SpawnConfig<'c> {
     pub roots: Vec<Root<'c>>,
     /// Longest time that the service polls before it sleeps; [`SpawnConfig::SPIN`] unless there is a reason.
     pub spin: Duration,
+    /// Whether the guest gets sockets of the host.
+    pub network: bool,
     /// As whom the service works; none: as the caller.
     pub user: Option<Identity>,
     /// Files of the host that the service is not to read, wherever they lie: keys. Absolute, without symbolic links.
@@ -68,6 +70,7 @@ impl SpawnConfig<'_> {
             roots: self.roots.len(),
             read_only: read_only.fold(0, |bits, (n, _)| bits | 1u64.checked_shl(n as u32).unwrap_or(0)),
             spin: self.spin,
+            network: self.network,
             user: self.user.clone(),
             withheld: self.withheld.clone(),
         }

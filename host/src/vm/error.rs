@@ -64,7 +64,7 @@ pub enum VmError {
     },
     /// A key or an anchor would be in the hands of the OS side.
     #[error(
-        "{file} is for the guest and lies in {volume}, which --volume gives to the OS side; keep it elsewhere",
+        "{file} is for the guest and lies in {volume}, which a volume gives to the OS side; keep it elsewhere",
         file = file.display(), volume = volume.display()
     )]
     Exposed {
@@ -73,6 +73,9 @@ pub enum VmError {
         /// The shared volume.
         volume: PathBuf,
     },
+    /// The manifest of the run can't be written down.
+    #[error(transparent)]
+    Manifest(#[from] cloak_manifest::ManifestError),
     /// Too little memory asked for.
     #[error("--memory {asked} MiB is too small: the shim and a small program need at least {least} MiB")]
     MemoryTooSmall {

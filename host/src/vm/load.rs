@@ -27,6 +27,8 @@ pub struct Share<'a> {
     pub vcpus: u32,
     /// Configuration for its libos ([`cloak_abi::config`]).
     pub config: &'a [u8],
+    /// Identity of the context.
+    pub identity: [u8; 48],
 }
 
 /// Memory that several contexts share.
@@ -210,9 +212,9 @@ impl<'a> Layout<'a> {
                 vcpu_blocks: head.vcpu_blocks,
                 config_gpa: head.config,
                 config_len: share.config.len() as u64,
-                shared_len: SHARED_LEN as u64,
                 tsc_khz,
                 platform: 0,
+                identity: share.identity,
             };
             let block = self.load_context(memory, block)?;
             put(memory, head.config, share.config)?;

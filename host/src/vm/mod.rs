@@ -66,6 +66,10 @@ pub struct ContextOptions {
     pub memory: u64,
     /// Configuration for the libos ([`cloak_abi::config`]). Keys are in it.
     pub config: Zeroizing<Vec<u8>>,
+    /// Identity of the context.
+    pub identity: [u8; 48],
+    /// Key that guest memory is sealed under; none: one for this run.
+    pub memory_key: Option<Box<Zeroizing<[u8; 32]>>>,
     /// Anchors of protected volumes, by the numbers that the configuration names.
     pub anchors: Vec<Box<dyn Anchor>>,
     /// How much of its RAM may be plaintext; none: all of it.
@@ -252,6 +256,7 @@ impl Prepared {
                 memory: context.memory,
                 vcpus: context.vcpus as u32,
                 config: &context.config,
+                identity: context.identity,
             })
             .collect();
         let layout = Layout::new(&shares, &options.segments, options.own_tables)?;
@@ -283,7 +288,14 @@ impl Prepared {
                         let _ = failed.send((index, Event::Failed(VmError::Memory(error))));
                     };
                     let id = ContextId(1 + index as u64);
-                    Some(resident::start(limit, &memory, id, &placed, failed)?)
+                    Some(resident::start(
+                        limit,
+                        context.memory_key,
+                        &memory,
+                        id,
+                        &placed,
+                        failed,
+                    )?)
                 }
                 None => None,
             };

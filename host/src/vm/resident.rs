@@ -3,6 +3,8 @@
 //! What the loader put in place stays out of it: KVM reads page tables, descriptor tables and the vCPUs' stacks by
 //! itself, some of them where it can't wait. It is a few MiB, and counts in addition to the limit.
 
+use std::fs::File;
+use std::io::Read;
 use std::path::PathBuf;
 use std::ptr::NonNull;
 use std::sync::Arc;
@@ -14,8 +16,9 @@ use cloak_memory::pager::{Counters, Pager};
 use cloak_memory::ram::{PrivateRam, Segment};
 use cloak_memory::{FileStore, Memory, MemoryError, Page, PageKeys, Secret};
 use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
+use zeroize::Zeroizing;
 
-use super::error::VmError;
+use super::error::{Step, VmError};
 use super::load::Placed;
 
 /// A limit on plaintext.
@@ -72,6 +75,7 @@ impl Paging {
 /// [`VmError::Memory`].
 pub(super) fn start(
     limit: &Resident,
+    key: Option<Box<Zeroizing<[u8; 32]>>>,
     memory: &GuestMemoryMmap,
     context: ContextId,
     placed: &Placed,
@@ -91,8 +95,16 @@ pub(super) fn start(
         .unwrap_or(0);
     let store = FileStore::swap(&limit.swap, pages)?;
     // Without a manifest a context has no lasting key: its memory ends with it.
-    let key = Secret::random().map_err(MemoryError::from)?;
-    let keys = PageKeys::derive(&key, context, &[0; 32]).map_err(MemoryError::from)?;
+    let key = match key {
+        Some(key) => Secret::new(&key),
+        None => Secret::random().map_err(MemoryError::from)?,
+    };
+    // A lasting key has to give other page keys in each run.
+    let mut salt = [0; 32];
+    File::open("/dev/urandom")
+        .and_then(|mut random| random.read_exact(&mut salt))
+        .step("reading /dev/urandom")?;
+    let keys = PageKeys::derive(&key, context, &salt).map_err(MemoryError::from)?;
     // SAFETY: guest RAM is private anonymous memory that stays mapped while the process lives; the monitor reads and
     // writes it through raw copies only, and after loading not at all.
     let ram = unsafe { PrivateRam::watch(segments) }?;

@@ -120,6 +120,7 @@ impl Guest {
                 .collect(),
             withheld: Vec::new(),
             spin: setup.spin,
+            network: true,
             user: None,
         })
         .expect("service");

@@ -229,12 +229,9 @@ impl Context {
             workdir: Some(self.workdir.unwrap_or_else(|| PathBuf::from("/"))),
             volumes: volumes.collect::<Result<_, _>>().map_err(at("volumes"))?,
             protected,
-            resident: None,
             name: Some(self.name),
-            trace: false,
-            patch: true,
             kernel_tables: true,
-            command: self.command.into_iter().map(OsString::from).collect(),
+            ..RunOptions::new(self.command.into_iter().map(OsString::from).collect())
         })
     }
 }

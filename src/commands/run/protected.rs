@@ -50,6 +50,66 @@ pub enum ProtectedError {
     },
 }
 
+/// An anchor of a volume that a manifest names, as the option is written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AnchorAsked {
+    guest: String,
+    file: PathBuf,
+    begin: bool,
+}
+
+/// The shape of `--anchor`.
+pub const ANCHOR_SHAPE: &str = "GUEST=FILE[,begin-anchor]";
+
+impl AnchorAsked {
+    /// Parses the option.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let shape = || format!("expected {ANCHOR_SHAPE}");
+        let (guest, file) = text.split_once('=').ok_or_else(shape)?;
+        let (file, begin) = match file.strip_suffix(",begin-anchor") {
+            Some(file) => (file, true),
+            None => (file, false),
+        };
+        if !guest.starts_with('/') || file.is_empty() {
+            return Err(shape());
+        }
+        Ok(Self {
+            guest: guest.to_owned(),
+            file: file.into(),
+            begin,
+        })
+    }
+
+    /// The volume that it is for.
+    #[must_use]
+    pub fn guest(&self) -> &str {
+        &self.guest
+    }
+
+    /// Its file.
+    #[must_use]
+    pub fn file(&self) -> &Path {
+        &self.file
+    }
+
+    /// Opens it: the volume's guest path and its anchor.
+    ///
+    /// # Errors
+    /// [`ProtectedError::Anchor`].
+    pub fn open(self) -> Result<(String, Box<dyn Anchor>), ProtectedError> {
+        Ok((self.guest, open_anchor(self.file, self.begin)?))
+    }
+}
+
+fn open_anchor(path: PathBuf, begin: bool) -> Result<Box<dyn Anchor>, ProtectedError> {
+    let held = HeldAnchor::open(&path, begin);
+    let held = held.map_err(|source| ProtectedError::Anchor { path, source })?;
+    Ok(Box::new(Held(held)))
+}
+
 /// The shape of the option, for messages.
 pub const SHAPE: &str = "CONTAINER:GUEST:key=FILE[,ro][,anchor=FILE[,begin-anchor]]";
 
@@ -106,14 +166,10 @@ impl Asked {
             KeySource::Descriptor(_) => None,
         };
         let withheld = key_file.into_iter().chain(self.anchor.clone()).collect();
-        let anchor = match self.anchor {
-            None => None,
-            Some(path) => {
-                let held = HeldAnchor::open(&path, self.begin_anchor);
-                let held = held.map_err(|source| ProtectedError::Anchor { path, source })?;
-                Some(Box::new(Held(held)) as Box<dyn Anchor>)
-            }
-        };
+        let anchor = self
+            .anchor
+            .map(|path| open_anchor(path, self.begin_anchor))
+            .transpose()?;
         Ok(Protected {
             container: self.container,
             guest: self.guest,

@@ -9,7 +9,7 @@ use super::flags::{AT_FDCWD, S_IFMT, S_IFREG};
 use super::mount::{self, Mount};
 use super::tmpfs::Tmpfs;
 use super::walk::Start;
-use super::{FdTable, OpenFile, devfs, open, synth};
+use super::{FdTable, OpenFile, devfs, measured, open, synth};
 use crate::errno::{Errno, SysResult};
 use crate::mem::pages::Frame;
 
@@ -76,7 +76,7 @@ pub struct Segment {
 /// Makes the name space and puts the standard streams into `files` as 0, 1 and 2.
 ///
 /// `volumes`: mounts besides the records'. `segments`: what is in `/dev/shm` from the start. `stdio`: the streams' file modes. `memory`: bytes that all files of one memory file system may take. Where
-/// the records name none, `/proc`, `/sys`, `/dev`, `/dev/shm` and `/tmp` are mounted by default.
+/// the records name none, `/proc`, `/sys`, `/dev`, `/dev/shm` and, unless something is measured, `/tmp` are mounted by default.
 ///
 /// # Errors
 /// EINVAL for records that make no name space, or a second call.
@@ -90,6 +90,7 @@ pub fn init(
 ) -> SysResult<()> {
     let mut mounts = records
         .iter()
+        .filter(|r| r.flags & mount_flags::MEASURED == 0)
         .map(|r| r.mount(memory))
         .collect::<SysResult<Vec<_>>>()?;
     mounts.extend(volumes);
@@ -110,7 +111,12 @@ pub fn init(
         Mount::node("tmpfs", b"/dev/shm", shm.root(), false),
         Mount::node("tmpfs", b"/tmp", Tmpfs::new(memory, 0o1777).root(), false),
     ];
+    // A manifest names what may be written; and what it measures below `/tmp` is not to be hidden.
+    let stated = mounts.iter().any(|m| m.kind == measured::KIND);
     for default in defaults {
+        if stated && default.path == b"/tmp" {
+            continue;
+        }
         if !mounts.iter().any(|m| m.path == default.path) {
             mounts.push(default);
         }

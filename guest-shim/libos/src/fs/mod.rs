@@ -9,6 +9,7 @@
 //! | [`hostfile`], [`hostdir`], [`hoststream`], [`tty`], [`jobs`], [`shared_pages`] | the host's files |
 //! | [`node`], [`nodedir`], [`tmpfs`], [`devfs`], [`synth`], [`special`] | file systems in the guest |
 //! | [`protected`] | volumes that the host keeps and can't read |
+//! | [`measured`] | files that the host keeps and can't change |
 //! | [`locks`], [`readiness`], [`attributes`], [`dirent`], [`flags`] | what they share |
 //! | [`poll`], [`epoll`], [`hostlink`] | waiting for many files |
 //! | [`pipe`], [`eventfd`], [`timerfd`], [`signalfd`], [`anon`] | what is no file of a file system |
@@ -44,6 +45,7 @@ mod hoststream;
 mod init;
 pub mod jobs;
 pub mod locks;
+pub mod measured;
 pub mod mount;
 mod name_cache;
 pub mod node;

@@ -7,7 +7,7 @@
 
 use alloc::sync::Arc;
 use alloc::vec::Vec;
-use core::sync::atomic::{AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use cloak_abi::hostop::{MAX_MOUNTS, ROOT_FD};
 use spin::{Mutex, Once, RwLock};
@@ -102,6 +102,8 @@ const BORDERS_MAX: usize = 64;
 static MOUNTS: Once<Vec<Mount>> = Once::new();
 static BORDERS: RwLock<Vec<Mount>> = RwLock::new(Vec::new());
 static BORDER_COUNT: AtomicUsize = AtomicUsize::new(0);
+/// No path goes to the host as a whole: a link there could lead past a mount that must not be passed.
+static WALKED: AtomicBool = AtomicBool::new(false);
 static ROOT_DEVICES: Mutex<Vec<(u64, u64)>> = Mutex::new(Vec::new());
 
 /// Sets the table: later mounts cover earlier ones at the same path.
@@ -114,6 +116,17 @@ pub fn set(mounts: Vec<Mount>) -> SysResult<()> {
     }
     MOUNTS.call_once(|| mounts);
     Ok(())
+}
+
+/// From now on all paths are walked here, name by name.
+pub fn walk_names() {
+    WALKED.store(true, Ordering::Release);
+}
+
+/// Whether they are.
+#[must_use]
+pub fn names_are_walked() -> bool {
+    WALKED.load(Ordering::Acquire)
 }
 
 /// All mounts.

@@ -16,14 +16,14 @@ use hashbrown::HashMap;
 use spin::{Lazy, Mutex};
 
 use super::file::Stat;
-use super::shared_pages::Key;
+pub use super::shared_pages::Key;
 use crate::arch;
 use crate::errno::{Errno, SysResult};
 use crate::sched::clock::deadline_in;
 use crate::user::Buf;
 
 /// Bytes read from the host at a time.
-const BLOCK: u64 = 64 << 10;
+pub const BLOCK: u64 = 64 << 10;
 /// How long is believed what the host said of a read-only mount, nanoseconds.
 pub(super) const FRESH_NS: u64 = 1_000_000_000;
 /// The part of guest memory that may be used: one in so many.
@@ -198,8 +198,19 @@ impl Content {
         Ok(done)
     }
 
+    /// Keeps a block that was read otherwise. It has to be whole: [`BLOCK`] bytes, or up to the end.
+    pub fn keep(&self, number: u64, bytes: Vec<u8>) {
+        make_room(bytes.len(), self);
+        USED.fetch_add(bytes.capacity(), Ordering::Relaxed);
+        let block = Arc::new(Block(bytes));
+        self.inner.lock().blocks.insert(number, block);
+    }
+
     /// Reads from one block.
-    fn step(&self, source: &impl Source, offset: u64, to: &mut Buf) -> SysResult<usize> {
+    ///
+    /// # Errors
+    /// EFAULT; what the host reports.
+    pub fn step(&self, source: &impl Source, offset: u64, to: &mut Buf) -> SysResult<usize> {
         let size = self.size(source, offset)?;
         if offset >= size {
             return Ok(0);

@@ -12,7 +12,7 @@
 //! ```
 //!
 //! A known limit: a symbolic link in the host's root tree that leads to a path which another mount covers
-//! (`/tmp`) is followed by the host, in the host's tree.
+//! (`/tmp`) is followed by the host, in the host's tree. Not so where files of it are measured: then nothing goes whole.
 
 use alloc::sync::Arc;
 use alloc::vec::Vec;
@@ -239,7 +239,7 @@ fn whole(start: &Start, path: &[u8], last: Last, links: Links) -> SysResult<Opti
     };
     let slash = path::must_be_directory(path);
     let border = mount::border(&full, mount);
-    if border.is_none() && mount.is_host_root() {
+    if border.is_none() && mount.is_host_root() && !mount::names_are_walked() {
         let name = if path::has_dot_dot(path) {
             if !stays(start, path, mount) {
                 return Ok(None);
@@ -444,7 +444,8 @@ impl Walker<'_> {
                 open: None,
                 path,
                 read_only,
-                must_be_directory: false,
+                // A file may be mounted, too.
+                must_be_directory: self.must_be_directory,
             }),
         }
     }

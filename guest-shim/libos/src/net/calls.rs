@@ -1,8 +1,10 @@
 //! System calls that make, name and configure sockets.
 
 use alloc::sync::Arc;
+use core::sync::atomic::Ordering;
 
 use super::address::{Address, family};
+use super::empty::{EmptySocket, NONE};
 use super::host::HostSocket;
 use super::socket::{Kind, Socket, socket_of};
 use super::unix::UnixSocket;
@@ -67,8 +69,12 @@ pub(super) fn socket(args: &Args) -> SysResult {
                 SOCK_RAW => return Err(Errno::EPERM),
                 _ => return Err(Errno::ESOCKTNOSUPPORT),
             };
+            if NONE.load(Ordering::Relaxed) {
+                return install(EmptySocket::new(number, kind, protocol), flags);
+            }
             install(HostSocket::create(number, kind, protocol)?, flags)
         }
+        family::NETLINK if NONE.load(Ordering::Relaxed) => Err(Errno::EAFNOSUPPORT),
         family::NETLINK if protocol != NETLINK_ROUTE => Err(Errno::EPROTONOSUPPORT),
         family::NETLINK if kind == 2 => install(HostSocket::create(number, Kind::Datagram, protocol)?, flags),
         family::NETLINK if kind == SOCK_RAW => {

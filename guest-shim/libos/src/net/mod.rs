@@ -6,6 +6,7 @@
 //! | [`control`] | ancillary data, checked and rebuilt |
 //! | [`socket`] | what all sockets can do |
 //! | [`host`] | sockets of the host's network (IPv4, IPv6, netlink, Unix sockets on host mounts) |
+//! | [`empty`] | what there is instead without network |
 //! | [`unix`] | Unix sockets inside the guest |
 //!
 //! What two programs of the context say to each other through a Unix socket stays inside; everything else
@@ -14,11 +15,13 @@
 pub mod address;
 mod calls;
 pub mod control;
+pub mod empty;
 pub mod host;
 mod messages;
 pub mod socket;
 pub mod unix;
 
+pub use self::empty::NONE;
 use crate::syscall::{Entry, full, partial};
 
 /// System calls served here.

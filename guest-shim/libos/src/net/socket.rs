@@ -4,6 +4,7 @@ use core::sync::atomic::{AtomicU64, Ordering};
 
 use super::address::Address;
 use super::control::Control;
+use super::empty::EmptySocket;
 use super::host::HostSocket;
 use super::unix::UnixSocket;
 use crate::errno::{Errno, SysResult};
@@ -108,6 +109,9 @@ pub trait Socket: File {
 pub fn socket_of(open: &OpenFile) -> SysResult<&dyn Socket> {
     let any = open.file.as_any();
     if let Some(socket) = any.downcast_ref::<HostSocket>() {
+        return Ok(socket);
+    }
+    if let Some(socket) = any.downcast_ref::<EmptySocket>() {
         return Ok(socket);
     }
     any.downcast_ref::<UnixSocket>()

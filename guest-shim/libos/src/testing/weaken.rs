@@ -20,17 +20,20 @@ pub enum Protection {
     Attributes,
     /// A position in a directory is one that a seek can give.
     Position,
+    /// A block of a measured file is what the manifest's digest stands for.
+    Measured,
 }
 
 impl Protection {
     /// All of them.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::Length,
         Self::ErrorNumber,
         Self::Adoption,
         Self::Sequence,
         Self::Attributes,
         Self::Position,
+        Self::Measured,
     ];
 }
 

@@ -47,9 +47,9 @@ static BOOT: BootCell = BootCell(UnsafeCell::new(ContextBlock {
     vcpu_blocks: 0,
     config_gpa: 0,
     config_len: 0,
-    shared_len: 0,
     tsc_khz: 0,
     platform: 0,
+    identity: [0; 48],
 }));
 
 /// What the context has.

@@ -37,6 +37,12 @@ impl core::fmt::Debug for Record {
 }
 
 impl Record {
+    /// Where it is to be mounted.
+    #[must_use]
+    pub fn path(&self) -> &[u8] {
+        &self.path
+    }
+
     /// Takes what the configuration says.
     ///
     /// # Errors

@@ -8,6 +8,7 @@ use alloc::vec::Vec;
 use super::{Fixed, Item, Source, made, text};
 use crate::errno::SysResult;
 use crate::fs::providers;
+use crate::identity;
 
 /// Its root.
 pub fn root() -> Arc<dyn Source> {
@@ -39,7 +40,13 @@ pub fn root() -> Arc<dyn Source> {
     Arc::new(
         Fixed::default()
             .with("devices", devices.done())
-            .with("kernel", Fixed::default().with("mm", mm.done()).done())
+            .with(
+                "kernel",
+                Fixed::default()
+                    .with("cloak", cloak())
+                    .with("mm", mm.done())
+                    .done(),
+            )
             .with("fs", fs.done())
             .with("class", class.done())
             .with("block", empty())
@@ -47,6 +54,14 @@ pub fn root() -> Arc<dyn Source> {
             .with("dev", empty())
             .with("module", empty()),
     )
+}
+
+/// What the context is: as hexadecimal digits, and the manifest that it follows from.
+fn cloak() -> Item {
+    Fixed::default()
+        .with("identity", made(identity::text))
+        .with("manifest", made(identity::manifest))
+        .done()
 }
 
 fn lines(numbers: &[i32]) -> String {

@@ -129,9 +129,24 @@ impl Inner {
         file: &Arc<OpenFile>,
         offset: u64,
     ) -> Result<(), Fault> {
-        let flags = tables::flags(protection);
         let low = (page & !(FILE_AROUND - 1)).max(start);
         let high = ((page & !(FILE_AROUND - 1)) + FILE_AROUND).min(end);
+        self.fill_file_between(page, (low, high), start, protection, file, offset)
+            // A page before it that can't be read is no reason for this one not to be there.
+            .or_else(|_| self.fill_file_between(page, (page, page + PAGE), start, protection, file, offset))
+    }
+
+    /// Brings in what is missing of `[low, high)`, in which `page` is, of an area from `start` on.
+    fn fill_file_between(
+        &mut self,
+        page: u64,
+        (low, high): (u64, u64),
+        start: u64,
+        protection: Protection,
+        file: &Arc<OpenFile>,
+        offset: u64,
+    ) -> Result<(), Fault> {
+        let flags = tables::flags(protection);
         let mut batch = Batch::new(self.tables);
         let mut served = false;
         let version = file.file.unchanging().filter(|_| file_frames::is_wanted());

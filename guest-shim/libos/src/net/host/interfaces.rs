@@ -1,11 +1,14 @@
 //! `ioctl` requests about network interfaces (`netdevice(7)`), which any socket answers: `if_nametoindex` and its like
 //! make them on whatever socket they get, Unix sockets too.
 
+use core::sync::atomic::Ordering;
+
 use cloak_abi::hostop::HostOp;
 
 use super::HostSocket;
 use crate::errno::{Errno, SysResult};
 use crate::host::Request;
+use crate::net::NONE;
 use crate::net::address::family;
 use crate::net::socket::Kind;
 use crate::user;
@@ -44,6 +47,14 @@ const fn asks(request: u32) -> bool {
 pub fn ioctl(fd: Option<u64>, request: u32, argument: u64) -> SysResult {
     if !asks(request) && request != SIOCGIFCONF {
         return Err(Errno::ENOTTY);
+    }
+    if NONE.load(Ordering::Relaxed) {
+        // There is no interface; the list is empty.
+        return if request == SIOCGIFCONF {
+            user::write(argument, &0i32).map(|()| 0)
+        } else {
+            Err(Errno::ENODEV)
+        };
     }
     let Some(fd) = fd else {
         let socket = HostSocket::create(family::INET, Kind::Datagram, 0)?;

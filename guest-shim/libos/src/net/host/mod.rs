@@ -7,7 +7,7 @@
 mod answers;
 mod connect;
 pub mod interfaces;
-mod options;
+pub mod options;
 mod transfer;
 
 use alloc::sync::Arc;
@@ -20,7 +20,7 @@ use cloak_abi::hostop::HostOp;
 use super::address::{Address, family};
 use super::control::Control;
 use super::socket::{Kind, Received, Socket, Timeouts, Wanted};
-use crate::errno::SysResult;
+use crate::errno::{Errno, SysResult};
 use crate::fs::anon::{self, FIONREAD, S_IFSOCK};
 use crate::fs::file::{Stat, ready};
 use crate::fs::hostfd::HostFd;
@@ -60,8 +60,12 @@ impl HostSocket {
     /// A new one.
     ///
     /// # Errors
-    /// Those of the OS side.
+    /// ENETUNREACH without network; those of the OS side.
     pub fn create(domain: u16, kind: Kind, protocol: i32) -> SysResult<Arc<Self>> {
+        // Whatever leads here.
+        if super::NONE.load(Ordering::Relaxed) {
+            return Err(Errno::ENETUNREACH);
+        }
         let args = [
             u64::from(domain),
             kind as u64,

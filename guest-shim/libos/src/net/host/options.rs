@@ -64,7 +64,10 @@ const OPTIONS: &[(i32, &[i32], usize, bool)] = &[
 ];
 
 /// Longest value and whether it may be set.
-fn find(level: i32, name: i32) -> SysResult<(usize, bool)> {
+///
+/// # Errors
+/// ENOPROTOOPT for an option that is not on the list.
+pub fn find(level: i32, name: i32) -> SysResult<(usize, bool)> {
     let known = OPTIONS
         .iter()
         .find(|(l, names, ..)| *l == level && names.contains(&name));

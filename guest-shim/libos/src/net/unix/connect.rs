@@ -176,6 +176,10 @@ impl UnixSocket {
 
     /// Becomes a socket of the host.
     fn connect_outside(&self, file: &OpenFile, directory: &Dir, path: &[u8]) -> SysResult<()> {
+        if crate::net::NONE.load(core::sync::atomic::Ordering::Relaxed) {
+            // As if nobody listened there.
+            return Err(Errno::ECONNREFUSED);
+        }
         let mut bytes: Vec<u8> = family::UNIX.to_ne_bytes().to_vec();
         bytes.extend_from_slice(path);
         bytes.push(0);

@@ -28,11 +28,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use cloak_abi::hostop::HostOp;
+use cloak_volumes::verity::{BLOCK, Builder};
 
 use super::weaken::{Protection, VARIABLE};
 use crate::errno::Errno;
 use crate::fs::flags::S_IFCHR;
-use crate::fs::{FdTable, MountRecord, hostfd, init, locks, mount, open, readiness, shared_pages};
+use crate::fs::{FdTable, MountRecord, hostfd, init, locks, measured, mount, open, readiness, shared_pages};
 use crate::process::Process;
 use crate::sched::{Thread, current_arc};
 use crate::{host, syscall};
@@ -187,11 +188,21 @@ fn boot() {
         mount(0, 0, b"/"),
         mount(1, 0, b"/mnt/volume"),
         mount(2, cloak_abi::config::mount_flags::READ_ONLY, b"/ro"),
+        mount(2, cloak_abi::config::mount_flags::MEASURED, b"/measured"),
     ];
+    let mut digest = Builder::default();
+    honest::content()
+        .chunks(BLOCK)
+        .for_each(|block| digest.block(block));
+    let listed = measured::Listed {
+        files: vec![(digest.finish().0, program::MEASURED.to_vec())],
+        links: Vec::new(),
+    };
+    let volumes = measured::mounts(&records, &listed, &[]).expect("it can be measured");
     let files = FdTable::new(16, 16);
     init(
         &records,
-        Vec::new(),
+        volumes,
         Vec::new(),
         [S_IFCHR | 0o620; 3],
         1 << 24,

@@ -8,11 +8,13 @@ use zerocopy::FromBytes;
 use super::arena::Arena;
 use super::calls::{CALLS, Call};
 use super::dice::Dice;
+use super::honest;
 use crate::errno::SysResult;
-use crate::fs::OpenFile;
 use crate::fs::file::{Mapping, Stat};
+use crate::fs::{OpenFile, measured, open_kernel};
 use crate::process::Process;
 use crate::syscall::{Args, TABLE};
+use crate::user::Buf;
 
 /// What an argument is.
 #[derive(Debug, Clone, Copy)]
@@ -119,6 +121,9 @@ const PATHS: [&str; 26] = [
     "/f/",
 ];
 
+/// A file that is measured, with the service's content for all files.
+pub const MEASURED: &[u8] = b"/measured/f";
+
 /// Open files that threads hand each other.
 pub static SHARED: Mutex<Vec<Arc<OpenFile>>> = Mutex::new(Vec::new());
 
@@ -162,6 +167,7 @@ impl Program {
             0 => self.use_mapping(),
             1 => self.hand_over(),
             2..5 => self.tidy(),
+            5 => self.read_measured(),
             _ => {
                 let call = &CALLS[self.choose()];
                 self.make(call);
@@ -463,6 +469,35 @@ impl Program {
                 pages.mark_dirty(page);
             }
             let _ = open.file.sync_pages(&pages, 0, u64::MAX);
+        }
+        self.progress.calls.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// A measured file, read anew: its own bytes or an error.
+    fn read_measured(&mut self) {
+        self.progress.now.store(17, Ordering::Relaxed);
+        let right = honest::content();
+        let offset = self.dice.below(right.len() as u64 + 2000);
+        let mut bytes = vec![0; self.length()];
+        let got = open_kernel(MEASURED).and_then(|open| {
+            let stat = open.file.stat()?;
+            assert_eq!(
+                stat.size as u64,
+                honest::SIZE,
+                "a measured file has its own length"
+            );
+            measured::forget_cached(&stat);
+            drop(open);
+            open_kernel(MEASURED)?
+                .file
+                .read_at(offset, &mut Buf::own_mut(&mut bytes))
+        });
+        if let Ok(len) = got {
+            let rest = right.get(offset as usize..).unwrap_or_default();
+            assert!(
+                rest.starts_with(&bytes[..len]),
+                "a measured file gave bytes that are not its own"
+            );
         }
         self.progress.calls.fetch_add(1, Ordering::Relaxed);
     }

@@ -1,0 +1,324 @@
+//! From a manifest to a run, and from a run without one to the manifest that says the same.
+//!
+//! ```text
+//!   Manifest + RootKey + Caller ──of_manifest──▶ RunOptions ──run──▶ VM, with the manifest and its identity in it
+//!   RunOptions without a manifest ──of_options──▶ Manifest
+//! ```
+//! On plain KVM the monitor, which is trusted, does this translation; what it comes out as is enforced by the libos. The OS service
+//! sees the mounts and whether there is a network.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::io;
+use std::path::PathBuf;
+
+use cloak_manifest::model::{
+    Network as StatedNetwork, NetworkMode, Platform, PlatformKind, Program, Resources,
+    Volume as StatedVolume, VolumeKind,
+};
+use cloak_manifest::{Digest, Identity, Manifest, ManifestDigests, ManifestError, Purpose, RootKey};
+
+use super::{Anchor, Environment, Network, Protected, RunOptions, Volume};
+
+/// What the one who starts a context may say about it beside its manifest.
+#[derive(Debug, Default)]
+pub struct Caller {
+    /// Arguments to add, if the manifest allows that.
+    pub arguments: Vec<OsString>,
+    /// Values for variables that the manifest leaves to the caller. Others are an error in `insisted`, and are
+    /// passed over in here.
+    pub environment: BTreeMap<String, String>,
+    /// Names of variables that the caller set on purpose.
+    pub insisted: Vec<String>,
+    /// What remembers the last roots of protected volumes, by their guest paths.
+    pub anchors: BTreeMap<String, Box<dyn Anchor>>,
+    /// Files that the OS side must not read or change: of the root key, of anchors.
+    pub withheld: Vec<PathBuf>,
+}
+
+/// Why a manifest can't be run like this.
+#[derive(Debug, thiserror::Error)]
+pub enum StatedError {
+    /// It can't be written down.
+    #[error(transparent)]
+    Manifest(#[from] ManifestError),
+    /// Not on this kind of machine.
+    #[error("the manifest accepts the platforms {accepted}; this is plain KVM")]
+    Platform {
+        /// What it accepts.
+        accepted: String,
+    },
+    /// Arguments that nobody allowed.
+    #[error(
+        "the manifest does not let the caller add arguments (program.untrusted_args), and there are: {0:?}"
+    )]
+    Arguments(Vec<OsString>),
+    /// A variable that nobody allowed.
+    #[error("the manifest does not leave {0} to the caller (program.untrusted_environment)")]
+    Variable(String),
+    /// A protected volume whose key would end with the run.
+    #[error(
+        "the volume at {0} is protected, and its key follows from a root key: give one with --root-key FILE \
+         (cloak key new FILE makes it)"
+    )]
+    NoRootKey(String),
+    /// An anchor for nothing.
+    #[error("there is no protected volume at {0} to be anchored")]
+    Anchor(String),
+    /// Something that is not there yet: to go on without it would not be what the manifest says.
+    #[error("the manifest names {what}, which cloak run does not have: {why}")]
+    Missing {
+        /// What.
+        what: String,
+        /// What would be needed.
+        why: &'static str,
+    },
+    /// There is no randomness.
+    #[error("drawing a key for this run: {0}")]
+    Random(#[from] io::Error),
+}
+
+/// Measured volumes, and what is measured.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Measured {
+    /// Where the OS side has the contents, and where the guest sees them.
+    pub volumes: Vec<(PathBuf, String)>,
+    /// fs-verity digest and guest path of each file.
+    pub files: Vec<([u8; 32], String)>,
+    /// Guest path and target of each link.
+    pub links: Vec<(String, String)>,
+}
+
+/// A manifest as it travels into a VM.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Stated {
+    /// SHA-384 of the shim of this build.
+    pub shim: Digest<48>,
+    /// The manifest's canonical form.
+    pub canonical: String,
+    /// What follows from both.
+    pub identity: Identity,
+}
+
+impl Stated {
+    /// What a manifest makes of a context, with this build's shim.
+    ///
+    /// # Errors
+    /// [`ManifestError::Write`].
+    pub fn of(manifest: &Manifest) -> Result<Self, ManifestError> {
+        let shim = Digest(crate::shim_digest());
+        let canonical = manifest.canonical()?;
+        let digests: ManifestDigests = manifest.digests()?;
+        Ok(Self {
+            shim,
+            canonical,
+            identity: Identity::of(&shim, &digests),
+        })
+    }
+}
+
+/// What a manifest says, as options of a run. Those that it does not say (`--trace`, `--resident`, `--name` and the like) are the
+/// defaults' and may be changed afterwards.
+///
+/// # Errors
+/// [`StatedError`].
+pub fn of_manifest(
+    manifest: &Manifest,
+    root: Option<RootKey>,
+    mut caller: Caller,
+) -> Result<RunOptions, StatedError> {
+    refuse_what_is_not_there(manifest)?;
+    let program = &manifest.program;
+    if !program.untrusted_args && !caller.arguments.is_empty() {
+        return Err(StatedError::Arguments(caller.arguments));
+    }
+    let stated = Stated::of(manifest)?;
+    let mut options = RunOptions {
+        cpus: Some(manifest.resources.cpus as usize),
+        memory: manifest.resources.memory_mib << 20,
+        environment: environment(program, &caller)?,
+        workdir: Some(program.workdir.clone().into()),
+        name: Some(manifest.name.clone()),
+        network: match manifest.network.mode {
+            NetworkMode::None => Network::None,
+            NetworkMode::Host => Network::Host,
+        },
+        host_root: false,
+        withheld: std::mem::take(&mut caller.withheld),
+        ..RunOptions::new(
+            [OsString::from(&program.path)]
+                .into_iter()
+                .chain(program.args.iter().map(OsString::from))
+                .chain(std::mem::take(&mut caller.arguments))
+                .collect(),
+        )
+    };
+    for volume in &manifest.volumes {
+        add_volume(&mut options, volume, root.as_ref(), &stated.identity, &mut caller)?;
+    }
+    if let Some(guest) = caller.anchors.into_keys().next() {
+        return Err(StatedError::Anchor(guest));
+    }
+    options.measured.files = manifest
+        .files
+        .iter()
+        .map(|f| (f.digest.0, f.path.clone()))
+        .collect();
+    options.measured.links = manifest
+        .links
+        .iter()
+        .map(|l| (l.path.clone(), l.target.clone()))
+        .collect();
+    let root = root.map_or_else(RootKey::ephemeral, Ok)?;
+    options.memory_key = Some(root.derive(&stated.identity, Purpose::Memory));
+    options.stated = Some(stated);
+    Ok(options)
+}
+
+fn refuse_what_is_not_there(manifest: &Manifest) -> Result<(), StatedError> {
+    let accept = &manifest.platform.accept;
+    if !accept.contains(&PlatformKind::Plain) {
+        let names: Vec<String> = accept.iter().map(|p| format!("{p:?}").to_lowercase()).collect();
+        return Err(StatedError::Platform {
+            accepted: names.join(", "),
+        });
+    }
+    let missing = |what: String, why| Err(StatedError::Missing { what, why });
+    if let Some(secret) = manifest.secrets.first() {
+        return missing(
+            format!("the secret {:?}", secret.name),
+            "secrets are released after attestation, which this platform has not",
+        );
+    }
+    if let Some(segment) = manifest.segments.first() {
+        return missing(
+            format!("the segment {:?}", segment.name),
+            "the contexts that share it have to be in one VM",
+        );
+    }
+    Ok(())
+}
+
+/// Nothing of the caller's but what the manifest leaves to it.
+fn environment(program: &Program, caller: &Caller) -> Result<Environment, StatedError> {
+    let open = |name: &String| program.untrusted_environment.contains(name);
+    if let Some(name) = caller.insisted.iter().find(|name| !open(name)) {
+        return Err(StatedError::Variable(name.clone()));
+    }
+    let fixed = program.environment.iter();
+    let chosen = caller.environment.iter().filter(|(name, _)| open(name));
+    Ok(Environment {
+        clear: true,
+        set: fixed
+            .chain(chosen)
+            .map(|(name, value)| format!("{name}={value}"))
+            .collect(),
+    })
+}
+
+fn add_volume(
+    options: &mut RunOptions,
+    volume: &StatedVolume,
+    root: Option<&RootKey>,
+    identity: &Identity,
+    caller: &mut Caller,
+) -> Result<(), StatedError> {
+    // A checked manifest has a source where one is needed.
+    let source = PathBuf::from(volume.source.as_deref().unwrap_or_default());
+    match volume.kind {
+        VolumeKind::Shared => options.volumes.push(Volume {
+            host: source,
+            guest: volume.guest.clone().into(),
+            read_only: volume.read_only,
+        }),
+        VolumeKind::Memory => options
+            .memory_volumes
+            .push((volume.guest.clone().into(), volume.read_only)),
+        VolumeKind::Measured => options.measured.volumes.push((source, volume.guest.clone())),
+        VolumeKind::Protected => {
+            let root = root.ok_or_else(|| StatedError::NoRootKey(volume.guest.clone()))?;
+            options.protected.push(Protected {
+                container: source,
+                guest: volume.guest.clone().into(),
+                read_only: volume.read_only,
+                key: root.derive(identity, Purpose::Volume(&volume.guest)),
+                anchor: caller.anchors.remove(&volume.guest),
+                withheld: Vec::new(),
+            });
+        }
+    }
+    Ok(())
+}
+
+/// The manifest of a run that has none: the host's root shared and read-only, a `/tmp` in memory, what was asked for besides.
+/// Arguments and variables are the caller's, as who starts such a run chooses all of it.
+#[must_use]
+pub fn of_options(options: &RunOptions, program: &std::path::Path, vcpus: usize) -> Manifest {
+    let text = |path: &std::path::Path| path.to_string_lossy().into_owned();
+    let volume = |guest: String, kind, source: Option<String>, read_only| StatedVolume {
+        guest,
+        kind,
+        source,
+        read_only,
+    };
+    let mut volumes = vec![
+        volume("/".to_owned(), VolumeKind::Shared, Some("/".to_owned()), true),
+        volume("/tmp".to_owned(), VolumeKind::Memory, None, false),
+    ];
+    volumes.extend(options.volumes.iter().map(|v| {
+        volume(
+            text(&v.guest),
+            VolumeKind::Shared,
+            Some(text(&v.host)),
+            v.read_only,
+        )
+    }));
+    volumes.extend(options.protected.iter().map(|v| {
+        volume(
+            text(&v.guest),
+            VolumeKind::Protected,
+            Some(text(&v.container)),
+            v.read_only,
+        )
+    }));
+    let name = program
+        .file_name()
+        .unwrap_or_default()
+        .to_string_lossy()
+        .into_owned();
+    Manifest {
+        version: 1,
+        name: options.name.clone().unwrap_or(name),
+        program: Program {
+            path: text(program),
+            args: Vec::new(),
+            workdir: options.workdir.as_deref().map_or_else(|| "/".to_owned(), text),
+            environment: BTreeMap::new(),
+            untrusted_environment: super::environment(&options.environment)
+                .iter()
+                .filter_map(|variable| {
+                    String::from_utf8(variable.split(|b| *b == b'=').next()?.to_vec()).ok()
+                })
+                .collect(),
+            untrusted_args: true,
+        },
+        resources: Resources {
+            memory_mib: options.memory >> 20,
+            cpus: vcpus as u32,
+        },
+        platform: Platform {
+            accept: vec![PlatformKind::Plain],
+        },
+        network: StatedNetwork {
+            mode: match options.network {
+                Network::None => NetworkMode::None,
+                Network::Host => NetworkMode::Host,
+            },
+        },
+        volumes,
+        files: Vec::new(),
+        links: Vec::new(),
+        secrets: Vec::new(),
+        segments: Vec::new(),
+    }
+}
