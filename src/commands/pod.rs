@@ -65,7 +65,7 @@ impl Check {
     fn run(self) -> Result<ExitCode, Failure> {
         let pod = Pod::read(&self.file)?;
         for context in &pod.contexts {
-            println!("{}\t{}", context.name, context.command.join(" "));
+            println!("{}\t{}", context.name, context.command());
         }
         Ok(ExitCode::SUCCESS)
     }

@@ -1,5 +1,6 @@
 //! `cloak pod`: several contexts in one VM see nothing of each other, and end each by itself.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
@@ -12,6 +13,15 @@ use cloak_tests::{Case, Launcher, Outcome, Scratch, Status, needs};
 const PATIENCE: Duration = Duration::from_secs(120);
 /// The halves of what the victim keeps; only it puts them together.
 const MARKER: (&str, &str) = ("THE-VICTIMS-OWN-SEC", "RET-WORDS");
+
+fn cloak(arguments: &[&str]) -> Command {
+    let Launcher::Cloak(cloak) = Launcher::under_test() else {
+        panic!("the launcher under test is cloak");
+    };
+    let mut command = Command::new(cloak);
+    command.args(arguments);
+    command
+}
 
 struct Pod {
     scratch: Scratch,
@@ -35,13 +45,8 @@ impl Pod {
     }
 
     fn command(&self, subcommand: &str) -> Command {
-        let Launcher::Cloak(cloak) = Launcher::under_test() else {
-            panic!("the launcher under test is cloak");
-        };
-        let mut command = Command::new(cloak);
-        command
-            .args(["pod", subcommand])
-            .arg(self.scratch.write("pod.toml", &self.text));
+        let mut command = cloak(&["pod", subcommand]);
+        command.arg(self.scratch.write("pod.toml", &self.text));
         command
     }
 
@@ -116,6 +121,11 @@ fn a_pod_file_that_can_not_be_is_refused() {
     refused(
         "version = 1\n[[context]]\nname = \"a\"\ncommand = [\"x\"]\nshare = 1",
         "unknown field `share`",
+    );
+    refused("version = 1\n[[context]]\ncommand = [\"x\"]", "needs a name");
+    refused(
+        "version = 1\n[[context]]\nname = \"a\"\ncommand = [\"x\"]\nroot_key = \"k\"",
+        "go with a manifest",
     );
     let twice = "[[context]]\nname = \"a\"\ncommand = [\"x\"]\n".repeat(2);
     refused(&format!("version = 1\n{twice}"), "two contexts have the name a");
@@ -304,6 +314,45 @@ print("then", bytes(m[24:29]))
     let errors = refused.error_text();
     let why = "context writer: segment queue: context reader does not name it";
     assert!(errors.contains(why), "{errors}");
+}
+
+/// Each context from a manifest of its own: its identity, its segment, and nothing of the host's but what is listed.
+#[test]
+fn contexts_run_from_manifests() {
+    if !needs::kvm() {
+        return;
+    }
+    let scratch = Scratch::new();
+    let manifest = |name: &str, with: &str, script: &str| {
+        let made = cloak(&["manifest", "init", "/bin/busybox", "sh", "-c", script])
+            .output()
+            .expect("cloak starts");
+        assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+        let text = String::from_utf8(made.stdout).expect("a manifest is text");
+        let text = text.replacen("name = \"busybox\"", &format!("name = \"{name}\""), 1)
+            + &format!("\n[[segment]]\nname = \"queue\"\nsize_kib = 4\nwith = [\"{with}\"]\n");
+        scratch.write(&format!("{name}.toml"), text);
+    };
+    let identity = "cat /sys/kernel/cloak/identity; echo";
+    let give = "echo given | dd of=/dev/shm/queue conv=notrunc 2>/dev/null; ls /etc 2>&1";
+    let take = "while ! grep -q given /dev/shm/queue; do :; done; head -n 1 /dev/shm/queue";
+    manifest("giver", "taker", &format!("{give}; {identity}"));
+    manifest("taker", "giver", &format!("{take}; {identity}"));
+    let contexts = "[[context]]\nmanifest = \"giver.toml\"\n[[context]]\nmanifest = \"taker.toml\"\n";
+    let file = scratch.write("pod.toml", format!("version = 1\n{contexts}"));
+    let mut command = cloak(&["pod", "run"]);
+    command.arg(file);
+    let running = Running::start(command, Vec::new()).expect("cloak starts");
+    let outcome = running.finish(PATIENCE).expect("the pod ends");
+    let (out, errors) = (outcome.text(), outcome.error_text());
+    assert_eq!(outcome.status, Status::Exit(0), "{out}{errors}");
+    has_line(&out, "given");
+    has_line(&out, "ls: /etc: No such file or directory");
+    let identities: BTreeSet<&str> = out.lines().filter(|line| line.len() == 96).collect();
+    assert_eq!(identities.len(), 2, "each has its own: {out}");
+    for name in ["giver", "taker"] {
+        has_line(&errors, &format!("cloak: context {name}: exited with 0"));
+    }
 }
 
 #[test]

@@ -190,12 +190,6 @@ fn refuse_what_is_not_there(manifest: &Manifest) -> Result<(), StatedError> {
             "secrets are released after attestation, which this platform has not",
         );
     }
-    if let Some(segment) = manifest.segments.first() {
-        return missing(
-            format!("the segment {:?}", segment.name),
-            "the contexts that share it have to be in one VM",
-        );
-    }
     Ok(())
 }
 

@@ -4,9 +4,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
+use cloak_host::run::stated::{Caller, of_manifest};
 use cloak_host::run::{Environment, RunOptions, Segment};
+use cloak_manifest::Manifest;
 use serde::Deserialize;
 
+use crate::commands::key;
 use crate::commands::run::{parse_size, parse_variable, parse_volume, protected};
 
 /// Why a pod file can't be used.
@@ -38,28 +41,53 @@ pub enum PodError {
     },
 }
 
-/// A pod file.
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
+/// A pod file that was read.
+#[derive(Debug)]
 pub struct Pod {
-    version: u32,
     /// In the order of the file.
-    #[serde(rename = "context")]
     pub contexts: Vec<Context>,
 }
 
 /// One context.
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Debug)]
 pub struct Context {
     /// Its name in messages, and the host name inside.
     pub name: String,
-    /// Program and arguments.
-    pub command: Vec<String>,
-    #[serde(default = "one")]
-    cpus: usize,
-    #[serde(default = "memory")]
-    memory: String,
+    segments: Vec<Shared>,
+    runs: Runs,
+}
+
+/// What a context runs, and in what.
+#[derive(Debug)]
+enum Runs {
+    /// What a manifest says.
+    Stated {
+        manifest: Box<Manifest>,
+        root_key: Option<PathBuf>,
+        anchors: Vec<String>,
+        user: Option<String>,
+    },
+    /// What the pod file says.
+    Told(Box<Entry>),
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct File {
+    version: u32,
+    #[serde(rename = "context")]
+    contexts: Vec<Entry>,
+}
+
+/// A table of the file.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Entry {
+    name: Option<String>,
+    #[serde(default)]
+    command: Vec<String>,
+    cpus: Option<usize>,
+    memory: Option<String>,
     #[serde(default)]
     environment: Vec<String>,
     workdir: Option<PathBuf>,
@@ -70,6 +98,10 @@ pub struct Context {
     protected: Vec<String>,
     #[serde(default, rename = "segment")]
     segments: Vec<Shared>,
+    manifest: Option<PathBuf>,
+    root_key: Option<PathBuf>,
+    #[serde(default)]
+    anchors: Vec<String>,
 }
 
 /// Memory that a context is ready to share.
@@ -84,51 +116,50 @@ struct Shared {
 
 /// Largest segment, KiB.
 const SEGMENT_MAX: u64 = 1 << 20;
-
-const fn one() -> usize {
-    1
-}
-
-fn memory() -> String {
-    "1G".to_owned()
-}
+/// Memory of a context for which the file says nothing.
+const MEMORY: &str = "1G";
 
 impl Pod {
-    /// Reads and checks a file.
+    /// Reads and checks a file, and the manifests that it names.
     ///
     /// # Errors
     /// [`PodError`].
     pub fn read(path: &Path) -> Result<Self, PodError> {
-        let text = std::fs::read_to_string(path).map_err(|source| PodError::Read {
+        let text = read(path)?;
+        let file: File = toml::from_str(&text).map_err(|source| PodError::Parse {
             path: path.to_owned(),
             source,
         })?;
-        let pod: Self = toml::from_str(&text).map_err(|source| PodError::Parse {
-            path: path.to_owned(),
-            source,
-        })?;
-        pod.check().map_err(|what| PodError::Content {
+        let content = |what| PodError::Content {
             path: path.to_owned(),
             what,
-        })?;
+        };
+        if file.version != 1 {
+            return Err(content(format!(
+                "version is {}, and this program knows 1",
+                file.version
+            )));
+        }
+        let folder = path.parent().unwrap_or(Path::new(""));
+        let contexts = file
+            .contexts
+            .into_iter()
+            .map(|entry| entry.context(folder, &content));
+        let pod = Self {
+            contexts: contexts.collect::<Result<_, _>>()?,
+        };
+        pod.check().map_err(content)?;
         Ok(pod)
     }
 
     fn check(&self) -> Result<(), String> {
-        if self.version != 1 {
-            return Err(format!("version is {}, and this program knows 1", self.version));
-        }
         let mut names = BTreeSet::new();
-        for context in &self.contexts {
-            let name = &context.name;
+        for Context { name, .. } in &self.contexts {
             if name.is_empty() || name.contains(char::is_whitespace) {
                 return Err(format!("{name:?} is not the name of a context"));
             }
             if !names.insert(name) {
                 return Err(format!("two contexts have the name {name}"));
-            }
-            if context.command.is_empty() {
-                return Err(format!("context {name} has an empty command"));
             }
         }
         self.segments().map(drop)
@@ -199,13 +230,70 @@ impl Pod {
     }
 }
 
-impl Context {
-    /// What to run.
-    ///
-    /// # Errors
-    /// [`PodError::Content`] with the field that is wrong; what is wrong with a key.
-    pub fn options(self, device: &Path) -> Result<RunOptions, Box<dyn std::error::Error>> {
-        let name = self.name.clone();
+fn read(path: &Path) -> Result<String, PodError> {
+    std::fs::read_to_string(path).map_err(|source| PodError::Read {
+        path: path.to_owned(),
+        source,
+    })
+}
+
+impl Entry {
+    /// The context that it describes. Files that it names lie in `folder`.
+    fn context(mut self, folder: &Path, bad: &impl Fn(String) -> PodError) -> Result<Context, PodError> {
+        let Some(file) = self.manifest.take() else {
+            let name = self
+                .name
+                .clone()
+                .ok_or_else(|| bad("a context without a manifest needs a name".to_owned()))?;
+            if self.command.is_empty() {
+                return Err(bad(format!(
+                    "context {name} has an empty command and no manifest"
+                )));
+            }
+            if self.root_key.is_some() || !self.anchors.is_empty() {
+                return Err(bad(format!(
+                    "context {name}: root_key and anchors go with a manifest"
+                )));
+            }
+            let segments = std::mem::take(&mut self.segments);
+            return Ok(Context {
+                name,
+                segments,
+                runs: Runs::Told(Box::new(self)),
+            });
+        };
+        let file = folder.join(file);
+        let manifest = Manifest::parse(read(&file)?.as_bytes())
+            .map_err(|error| bad(format!("{}: {error}", file.display())))?;
+        let rest = (
+            self.command.is_empty() && self.cpus.is_none() && self.memory.is_none() && self.workdir.is_none(),
+            self.environment.is_empty() && self.volumes.is_empty() && self.protected.is_empty(),
+            self.segments.is_empty(),
+        );
+        if rest != (true, true, true) {
+            return Err(bad(format!(
+                "{}: beside a manifest only name, root_key, anchors and user can be said",
+                file.display()
+            )));
+        }
+        let segments = manifest.segments.iter().map(|segment| Shared {
+            name: segment.name.clone(),
+            with: segment.with.iter().cloned().collect(),
+            size_kib: segment.size_kib,
+        });
+        Ok(Context {
+            name: self.name.unwrap_or_else(|| manifest.name.clone()),
+            segments: segments.collect(),
+            runs: Runs::Stated {
+                root_key: self.root_key.map(|key| folder.join(key)),
+                anchors: self.anchors,
+                user: self.user,
+                manifest: Box::new(manifest),
+            },
+        })
+    }
+
+    fn options(self, name: String) -> Result<RunOptions, Box<dyn std::error::Error>> {
         let at = |field: &'static str| {
             let name = name.clone();
             move |why: String| format!("context {name}: {field}: {why}")
@@ -217,10 +305,10 @@ impl Context {
             .iter()
             .map(|text| Ok(protected::Asked::parse(text).map_err(at("protected"))?.open()?))
             .collect::<Result<_, Box<dyn std::error::Error>>>()?;
+        let memory = self.memory.as_deref().unwrap_or(MEMORY);
         Ok(RunOptions {
-            device: device.to_owned(),
-            cpus: Some(self.cpus),
-            memory: parse_size(&self.memory).map_err(at("memory"))?,
+            cpus: Some(self.cpus.unwrap_or(1)),
+            memory: parse_size(memory).map_err(at("memory"))?,
             environment: Environment {
                 clear: true,
                 set: variables.collect::<Result<_, _>>().map_err(at("environment"))?,
@@ -229,9 +317,72 @@ impl Context {
             workdir: Some(self.workdir.unwrap_or_else(|| PathBuf::from("/"))),
             volumes: volumes.collect::<Result<_, _>>().map_err(at("volumes"))?,
             protected,
-            name: Some(self.name),
-            kernel_tables: true,
             ..RunOptions::new(self.command.into_iter().map(OsString::from).collect())
         })
+    }
+}
+
+/// What a manifest says, with the root key and the anchors that the pod file names.
+fn stated(
+    manifest: &Manifest,
+    root_key: Option<PathBuf>,
+    anchors: Vec<String>,
+) -> Result<RunOptions, Box<dyn std::error::Error>> {
+    let root = key::root(root_key.as_deref(), None)?;
+    let mut caller = Caller {
+        withheld: root_key.into_iter().collect(),
+        ..Caller::default()
+    };
+    for text in anchors {
+        let asked = protected::AnchorAsked::parse(&text)?;
+        caller.withheld.push(asked.file().to_owned());
+        let (guest, anchor) = asked.open()?;
+        caller.anchors.insert(guest, anchor);
+    }
+    for name in &manifest.program.untrusted_environment {
+        if let Some(Ok(value)) = std::env::var_os(name).map(OsString::into_string) {
+            caller.environment.insert(name.clone(), value);
+        }
+    }
+    Ok(of_manifest(manifest, root, caller)?)
+}
+
+impl Context {
+    /// Its command line, for a person.
+    pub fn command(&self) -> String {
+        match &self.runs {
+            Runs::Told(entry) => entry.command.join(" "),
+            Runs::Stated { manifest, .. } => {
+                let program = &manifest.program;
+                [std::slice::from_ref(&program.path), &program.args]
+                    .concat()
+                    .join(" ")
+            }
+        }
+    }
+
+    /// What to run.
+    ///
+    /// # Errors
+    /// [`PodError::Content`] with the field that is wrong; what is wrong with a key.
+    pub fn options(self, device: &Path) -> Result<RunOptions, Box<dyn std::error::Error>> {
+        let mut options = match self.runs {
+            Runs::Told(entry) => entry.options(self.name.clone())?,
+            Runs::Stated {
+                manifest,
+                root_key,
+                anchors,
+                user,
+            } => {
+                let told = |error| format!("context {}: {error}", self.name);
+                let mut options = stated(&manifest, root_key, anchors).map_err(told)?;
+                options.user = user;
+                options
+            }
+        };
+        options.device = device.to_owned();
+        options.name = Some(self.name);
+        options.kernel_tables = true;
+        Ok(options)
     }
 }

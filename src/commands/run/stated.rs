@@ -50,6 +50,11 @@ pub enum Error {
     /// It is the manifest that names volumes.
     #[error("{0} can't be given with --manifest: the manifest names all volumes")]
     Volume(&'static str),
+    /// It shares memory with others.
+    #[error(
+        "the manifest shares the segment {0:?}: the contexts that share it have to be in one VM (cloak pod run)"
+    )]
+    Segment(String),
     /// The manifest asks for something else.
     #[error(transparent)]
     Stated(#[from] StatedError),
@@ -66,6 +71,9 @@ pub fn options(args: Args) -> Result<RunOptions, Error> {
         source,
     })?;
     let manifest = Manifest::parse(&manifest).map_err(|source| Error::Manifest { path, source })?;
+    if let Some(segment) = manifest.segments.first() {
+        return Err(Error::Segment(segment.name.clone()));
+    }
     contradictions(&args, &manifest)?;
     let root = key::root(args.root_key.as_deref(), args.root_key_fd)?;
     let mut caller = Caller {
