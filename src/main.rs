@@ -30,6 +30,8 @@ enum Command {
     Doctor(commands::doctor::Args),
     /// Print measurements (digests): of the shim, or predicted for an image on SNP and TDX
     Measure(commands::measure::Args),
+    /// Write the image of the shim for other launchers
+    Image(commands::image::Args),
     /// Judge evidence of what runs, offline
     Verify(cloak_attestation::cli::VerifyArgs),
     /// Write and check policies
@@ -69,6 +71,7 @@ fn main() -> ExitCode {
         Command::Pod(args) => commands::pod::run(args),
         Command::Doctor(args) => commands::doctor::run(&args),
         Command::Measure(args) => commands::measure::run(&args),
+        Command::Image(args) => commands::image::run(&args),
         Command::Verify(args) => args
             .run(&mut io::stdout().lock(), &mut io::stderr().lock())
             .into(),

@@ -6,6 +6,8 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// "CLOAKBB1", little endian.
 pub const BOOT_MAGIC: u64 = u64::from_le_bytes(*b"CLOAKBB1");
+/// "CLOAKLB1", little endian.
+pub const LAUNCH_MAGIC: u64 = u64::from_le_bytes(*b"CLOAKLB1");
 /// "CLOAKLO1", little endian.
 pub const LIBOS_MAGIC: u64 = u64::from_le_bytes(*b"CLOAKLO1");
 
@@ -66,6 +68,63 @@ pub struct ContextBlock {
     pub identity: [u8; 48],
 }
 
+/// Platforms whose hardware measures the launch, as [`LaunchBlock::platform`] and [`ContextBlock::platform`] name them.
+pub mod platform {
+    /// Plain KVM: nothing measures.
+    pub const PLAIN: u64 = 0;
+    /// AMD SEV-SNP.
+    pub const SNP: u64 = 1;
+    /// Intel TDX.
+    pub const TDX: u64 = 2;
+}
+
+/// Most loadable parts of the libos.
+pub const MAX_PARTS: usize = 4;
+
+/// Where a launch is measured, this is at [`crate::layout::BOOT_GPA`] in place of the [`BootBlock`], and measured. It
+/// says what the image holds; what differs from run to run is not in it, but on the page of parameters, which is the
+/// host's word. A kernel that knows plain KVM only finds another magic number here, and stops.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct LaunchBlock {
+    /// [`LAUNCH_MAGIC`].
+    pub magic: u64,
+    /// [`crate::VERSION`].
+    pub version: u64,
+    /// Which of [`platform`] the image is for.
+    pub platform: u64,
+    /// Bit of a page-table entry that says that the page is private; 0 where private is what has no bit.
+    pub private: u64,
+    /// Guest-physical address of the page of parameters.
+    pub parameters: u64,
+    /// SNP: guest-physical address of the secrets page, else 0.
+    pub secrets: u64,
+    /// SNP: guest-physical address of the page of CPUID values, else 0.
+    pub cpuid: u64,
+    /// Guest-physical address of the first root table.
+    pub root: u64,
+    /// First guest-physical address after the image.
+    pub end: u64,
+    /// Parts of the libos; unused ones are zeros.
+    pub libos: [PartBlock; MAX_PARTS],
+}
+
+/// One loadable part of a program in a measured image.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct PartBlock {
+    /// First guest-virtual address.
+    pub va: u64,
+    /// Bytes in memory; those after the content are zeros.
+    pub memory: u64,
+    /// Bytes of content.
+    pub content: u64,
+    /// Guest-physical address of the content in the image.
+    pub gpa: u64,
+    /// [`crate::kcall::PTE_W`] and [`crate::kcall::PTE_NX`], as pages of it are mapped.
+    pub flags: u64,
+}
+
 /// First bytes of the libos image: where the kernel enters it. All addresses are guest-virtual.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
@@ -98,3 +157,5 @@ crate::tripwire!(
     "BootBlock fits a page"
 );
 crate::tripwire!(size_of::<LibosHeader>() == 80, "LibosHeader");
+crate::tripwire!(size_of::<PartBlock>() == 40, "PartBlock");
+crate::tripwire!(size_of::<LaunchBlock>() == 232, "LaunchBlock");

@@ -66,6 +66,8 @@ pub mod mount_flags {
     pub const MEMORY: u32 = 2;
     /// What is in it is what [`super::Tag::File`] and [`super::Tag::Link`] name; the host mount has the contents.
     pub const MEASURED: u32 = 4;
+    /// A host mount that is only read, with changes in guest memory.
+    pub const OVERLAY: u32 = 8;
 }
 
 /// Bits of [`Tag::Flags`].

@@ -5,9 +5,12 @@
 //! 0x0000_0000  never used (a null frame is always a mistake)
 //! 0x0000_1000  boot block
 //! 0x0000_2000  root page tables that vCPUs start on, one for each context
+//! 0x0001_2000  where the launch is measured: secrets, CPUID values, the host's parameters, the image's page tables
 //! 0x0020_0000  kernel image, per-vCPU kernel pages
+//! ...          where the launch is measured: the libos as built, of which each context gets a copy
 //! ...          for each context: its page-table pool, then its frames (3 GiB..4 GiB is a hole)
 //! ...          segments that contexts share
+//! 0xffff_f000  where the launch is measured: the page with the reset vector
 //! 0x40_0000_0000  shared regions, one for each context: the only memory that both sides read and write
 //! ```
 //!
@@ -40,6 +43,18 @@ pub const HOLE_END: u64 = 4 << 30;
 pub const BOOT_GPA: u64 = 0x1000;
 /// Guest-physical address of the first context's first root page table; those of the others follow it.
 pub const ROOT_GPA: u64 = 0x2000;
+/// SNP: the page that the firmware fills with keys for messages to it.
+pub const SECRETS_GPA: u64 = 0x1_2000;
+/// SNP: the page of CPUID values that the firmware checks.
+pub const CPUID_GPA: u64 = 0x1_3000;
+/// Measured launches: the one page whose content is the host's word ([`crate::boot::LaunchBlock::parameters`]).
+pub const PARAMETERS_GPA: u64 = 0x1_4000;
+/// Measured launches: the page tables that a vCPU starts on, the root first.
+pub const LAUNCH_TABLES_GPA: u64 = 0x1_5000;
+/// Most pages of those.
+pub const LAUNCH_TABLES: u64 = 32;
+/// Measured launches: the page that holds the reset vector, below 4 GiB; mapped where it lies.
+pub const RESET_GPA: u64 = HOLE_END - PAGE;
 /// Guest-physical address of the kernel image.
 pub const KERNEL_GPA: u64 = LARGE;
 /// Guest-physical address of the first context's shared region; those of the others follow it.
@@ -112,8 +127,12 @@ crate::tripwire!(
     "a context's ports are one byte of the I/O bitmap"
 );
 crate::tripwire!(
-    ROOT_GPA + MAX_CONTEXTS as u64 * PAGE <= KERNEL_GPA,
-    "root tables below the kernel"
+    ROOT_GPA + MAX_CONTEXTS as u64 * PAGE <= SECRETS_GPA,
+    "root tables below the pages of a measured launch"
+);
+crate::tripwire!(
+    LAUNCH_TABLES_GPA + LAUNCH_TABLES * PAGE <= KERNEL_GPA,
+    "page tables of a measured launch below the kernel"
 );
 crate::tripwire!(
     MAX_RAM + (HOLE_END - HOLE_START) <= SHARED_GPA,

@@ -8,7 +8,7 @@ use std::mem::{offset_of, size_of};
 use std::path::Path;
 
 use cloak_abi::anchor::{self, AnchorPage, AnchorSlot};
-use cloak_abi::boot::{self, BootBlock, ContextBlock, LibosHeader};
+use cloak_abi::boot::{self, BootBlock, ContextBlock, LaunchBlock, LibosHeader, PartBlock, platform};
 use cloak_abi::config::{Tag, mount_flags, run_flags};
 use cloak_abi::hostop::{self, HostOp, resolve};
 use cloak_abi::kcall::{self, Kcall, KcallError, PageOp, PageOpKind};
@@ -64,11 +64,12 @@ fn describe() -> String {
 fn constants(out: &mut String) {
     constants!(
         out, layout: PAGE, LARGE, MAX_VCPUS, MAX_RAM, MIN_RAM, HOLE_START, HOLE_END, BOOT_GPA, ROOT_GPA,
-        KERNEL_GPA, SHARED_GPA, KERNEL_VA, KERNEL_PHYS_VA, LIBOS_SLOT, LIBOS_BASE, LIBOS_END, LIBOS_IMAGE_MAX,
+        SECRETS_GPA, CPUID_GPA, PARAMETERS_GPA, LAUNCH_TABLES_GPA, LAUNCH_TABLES, RESET_GPA, KERNEL_GPA, SHARED_GPA, KERNEL_VA, KERNEL_PHYS_VA, LIBOS_SLOT, LIBOS_BASE, LIBOS_END, LIBOS_IMAGE_MAX,
         LIBOS_VCPU_VA, LIBOS_SHARED_VA, LIBOS_PHYS_VA, USER_MIN, USER_END, MAX_CONTEXTS, MAX_SEGMENTS, LAST_PORT, KICK_VECTOR
     );
     constants!(out, anchor: MARK_WORDS, ANCHORS);
-    constants!(out, boot: BOOT_MAGIC, LIBOS_MAGIC);
+    constants!(out, boot: BOOT_MAGIC, LAUNCH_MAGIC, LIBOS_MAGIC, MAX_PARTS);
+    constants!(out, platform: PLAIN, SNP, TDX);
     constants!(out, vcpu: MAX_OPS);
     constants!(
         out, kcall: KCALLS, MAX_SPACES, ALL_SPACES, PTE_P, PTE_W, PTE_U, PTE_A, PTE_D, PTE_PS, PTE_SHARED, PTE_SOFT, PTE_NX, PTE_ADDR,
@@ -81,11 +82,36 @@ fn constants(out: &mut String) {
     constants!(out, exit_status: PANIC);
     constants!(out, hostop: ROOT_FD, MAX_MOUNTS, MAX_IO, PATH_MAX, ADDR_MAX, CONTROL_MAX);
     constants!(out, resolve: ROOTED, COMPONENT);
-    constants!(out, mount_flags: READ_ONLY, MEMORY, MEASURED);
+    constants!(out, mount_flags: READ_ONLY, MEMORY, MEASURED, OVERLAY);
     constants!(out, run_flags: TRACE, NO_PATCH, NO_NETWORK);
 }
 
 fn structures(out: &mut String) {
+    structure!(
+        out,
+        LaunchBlock {
+            magic,
+            version,
+            platform,
+            private,
+            parameters,
+            secrets,
+            cpuid,
+            root,
+            end,
+            libos
+        }
+    );
+    structure!(
+        out,
+        PartBlock {
+            va,
+            memory,
+            content,
+            gpa,
+            flags
+        }
+    );
     structure!(
         out,
         BootBlock {

@@ -2,12 +2,16 @@
 
 #[cfg(not(fuzzing))]
 pub mod doctor;
+#[cfg(not(fuzzing))]
+pub mod image;
 pub mod jail;
 #[cfg(not(fuzzing))]
 pub mod kvm;
 pub mod os;
 #[cfg(not(fuzzing))]
 pub mod run;
+#[cfg(test)]
+mod skipped;
 #[cfg(not(fuzzing))]
 pub mod user;
 #[cfg(not(fuzzing))]

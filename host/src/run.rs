@@ -87,6 +87,16 @@ pub struct Environment {
     pub set: Vec<String>,
 }
 
+/// What the host's root is to a program. The OS service opens it for reading only, either way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum RootTree {
+    /// Changes stay in guest memory, and end with the program.
+    #[default]
+    Overlay,
+    /// Writes give EROFS.
+    ReadOnly,
+}
+
 /// What of the network a program sees.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Network {
@@ -112,8 +122,8 @@ pub struct RunOptions {
     pub user: Option<String>,
     /// Working directory; none: the caller's.
     pub workdir: Option<PathBuf>,
-    /// Whether the host's root is there, read-only, and a `/tmp` in memory.
-    pub host_root: bool,
+    /// What the host's root is to the program; none: it is not there, and neither is a `/tmp` in memory.
+    pub host_root: Option<RootTree>,
     /// Volumes of the host besides.
     pub volumes: Vec<Volume>,
     /// Volumes in guest memory: where, and whether the program may only read them.
@@ -155,7 +165,7 @@ impl RunOptions {
             environment: Environment::default(),
             user: None,
             workdir: None,
-            host_root: true,
+            host_root: Some(RootTree::default()),
             volumes: Vec::new(),
             memory_volumes: Vec::new(),
             measured: Measured::default(),
@@ -346,7 +356,7 @@ fn open_roots(options: &RunOptions) -> Result<Vec<(OwnedFd, Access)>, VmError> {
         })
     };
     let host_root = PathBuf::from("/");
-    let root = options.host_root.then_some((&host_root, true));
+    let root = options.host_root.map(|_| (&host_root, true));
     let shared = options.volumes.iter().map(|v| (&v.host, v.read_only));
     let measured = options.measured.volumes.iter().map(|(source, _)| (source, true));
     let protected = options.protected.iter().map(|v| (&v.container, v.read_only));
@@ -482,8 +492,12 @@ fn mounts(options: &RunOptions, config: &mut Writer) -> u32 {
     let read_only = |on: bool| if on { mount_flags::READ_ONLY } else { 0 };
     let mut next = 0..;
     let mut number = || next.next().unwrap_or(u32::MAX);
-    if options.host_root {
-        config.mount(number(), mount_flags::READ_ONLY, b"/");
+    if let Some(root) = options.host_root {
+        let flags = match root {
+            RootTree::Overlay => mount_flags::OVERLAY,
+            RootTree::ReadOnly => mount_flags::READ_ONLY,
+        };
+        config.mount(number(), flags, b"/");
         config.mount(0, mount_flags::MEMORY, b"/tmp");
     }
     for volume in &options.volumes {

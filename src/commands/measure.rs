@@ -5,6 +5,8 @@ use std::process::ExitCode;
 
 use cloak_attestation::cli::MeasureArgs;
 
+use super::image;
+
 /// What to measure.
 #[derive(Debug, clap::Args)]
 #[command(args_conflicts_with_subcommands = true)]
@@ -20,10 +22,16 @@ pub struct Args {
 pub fn run(args: &Args) -> ExitCode {
     match &args.image {
         Some(image) if !args.shim => image
-            .run(&mut io::stdout().lock(), &mut io::stderr().lock())
+            .run_with(
+                image::embedded,
+                &mut io::stdout().lock(),
+                &mut io::stderr().lock(),
+            )
             .into(),
         None if !args.shim => {
-            eprintln!("cloak: say what to measure: --shim, or --platform and an image description");
+            eprintln!(
+                "cloak: say what to measure: --shim, or --platform, with an image description if it is not this program's shim"
+            );
             ExitCode::from(2)
         }
         _ => {

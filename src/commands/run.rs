@@ -7,7 +7,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use cloak_host::run::{self, Environment, Network, Outcome, Resident, RunOptions, Volume};
+use cloak_host::run::{self, Environment, Network, Outcome, Resident, RootTree, RunOptions, Volume};
 
 /// Exit code of Cloak's own failures.
 const FAILED: u8 = 125;
@@ -35,6 +35,10 @@ pub struct Args {
     /// Working directory of the program (default: the current one)
     #[arg(long, short = 'w', value_name = "DIR")]
     workdir: Option<PathBuf>,
+    /// What the host's root is to the program. Nothing that it writes there reaches the host
+    /// [default: overlay]
+    #[arg(long, value_enum, conflicts_with = "manifest")]
+    root: Option<Root>,
     /// Make a host directory or file visible in the guest (repeatable)
     #[arg(long, short = 'v', value_name = "HOST:GUEST[:ro]", value_parser = parse_volume)]
     volume: Vec<Volume>,
@@ -113,6 +117,15 @@ enum Platform {
     Plain,
 }
 
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
+enum Root {
+    #[default]
+    /// Changes stay in guest memory, and end with the program
+    Overlay,
+    /// Writes give an error
+    ReadOnly,
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 enum NetworkArg {
     /// As it is
@@ -182,6 +195,10 @@ fn plain(args: Args) -> Result<RunOptions, String> {
         },
         user: args.user,
         workdir: args.workdir,
+        host_root: Some(match args.root.unwrap_or_default() {
+            Root::Overlay => RootTree::Overlay,
+            Root::ReadOnly => RootTree::ReadOnly,
+        }),
         volumes: args.volume,
         protected,
         network: args.network.map_or(default.network, Network::from),

@@ -49,6 +49,14 @@ fn processes_share_system_v_segments() {
     );
 }
 
+#[test]
+fn processes_use_system_v_semaphores_and_queues() {
+    conforms(
+        "semaphores_queues",
+        &[Linkage::Dynamic, Linkage::Static, Linkage::Musl],
+    );
+}
+
 /// Memory of a thousand children comes back: the program compares free memory itself.
 #[test]
 fn a_thousand_forks_leak_nothing() {

@@ -138,12 +138,63 @@ static void locks(void) {
     close(other);
 }
 
+static void pipes(void) {
+    int from[2], to[2];
+    char got[32];
+    MUST(pipe(from) == 0 && pipe(to) == 0);
+    struct iovec parts[2] = {{"two ", 4}, {"parts", 5}};
+    CHECK("vmsplice to a pipe", vmsplice(from[1], parts, 2, 0) == 9);
+    CHECK("tee", tee(from[0], to[1], 100, 0) == 9);
+    CHECK("it is in the second", read(to[0], got, sizeof got) == 9 && memcmp(got, "two parts", 9) == 0);
+    CHECK("a part", tee(from[0], to[1], 3, 0) == 3 && read(to[0], got, sizeof got) == 3 && memcmp(got, "two", 3) == 0);
+    struct iovec places[2] = {{got, 2}, {got + 10, 20}};
+    CHECK("and still in the first", vmsplice(from[0], places, 2, 0) == 9 && memcmp(got, "tw", 2) == 0 &&
+                                        memcmp(got + 10, "o parts", 7) == 0);
+    CHECK_FAILS("nothing there", tee(from[0], to[1], 9, SPLICE_F_NONBLOCK), EAGAIN);
+    CHECK_FAILS("a pipe and itself", tee(from[0], from[1], 9, 0), EINVAL);
+    int fd = open(path, O_RDWR);
+    CHECK_FAILS("tee from a file", tee(fd, to[1], 9, 0), EINVAL);
+    CHECK_FAILS("vmsplice to a file", vmsplice(fd, parts, 1, 0), EBADF);
+    close(fd);
+    close(from[1]);
+    CHECK("the end", tee(from[0], to[1], 9, 0) == 0);
+    close(from[0]), close(to[0]), close(to[1]);
+}
+
+/* The line of `/proc/locks` for a file, without its numbers. */
+static int listed(const char *kind, const char *access, const char *range) {
+    struct stat about;
+    char line[200], wanted[3][100];
+    MUST(stat(path, &about) == 0);
+    snprintf(wanted[0], sizeof wanted[0], ": %s  ADVISORY  %s ", kind, access);
+    snprintf(wanted[1], sizeof wanted[1], ":%lu %s\n", (unsigned long)about.st_ino, range);
+    FILE *file = fopen("/proc/locks", "r");
+    MUST(file != NULL);
+    int found = 0;
+    while (fgets(line, sizeof line, file) != NULL)
+        found |= strstr(line, wanted[0]) != NULL && strstr(line, wanted[1]) != NULL;
+    fclose(file);
+    return found;
+}
+
+static void listed_locks(void) {
+    int fd = open(path, O_RDWR);
+    struct flock lock = {.l_type = F_WRLCK, .l_whence = SEEK_SET, .l_start = 2, .l_len = 3};
+    CHECK("a record", fcntl(fd, F_SETLK, &lock) == 0 && listed("POSIX", "WRITE", "2 4"));
+    lock.l_type = F_UNLCK;
+    CHECK("no record", fcntl(fd, F_SETLK, &lock) == 0 && !listed("POSIX", "WRITE", "2 4"));
+    CHECK("a whole file", flock(fd, LOCK_SH) == 0 && listed("FLOCK", "READ", "0 EOF"));
+    close(fd);
+}
+
 int main(int argc, char **argv) {
     snprintf(path, sizeof path, "%s", argc > 1 ? argv[1] : "/tmp/cloak-descriptors");
     snprintf(second, sizeof second, "%s.second", path);
     duplicates();
     data();
     locks();
+    pipes();
+    listed_locks();
     CHECK("cleaned up", unlink(path) == 0 && unlink(second) == 0);
     return check_result();
 }

@@ -148,6 +148,51 @@ static void listing(void) {
     CHECK("removed", chdir("..") == 0 && rmdir("many") == 0);
 }
 
+/* The fields of `struct open_how`; the header is newer than some C libraries. */
+static long open_within(int folder, const char *name, unsigned long flags, unsigned long bounds) {
+    uint64_t how[3] = {flags, 0, bounds};
+    long fd = syscall(437, folder, name, how, sizeof how);
+    if (fd >= 0)
+        close((int)fd);
+    return fd >= 0 ? 0 : -1;
+}
+
+enum { NO_XDEV = 1, NO_MAGIC = 2, NO_LINKS = 4, BENEATH = 8, IN_ROOT = 16 };
+
+static void within(void) {
+    MUST(mkdir("in", 0755) == 0 && mkdir("in/deeper", 0755) == 0);
+    make("out", "x");
+    make("in/file", "x");
+    MUST(symlink("../out", "in/escape") == 0 && symlink("/file", "in/absolute") == 0);
+    MUST(symlink("file", "in/near") == 0 && symlink("../file", "in/deeper/up") == 0);
+    int in = open("in", O_RDONLY | O_DIRECTORY);
+    MUST(in >= 0);
+    CHECK("beneath", open_within(in, "file", O_RDONLY, BENEATH) == 0);
+    CHECK("a link beneath", open_within(in, "near", O_RDONLY, BENEATH) == 0);
+    CHECK("up and not out", open_within(in, "deeper/../deeper/up", O_RDONLY, BENEATH) == 0);
+    CHECK_FAILS("out by its name", open_within(in, "../out", O_RDONLY, BENEATH), EXDEV);
+    CHECK_FAILS("out and in again", open_within(in, "../in/file", O_RDONLY, BENEATH), EXDEV);
+    CHECK_FAILS("out by a link", open_within(in, "escape", O_RDONLY, BENEATH), EXDEV);
+    CHECK_FAILS("out by an absolute link", open_within(in, "absolute", O_RDONLY, BENEATH), EXDEV);
+    CHECK_FAILS("an absolute name", open_within(in, "/etc/passwd", O_RDONLY, BENEATH), EXDEV);
+    CHECK("another root: an absolute name", open_within(in, "/file", O_RDONLY, IN_ROOT) == 0);
+    CHECK("another root: an absolute link", open_within(in, "absolute", O_RDONLY, IN_ROOT) == 0);
+    CHECK("another root: its parent is itself", open_within(in, "../../file", O_RDONLY, IN_ROOT) == 0);
+    CHECK_FAILS("another root: nothing outside", open_within(in, "escape", O_RDONLY, IN_ROOT), ENOENT);
+    CHECK("no links on the way", open_within(in, "deeper/../file", O_RDONLY, NO_LINKS) == 0);
+    CHECK_FAILS("a link on the way", open_within(in, "near", O_RDONLY, NO_LINKS), ELOOP);
+    CHECK("the link itself", open_within(in, "near", O_PATH | O_NOFOLLOW, NO_LINKS) == 0);
+    CHECK_FAILS("a link to what is open", open_within(AT_FDCWD, "/proc/self/fd/0", O_PATH, NO_MAGIC), ELOOP);
+    CHECK_FAILS("another file system", open_within(AT_FDCWD, "/proc/version", O_RDONLY, NO_XDEV), EXDEV);
+    CHECK("the same one", open_within(in, "deeper/up", O_RDONLY, NO_XDEV) == 0);
+    CHECK_FAILS("both", open_within(in, "file", O_RDONLY, BENEATH | IN_ROOT), EINVAL);
+    CHECK_FAILS("bits that are none", open_within(in, "file", O_RDONLY, 0x100), EINVAL);
+    close(in);
+    MUST(unlink("in/deeper/up") == 0 && unlink("in/near") == 0 && unlink("in/absolute") == 0);
+    MUST(unlink("in/escape") == 0 && unlink("in/file") == 0 && unlink("out") == 0);
+    MUST(rmdir("in/deeper") == 0 && rmdir("in") == 0);
+}
+
 int main(int argc, char **argv) {
     const char *folder = argc > 1 ? argv[1] : "/tmp/cloak-directories";
     umask(022);
@@ -157,6 +202,7 @@ int main(int argc, char **argv) {
     renames();
     relative();
     listing();
+    within();
     CHECK("the folder is empty again", chdir("/") == 0 && rmdir(folder) == 0);
     return check_result();
 }

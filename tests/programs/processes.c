@@ -409,6 +409,24 @@ static void in_a_row(void) {
     CHECK_WITH("forty at once", wrong == 0, wrong);
 }
 
+/* What a program may say of itself, and have told back. */
+static void says_of_itself(void) {
+    CHECK("timer slack", prctl(PR_GET_TIMERSLACK) == 50000 && prctl(PR_SET_TIMERSLACK, 60000) == 0 &&
+                             prctl(PR_GET_TIMERSLACK) == 60000 && prctl(PR_SET_TIMERSLACK, 0) == 0 &&
+                             prctl(PR_GET_TIMERSLACK) == 50000);
+    CHECK("kept capabilities", prctl(PR_GET_KEEPCAPS) == 0 && prctl(PR_SET_KEEPCAPS, 1) == 0 &&
+                                   prctl(PR_GET_KEEPCAPS) == 1 && prctl(PR_SET_KEEPCAPS, 0) == 0);
+    CHECK_FAILS("neither kept nor not", prctl(PR_SET_KEEPCAPS, 2), EINVAL);
+    CHECK("huge pages", prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0) == 0 && prctl(PR_GET_THP_DISABLE, 0, 0, 0, 0) == 1 &&
+                            prctl(PR_SET_THP_DISABLE, 0, 0, 0, 0) == 0);
+    CHECK("memory errors", prctl(PR_MCE_KILL_GET, 0, 0, 0, 0) == PR_MCE_KILL_DEFAULT &&
+                               prctl(PR_MCE_KILL, PR_MCE_KILL_SET, PR_MCE_KILL_EARLY, 0, 0) == 0 &&
+                               prctl(PR_MCE_KILL_GET, 0, 0, 0, 0) == PR_MCE_KILL_EARLY &&
+                               prctl(PR_MCE_KILL, PR_MCE_KILL_CLEAR, 0, 0, 0) == 0);
+    CHECK("no events to count", prctl(PR_TASK_PERF_EVENTS_DISABLE) == 0 && prctl(PR_TASK_PERF_EVENTS_ENABLE) == 0);
+    CHECK_FAILS("a name that is none", prctl(0x53564d41, 0, 0x10000, 4096, "[,$"), EINVAL);
+}
+
 int main(int argc, char **argv) {
     /* A shell's background job may have it ignored. */
     signal(SIGINT, SIG_DFL);
@@ -426,5 +444,6 @@ int main(int argc, char **argv) {
     descriptors(argv[1]);
     with_threads();
     in_a_row();
+    says_of_itself();
     return check_result();
 }

@@ -1,4 +1,4 @@
-//! `cloak measure IMAGE`: says what the launch measurement will be.
+//! `cloak measure [IMAGE]`: says what the launch measurement will be.
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -8,13 +8,13 @@ use serde_json::json;
 
 use super::outcome::{CommandError, Outcome, conclude};
 use crate::bytes::Bytes48;
-use crate::measure::Image;
+use crate::measure::{Image, ImageError};
 
 /// Predict the launch measurement of an image.
 #[derive(Debug, Args)]
 pub struct MeasureArgs {
-    /// Image description, TOML.
-    image: PathBuf,
+    /// Image description, TOML. Without one: the shim that this program carries.
+    image: Option<PathBuf>,
     /// Platform.
     #[arg(long)]
     platform: Platform,
@@ -28,7 +28,7 @@ pub struct MeasureArgs {
 
 /// Platforms that measure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(super) enum Platform {
+pub enum Platform {
     /// AMD SEV-SNP: the launch digest.
     Snp,
     /// Intel TDX: MRTD.
@@ -38,11 +38,30 @@ pub(super) enum Platform {
 impl MeasureArgs {
     /// Measures and prints.
     pub fn run(&self, out: &mut dyn Write, err: &mut dyn Write) -> Outcome {
-        conclude(self.measure(out), err)
+        self.run_with(|_, _| Err(ImageError::NoDescription), out, err)
     }
 
-    fn measure(&self, out: &mut dyn Write) -> Result<Outcome, CommandError> {
-        let image = Image::load(&self.image)?;
+    /// As [`MeasureArgs::run`], with the image of the shim that the program carries, for a platform and a number of
+    /// vCPUs, where no description is given.
+    pub fn run_with(
+        &self,
+        embedded: impl FnOnce(Platform, u32) -> Result<Image, ImageError>,
+        out: &mut dyn Write,
+        err: &mut dyn Write,
+    ) -> Outcome {
+        let image = match &self.image {
+            Some(path) => Image::load(path),
+            None => embedded(self.platform, self.cpus),
+        };
+        conclude(self.measure(image, out), err)
+    }
+
+    fn measure(
+        &self,
+        image: Result<Image, ImageError>,
+        out: &mut dyn Write,
+    ) -> Result<Outcome, CommandError> {
+        let image = image?;
         let (register, value) = match self.platform {
             Platform::Snp => ("MEASUREMENT", image.snp_measurement(self.cpus)?),
             Platform::Tdx => ("MRTD", image.mrtd()?),

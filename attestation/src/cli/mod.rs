@@ -7,7 +7,7 @@ mod outcome;
 mod policy;
 mod verify;
 
-pub use measure::MeasureArgs;
+pub use measure::{MeasureArgs, Platform};
 pub use outcome::{CommandError, Outcome};
 pub use policy::PolicyArgs;
 pub use verify::VerifyArgs;

@@ -63,6 +63,12 @@ pub enum ImageError {
         /// What is wrong with it.
         problem: &'static str,
     },
+    /// Nothing to measure.
+    #[error("say which image to measure: this program carries none")]
+    NoDescription,
+    /// The shim that the program carries makes no image.
+    #[error("{0}")]
+    Embedded(Box<dyn std::error::Error + Send + Sync>),
     /// No state for vCPUs, or more vCPUs than there can be.
     #[error("{0}")]
     Vcpus(&'static str),

@@ -1,11 +1,12 @@
 //! KVM: opening it, and the registers that a vCPU starts with.
 //!
-//! One of the crate's unsafe islands, together with [`ram`].
+//! One of the crate's unsafe islands, together with [`ram`] and [`snp::kernel`].
 
 pub mod ram;
+pub mod snp;
 mod start;
 
-pub use start::{Start, prepare_vcpu};
+pub use start::{prepare_vcpu, start_state};
 
 use std::ffi::CString;
 use std::os::unix::ffi::OsStrExt;

@@ -3,64 +3,81 @@
 use kvm_bindings::{CpuId, kvm_regs, kvm_segment, kvm_sregs, kvm_xcrs};
 use kvm_ioctls::VcpuFd;
 
+use crate::image::registers::{CODE, CR0, CR4, DATA, EFER, Registers};
 use crate::vm::error::{Step, VmError};
-
-/// What a vCPU starts with.
-#[derive(Debug, Clone, Copy)]
-pub struct Start {
-    /// Kernel entry, guest-virtual.
-    pub entry: u64,
-    /// Guest-physical address of its context's first root table.
-    pub root: u64,
-    /// The VM's number of the vCPU, in RDI.
-    pub index: u64,
-}
-
-/// CR4: PAE, OSFXSR, OSXMMEXCPT, FSGSBASE, OSXSAVE.
-const CR4: u64 = 1 << 5 | 1 << 9 | 1 << 10 | 1 << 16 | 1 << 18;
-/// CR0: PE, MP, ET, NE, WP, AM, PG.
-const CR0: u64 = 1 | 1 << 1 | 1 << 4 | 1 << 5 | 1 << 16 | 1 << 18 | 1 << 31;
-/// EFER: SCE, LME, LMA, NXE.
-const EFER: u64 = 1 | 1 << 8 | 1 << 10 | 1 << 11;
 
 /// Sets CPUID, system and general registers of a fresh vCPU.
 ///
 /// # Errors
 /// Which of them KVM refused.
-pub fn prepare_vcpu(vcpu: &VcpuFd, cpuid: &CpuId, start: Start) -> Result<(), VmError> {
-    vcpu.set_cpuid2(&with_apic_id(cpuid, start.index as u32))
+pub fn prepare_vcpu(vcpu: &VcpuFd, cpuid: &CpuId, start: Registers) -> Result<(), VmError> {
+    vcpu.set_cpuid2(&with_apic_id(cpuid, start.rdi as u32))
         .step("setting a vCPU's CPUID")?;
     let mut sregs = vcpu.get_sregs().step("reading a vCPU's system registers")?;
     system_registers(&mut sregs, start.root);
     vcpu.set_sregs(&sregs).step("setting a vCPU's system registers")?;
     enable_vector_state(vcpu, cpuid)?;
-    let regs = kvm_regs {
-        rip: start.entry,
-        rdi: start.index,
+    vcpu.set_regs(&general_registers(start))
+        .step("setting a vCPU's registers")
+}
+
+/// As [`prepare_vcpu`], for a vCPU whose state is measured: XCR0 stays as after reset, and the number is not in a
+/// register but for the first, because the measurement is the same for all.
+///
+/// # Errors
+/// KVM's answer.
+pub fn prepare_measured_vcpu(
+    vcpu: &VcpuFd,
+    cpuid: &CpuId,
+    index: u32,
+    start: Registers,
+) -> Result<(), kvm_ioctls::Error> {
+    vcpu.set_cpuid2(&with_apic_id(cpuid, index))?;
+    let mut sregs = vcpu.get_sregs()?;
+    system_registers(&mut sregs, start.root);
+    vcpu.set_sregs(&sregs)?;
+    vcpu.set_regs(&general_registers(start))
+}
+
+/// Every general register, RDX too: after reset it holds the processor's signature.
+fn general_registers(start: Registers) -> kvm_regs {
+    kvm_regs {
+        rip: start.rip,
+        rdi: start.rdi,
         rflags: 2,
         ..Default::default()
-    };
-    vcpu.set_regs(&regs).step("setting a vCPU's registers")
+    }
+}
+
+/// What [`prepare_measured_vcpu`] makes of a vCPU that has just been reset (KVM's `init_vmcb`).
+#[must_use]
+pub fn start_state(start: Registers) -> (kvm_sregs, kvm_regs) {
+    let mut sregs = kvm_sregs::default();
+    (sregs.gdt.limit, sregs.idt.limit) = (0xffff, 0xffff);
+    (sregs.ldt.limit, sregs.ldt.type_, sregs.ldt.present) = (0xffff, 2, 1);
+    (sregs.tr.limit, sregs.tr.type_, sregs.tr.present) = (0xffff, 11, 1);
+    system_registers(&mut sregs, start.root);
+    (sregs, general_registers(start))
 }
 
 fn system_registers(sregs: &mut kvm_sregs, root: u64) {
-    let flat = |selector, type_, l, db| kvm_segment {
+    let flat = |(selector, attributes): (u16, u16)| kvm_segment {
         limit: 0xffff_ffff,
         selector,
-        type_,
-        present: 1,
-        s: 1,
-        l,
-        db,
-        g: 1,
+        type_: (attributes & 15) as u8,
+        s: (attributes >> 4 & 1) as u8,
+        present: (attributes >> 7 & 1) as u8,
+        l: (attributes >> 9 & 1) as u8,
+        db: (attributes >> 10 & 1) as u8,
+        g: (attributes >> 11 & 1) as u8,
         ..Default::default()
     };
     sregs.cr0 = CR0;
     sregs.cr3 = root;
     sregs.cr4 = CR4;
     sregs.efer = EFER;
-    sregs.cs = flat(0x10, 11, 1, 0);
-    let data = flat(0x18, 3, 0, 1);
+    sregs.cs = flat(CODE);
+    let data = flat(DATA);
     (sregs.ds, sregs.es, sregs.fs, sregs.gs, sregs.ss) = (data, data, data, data, data);
 }
 

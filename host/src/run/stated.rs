@@ -143,7 +143,7 @@ pub fn of_manifest(
             NetworkMode::None => Network::None,
             NetworkMode::Host => Network::Host,
         },
-        host_root: false,
+        host_root: None,
         withheld: std::mem::take(&mut caller.withheld),
         ..RunOptions::new(
             [OsString::from(&program.path)]
@@ -245,7 +245,8 @@ fn add_volume(
 }
 
 /// The manifest of a run that has none: the host's root shared and read-only, a `/tmp` in memory, what was asked for besides.
-/// Arguments and variables are the caller's, as who starts such a run chooses all of it.
+/// Arguments and variables are the caller's, as who starts such a run chooses all of it. That changes to the root stay in
+/// guest memory is not stated: of the host's files it is true either way that they are only read.
 #[must_use]
 pub fn of_options(options: &RunOptions, program: &std::path::Path, vcpus: usize) -> Manifest {
     let text = |path: &std::path::Path| path.to_string_lossy().into_owned();

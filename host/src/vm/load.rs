@@ -1,21 +1,20 @@
 //! Puts the shim into guest RAM: images, first page tables, boot block, configurations; a copy of the libos for each
 //! context, in frames of its own.
 
-use cloak_abi::boot::{BOOT_MAGIC, BootBlock, ContextBlock, LIBOS_MAGIC, LibosHeader};
-use cloak_abi::kcall::{PTE_A, PTE_D, PTE_NX, PTE_P, PTE_PS, PTE_U, PTE_W};
+use cloak_abi::boot::{BOOT_MAGIC, BootBlock, ContextBlock, platform};
+use cloak_abi::kcall::{PTE_NX, PTE_U, PTE_W};
 use cloak_abi::layout::{
-    BOOT_GPA, HOLE_END, HOLE_START, KERNEL_GPA, KERNEL_PHYS_VA, KERNEL_VA, LARGE, LIBOS_BASE,
-    LIBOS_IMAGE_MAX, LIBOS_PHYS_VA, LIBOS_SHARED_VA, LIBOS_VCPU_VA, MAX_RAM, MAX_SEGMENTS, PAGE, ROOT_GPA,
-    SHARED_GPA,
+    BOOT_GPA, HOLE_END, HOLE_START, KERNEL_GPA, KERNEL_PHYS_VA, KERNEL_VA, LARGE, LIBOS_BASE, LIBOS_PHYS_VA,
+    LIBOS_SHARED_VA, LIBOS_VCPU_VA, MAX_RAM, MAX_SEGMENTS, PAGE, ROOT_GPA, SHARED_GPA,
 };
 use cloak_abi::ring::SHARED_LEN;
-use object::Endianness;
-use object::elf::{FileHeader64, PF_W, PF_X, PT_LOAD};
-use object::read::elf::{FileHeader, ProgramHeader};
-use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
-use zerocopy::{FromBytes, FromZeros, IntoBytes};
+use vm_memory::GuestMemoryMmap;
+use zerocopy::{FromZeros, IntoBytes};
 
 use super::error::VmError;
+use crate::image::memory::GuestPages;
+use crate::image::program::Shim;
+use crate::image::tables::Tables;
 use crate::kvm::ram;
 
 /// What one context is to have.
@@ -93,9 +92,7 @@ pub struct Placed {
 pub struct Layout<'a> {
     /// Bytes of guest RAM in all, a multiple of 2 MiB.
     pub ram: u64,
-    kernel: Image,
-    libos: Image,
-    header: LibosHeader,
+    shim: Shim<'static>,
     contexts: Vec<(Share<'a>, Head, [[u64; 2]; 2])>,
     /// Range and contexts of each.
     segments: Vec<([u64; 2], Vec<usize>)>,
@@ -109,15 +106,13 @@ impl<'a> Layout<'a> {
     /// [`VmError::Shim`] for a damaged image, [`VmError::MemoryTooSmall`] when a context's memory does not hold what it
     /// begins with, [`VmError::MemoryTooLarge`].
     pub fn new(shares: &[Share<'a>], segments: &[Segment], own_tables: bool) -> Result<Self, VmError> {
-        let kernel = Image::parse(cloak_shim_image::KERNEL, KERNEL_VA)?;
-        let libos = Image::parse(cloak_shim_image::LIBOS, LIBOS_BASE)?;
-        let header = libos.header()?;
+        let shim = Shim::embedded()?;
         // Bytes of RAM given away, without the hole.
-        let mut next = (KERNEL_GPA + kernel.len).next_multiple_of(LARGE);
+        let mut next = (KERNEL_GPA + shim.kernel.len).next_multiple_of(LARGE);
         let mut contexts = Vec::new();
         for share in shares {
             let memory = share.memory & !(LARGE - 1);
-            let least = Head::at(0, libos.len, share, own_tables).end + 8 * LARGE;
+            let least = Head::at(0, shim.libos.len, share, own_tables).end + 8 * LARGE;
             if least > memory {
                 return Err(VmError::MemoryTooSmall {
                     asked: share.memory >> 20,
@@ -136,7 +131,7 @@ impl<'a> Layout<'a> {
             } else {
                 [[next, end], [0, 0]]
             };
-            let head = Head::at(frames[0][0], libos.len, share, own_tables);
+            let head = Head::at(frames[0][0], shim.libos.len, share, own_tables);
             contexts.push((*share, head, frames));
             next = end;
         }
@@ -160,9 +155,7 @@ impl<'a> Layout<'a> {
         }
         Ok(Self {
             ram: next,
-            kernel,
-            libos,
-            header,
+            shim,
             contexts,
             segments: shared,
             own_tables,
@@ -188,7 +181,8 @@ impl<'a> Layout<'a> {
     /// # Errors
     /// [`VmError::Shim`].
     pub fn load(&self, memory: &GuestMemoryMmap, tsc_khz: u64) -> Result<(u64, Vec<Placed>), VmError> {
-        self.kernel.place(memory, KERNEL_GPA)?;
+        let mut memory = memory;
+        self.shim.kernel.place(&mut memory, KERNEL_GPA)?;
         let mut boot = BootBlock::new_zeroed();
         boot.magic = BOOT_MAGIC;
         boot.version = cloak_abi::VERSION;
@@ -213,11 +207,11 @@ impl<'a> Layout<'a> {
                 config_gpa: head.config,
                 config_len: share.config.len() as u64,
                 tsc_khz,
-                platform: 0,
+                platform: platform::PLAIN,
                 identity: share.identity,
             };
-            let block = self.load_context(memory, block)?;
-            put(memory, head.config, share.config)?;
+            let block = self.load_context(&mut memory, block)?;
+            memory.put(head.config, share.config)?;
             boot.list[index as usize] = block;
             placed.push(Placed {
                 root: block.root,
@@ -228,25 +222,21 @@ impl<'a> Layout<'a> {
             });
             first_vcpu += share.vcpus;
         }
-        put(memory, BOOT_GPA, boot.as_bytes())?;
-        Ok((self.kernel.entry, placed))
+        memory.put(BOOT_GPA, boot.as_bytes())?;
+        Ok((self.shim.kernel.entry, placed))
     }
 
     /// One context's libos and page tables; gives its block, with the tables used.
     fn load_context(
         &self,
-        memory: &GuestMemoryMmap,
+        memory: &mut impl GuestPages,
         mut block: ContextBlock,
     ) -> Result<ContextBlock, VmError> {
-        self.libos.place(memory, block.libos_gpa)?;
-        let mut tables = Tables {
-            memory,
-            root: block.root,
-            next: block.table_pool,
-            end: block.table_pool_end,
-        };
+        self.shim.libos.place(memory, block.libos_gpa)?;
+        let pool = [block.table_pool, block.table_pool_end];
+        let mut tables = Tables::new(&mut *memory, block.root, pool, 0);
         self.map_kernel(&mut tables)?;
-        for part in &self.libos.parts {
+        for part in &self.shim.libos.parts {
             // Each segment starts a large page of its own (linker script): one translation for the whole text.
             let first = part.va & !(LARGE - 1);
             let len = (part.va + part.memory).next_multiple_of(LARGE) - first;
@@ -277,16 +267,16 @@ impl<'a> Layout<'a> {
         let blocks_len = u64::from(block.vcpus) * PAGE;
         tables.map(LIBOS_VCPU_VA, block.vcpu_blocks, blocks_len, rw)?;
         tables.map(LIBOS_SHARED_VA, shared_gpa(block.index), SHARED_LEN as u64, rw)?;
-        block.table_pool_next = tables.next;
+        block.table_pool_next = tables.next();
         // The libos reads its own copy: the boot block is the kernel's, and tells of other contexts.
-        let copy = block.libos_gpa + (self.header.boot_copy - LIBOS_BASE);
-        put(memory, copy, block.as_bytes())?;
+        let copy = block.libos_gpa + (self.shim.header.boot_copy - LIBOS_BASE);
+        memory.put(copy, block.as_bytes())?;
         Ok(block)
     }
 
     /// The kernel, and its window on all RAM: the same in every context's tables.
-    fn map_kernel(&self, tables: &mut Tables<'_>) -> Result<(), VmError> {
-        for part in &self.kernel.parts {
+    fn map_kernel(&self, tables: &mut Tables<'_, impl GuestPages>) -> Result<(), VmError> {
+        for part in &self.shim.kernel.parts {
             let first = part.va & !(PAGE - 1);
             let len = (part.va + part.memory).next_multiple_of(PAGE) - first;
             tables.map(first, KERNEL_GPA + (first - KERNEL_VA), len, part.flags())?;
@@ -308,155 +298,4 @@ pub fn shared_gpa(index: u32) -> u64 {
 /// Guest-physical address of byte `offset` of RAM, which lies behind the hole.
 fn beyond(offset: u64) -> u64 {
     offset + (HOLE_END - HOLE_START)
-}
-
-fn put(memory: &GuestMemoryMmap, gpa: u64, bytes: &[u8]) -> Result<(), VmError> {
-    memory
-        .write_slice(bytes, GuestAddress(gpa))
-        .map_err(|_| VmError::Shim("does not fit guest RAM"))
-}
-
-/// One loadable part of an image.
-#[derive(Debug)]
-struct Part {
-    va: u64,
-    memory: u64,
-    data: &'static [u8],
-    elf_flags: u32,
-}
-
-impl Part {
-    fn flags(&self) -> u64 {
-        let write = if self.elf_flags & PF_W != 0 { PTE_W } else { 0 };
-        let execute = if self.elf_flags & PF_X != 0 { 0 } else { PTE_NX };
-        write | execute
-    }
-}
-
-/// One of the shim's programs.
-#[derive(Debug)]
-struct Image {
-    base: u64,
-    entry: u64,
-    len: u64,
-    parts: Vec<Part>,
-}
-
-impl Image {
-    fn parse(file: &'static [u8], base: u64) -> Result<Self, VmError> {
-        let bad = |_| VmError::Shim("not an ELF file");
-        let elf = FileHeader64::<Endianness>::parse(file).map_err(bad)?;
-        let endian = elf.endian().map_err(bad)?;
-        let mut parts = Vec::new();
-        let mut len = 0;
-        for ph in elf.program_headers(endian, file).map_err(bad)? {
-            if ph.p_type(endian) != PT_LOAD || ph.p_memsz(endian) == 0 {
-                continue;
-            }
-            let va = ph.p_vaddr(endian);
-            let data = ph
-                .data(endian, file)
-                .map_err(|()| VmError::Shim("segment outside the file"))?;
-            let memory = ph.p_memsz(endian);
-            let end = va.checked_sub(base).and_then(|offset| offset.checked_add(memory));
-            len = len.max(end.ok_or(VmError::Shim("segment below its base"))?);
-            parts.push(Part {
-                va,
-                memory,
-                data,
-                elf_flags: ph.p_flags(endian),
-            });
-        }
-        if len > LIBOS_IMAGE_MAX {
-            return Err(VmError::Shim("image too large"));
-        }
-        Ok(Self {
-            base,
-            entry: elf.e_entry(endian),
-            len,
-            parts,
-        })
-    }
-
-    fn place(&self, memory: &GuestMemoryMmap, gpa: u64) -> Result<(), VmError> {
-        self.parts
-            .iter()
-            .try_for_each(|s| put(memory, gpa + (s.va - self.base), s.data))
-    }
-
-    fn header(&self) -> Result<LibosHeader, VmError> {
-        let first = self
-            .parts
-            .iter()
-            .find(|s| s.va == self.base)
-            .ok_or(VmError::Shim("no first segment"))?;
-        let (header, _) =
-            LibosHeader::read_from_prefix(first.data).map_err(|_| VmError::Shim("no header"))?;
-        let in_image = |va: u64| va.checked_sub(self.base).is_some_and(|o| o < self.len);
-        if header.magic != LIBOS_MAGIC || header.version != u64::from(cloak_abi::VERSION) {
-            return Err(VmError::Shim("libos header of another version"));
-        }
-        if !in_image(header.boot_copy) {
-            return Err(VmError::Shim("libos header points outside"));
-        }
-        Ok(header)
-    }
-}
-
-/// Builds the first page tables in frames of the pool.
-struct Tables<'a> {
-    memory: &'a GuestMemoryMmap,
-    root: u64,
-    next: u64,
-    end: u64,
-}
-
-impl Tables<'_> {
-    /// Maps contiguous memory, by large pages where all three numbers allow. Accessed and dirty bits are
-    /// preset: a host that shadows page tables prefetches such entries.
-    fn map(&mut self, va: u64, gpa: u64, len: u64, flags: u64) -> Result<(), VmError> {
-        let flags = flags | PTE_P | PTE_A | PTE_D;
-        let large = (va | gpa | len).is_multiple_of(LARGE);
-        let step = if large { LARGE } else { PAGE };
-        let mut offset = 0;
-        while offset < len {
-            let leaf_shift = if large { 21 } else { 12 };
-            let mut table = self.root;
-            for shift in [39, 30, 21].into_iter().take_while(|&s| s > leaf_shift) {
-                table = self.child(table, va + offset, shift)?;
-            }
-            let size = if large { PTE_PS } else { 0 };
-            // One table's worth at a time.
-            let first = (va + offset) >> leaf_shift & 511;
-            let count = (512 - first).min((len - offset) / step);
-            let entries: Vec<u8> = (0..count)
-                .flat_map(|i| ((gpa + offset + i * step) | flags | size).to_le_bytes())
-                .collect();
-            put(self.memory, table + first * 8, &entries)?;
-            offset += count * step;
-        }
-        Ok(())
-    }
-
-    fn child(&mut self, table: u64, va: u64, shift: u32) -> Result<u64, VmError> {
-        let at = GuestAddress(table + (va >> shift & 511) * 8);
-        let entry: u64 = self
-            .memory
-            .read_obj(at)
-            .map_err(|_| VmError::Shim("page table outside guest RAM"))?;
-        if entry & PTE_P != 0 {
-            return Ok(entry & cloak_abi::kcall::PTE_ADDR);
-        }
-        if self.next == self.end {
-            return Err(VmError::Shim("page-table pool too small"));
-        }
-        let frame = self.next;
-        self.next += PAGE;
-        // The upper half is the kernel's: not reachable from CPL 3 whatever the entries below say.
-        let user = if va >> 63 == 0 { PTE_U } else { 0 };
-        self.memory
-            .write_obj(frame | PTE_P | PTE_W | PTE_A | user, at)
-            .map_err(|_| VmError::Shim("page table outside guest RAM"))?;
-        Ok(frame)
-    }
 }

@@ -41,8 +41,9 @@ use self::load::{Layout, Segment, Share};
 use self::phases::Phases;
 use self::resident::{Paging, Resident};
 use self::shared::SharedRegion;
+use crate::image::registers::Registers;
 use crate::jail;
-use crate::kvm::{self, Start};
+use crate::kvm;
 
 /// A VM.
 #[derive(Debug)]
@@ -384,10 +385,10 @@ impl Running {
 
     fn start_vcpu(&mut self, index: usize, own: usize, fd: VcpuFd) -> Result<(), VmError> {
         let context = &mut self.contexts[index];
-        let start = Start {
-            entry: self.entry,
+        let start = Registers {
+            rip: self.entry,
             root: context.root(),
-            index: u64::from(context.number_of(own)?),
+            rdi: u64::from(context.number_of(own)?),
         };
         kvm::prepare_vcpu(&fd, &self.cpuid, start)?;
         context.start_vcpu(own, fd, self.sender.clone())

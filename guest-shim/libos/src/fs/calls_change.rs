@@ -364,7 +364,11 @@ fn sync(_: &Args) -> SysResult {
 fn syncfs(args: &Args) -> SysResult {
     let open = fd::get(args.i32(0))?;
     super::sync_all()?;
-    if let Some(number) = open.file.host_fd().filter(|_| open.flags() & O_PATH == 0) {
+    if let Some(number) = open
+        .file
+        .host_fd()
+        .filter(|_| open.flags() & O_PATH == 0 && open.file.node().is_none())
+    {
         crate::host::call(
             cloak_abi::hostop::HostOp::Sync,
             [u64::from(number), 2, 0, 0, 0, 0],

@@ -3,11 +3,12 @@
 use alloc::sync::Arc;
 use alloc::vec;
 
+use super::file::ready;
 use super::flags::{O_APPEND, S_IFMT, S_IFREG, is_dir};
 use super::pipe::PipeEnd;
-use super::{OpenFile, fd};
+use super::{File, OpenFile, fd};
 use crate::errno::{Errno, SysResult};
-use crate::syscall::{Args, Entry, full, partial, refused};
+use crate::syscall::{Args, Entry, full, partial};
 use crate::user::{self, Buf, RW_MAX};
 
 /// Calls served here.
@@ -20,8 +21,8 @@ pub const SYSCALLS: &[Entry] = &[
         "copies; not from a stream of the host",
         splice,
     ),
-    refused(276, "tee", "programs fall back to read and write", einval),
-    refused(278, "vmsplice", "programs fall back to write", einval),
+    full(276, "tee", "ffsx", tee),
+    partial(278, "vmsplice", "fxsx", "copies", vmsplice),
     full(326, "copy_file_range", "fxfxsx", copy_file_range),
 ];
 
@@ -198,6 +199,44 @@ fn splice_out(pipe: &PipeEnd, from: &Side, to: &Side, len: usize, flags: u32) ->
     Ok(done as u64)
 }
 
-fn einval(_: &Args) -> SysResult {
-    Err(Errno::EINVAL)
+/// From pipe to pipe, and it stays in the first.
+fn tee(args: &Args) -> SysResult {
+    let (from, to) = (fd::get(args.i32(0))?, fd::get(args.i32(1))?);
+    if !from.readable() || !to.writable() {
+        return Err(Errno::EBADF);
+    }
+    let ends = [&from, &to].map(|open| open.file.as_any().downcast_ref::<PipeEnd>());
+    let [Some(source), Some(sink)] = ends else {
+        return Err(Errno::EINVAL);
+    };
+    if source.is_of_the_same_pipe(sink) {
+        return Err(Errno::EINVAL);
+    }
+    let nonblocking = args.u32(3) & SPLICE_F_NONBLOCK != 0;
+    if nonblocking && sink.poll() & ready::OUT == 0 {
+        return Err(Errno::EAGAIN);
+    }
+    let copy = |part: &[u8]| sink.write(&to, &mut Buf::own(part));
+    let len = args.usize(2).min(PART);
+    let done = source.look_at(len, nonblocking || from.nonblocking(), copy)?;
+    Ok(done as u64)
+}
+
+/// As `writev` to a pipe, or `readv` from one.
+fn vmsplice(args: &Args) -> SysResult {
+    let open = fd::get(args.i32(0))?;
+    let pipe = open.file.as_any().downcast_ref::<PipeEnd>().ok_or(Errno::EBADF)?;
+    let mut memory = Buf::user_vector(args.u64(1), args.usize(2))?;
+    let done = if open.writable() {
+        if args.u32(3) & SPLICE_F_NONBLOCK != 0 && pipe.poll() & ready::OUT == 0 {
+            return Err(Errno::EAGAIN);
+        }
+        pipe.write(&open, &mut memory)
+    } else {
+        if args.u32(3) & SPLICE_F_NONBLOCK != 0 && pipe.poll() & (ready::IN | ready::HUP) == 0 {
+            return Err(Errno::EAGAIN);
+        }
+        pipe.read(&open, &mut memory)
+    };
+    done.map(|done| done as u64)
 }

@@ -13,8 +13,6 @@ use crate::user;
 /// Calls served here.
 pub const SYSCALLS: &[Entry] = &[
     refused(155, "pivot_root", "the name space is set up at boot", eperm),
-    refused(165, "mount", "the name space is set up at boot", eperm),
-    refused(166, "umount2", "the name space is set up at boot", eperm),
     refused(167, "swapon", "memory is the VM's", eperm),
     refused(168, "swapoff", "memory is the VM's", eperm),
     refused(179, "quotactl", "no quotas", eperm),

@@ -6,6 +6,7 @@ use alloc::vec;
 use core::sync::atomic::Ordering;
 
 use super::flags::{AT_FDCWD, O_ACCMODE, O_CLOEXEC, O_CREAT, O_PATH, O_TMPFILE, O_TRUNC, O_WRONLY};
+use super::walk::{Bounds, Start};
 use super::{OpenFile, dirent, fd, node, open, path, walk};
 use crate::errno::{Errno, SysResult};
 use crate::process::Process;
@@ -26,13 +27,7 @@ pub const SYSCALLS: &[Entry] = &[
     full(217, "getdents64", "fxu", getdents64),
     full(257, "openat", "fpxx", openat),
     full(436, "close_range", "uux", close_range),
-    partial(
-        437,
-        "openat2",
-        "fpxs",
-        "RESOLVE_BENEATH and the like give EINVAL",
-        openat2,
-    ),
+    partial(437, "openat2", "fpxs", "RESOLVE_CACHED gives EAGAIN", openat2),
 ];
 
 /// Longest path with its NUL.
@@ -87,11 +82,18 @@ fn openat2(args: &Args) -> SysResult {
     if flags & O_ACCMODE == O_ACCMODE || mode & !0o7777 != 0 || mode != 0 && !makes {
         return Err(Errno::EINVAL);
     }
-    match resolve {
-        0 => open_to_fd(args.i32(0), args.u64(1), flags, mode as u32),
-        RESOLVE_CACHED => Err(Errno::EAGAIN),
-        _ => Err(Errno::EINVAL),
+    let bounds = Bounds::of(resolve & !RESOLVE_CACHED)?;
+    if resolve & RESOLVE_CACHED != 0 {
+        return Err(Errno::EAGAIN);
     }
+    if resolve == 0 {
+        return open_to_fd(args.i32(0), args.u64(1), flags, mode as u32);
+    }
+    let path = path_argument(args.u64(1))?;
+    let start = Start::within(args.i32(0), &path, bounds)?;
+    let umask = Process::current().fs.umask.load(Ordering::Relaxed);
+    let open = open::open_from(&start, &path, flags, mode as u32 & !umask)?;
+    install(open, flags & O_CLOEXEC != 0)
 }
 
 fn close(args: &Args) -> SysResult {

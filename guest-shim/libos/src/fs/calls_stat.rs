@@ -71,7 +71,7 @@ fn statx_open(dirfd: i32, flags: u32, mask: u32) -> SysResult<Statx> {
     }
     let open = fd::get(dirfd)?;
     match open.file.host_fd() {
-        Some(number) if mask & !STATX_BASIC != 0 => {
+        Some(number) if mask & !STATX_BASIC != 0 && open.file.node().is_none() => {
             let at = At {
                 dir: u64::from(number),
                 path: b"",

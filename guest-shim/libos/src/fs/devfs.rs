@@ -5,7 +5,7 @@ use alloc::sync::Arc;
 use super::attributes::make_dev;
 use super::flags::{S_IFCHR, S_IFDIR};
 use super::node::{New, Node};
-use super::special::{MEMORY_MAJOR, TTY};
+use super::special::{MEMORY_MAJOR, PTMX, TTY};
 use super::tmpfs::Tmpfs;
 
 /// Most bytes of files that a program may make in `/dev`.
@@ -18,6 +18,7 @@ const DEVICES: &[(&[u8], u64)] = &[
     (b"random", make_dev(MEMORY_MAJOR, 8)),
     (b"urandom", make_dev(MEMORY_MAJOR, 9)),
     (b"tty", TTY),
+    (b"ptmx", PTMX),
 ];
 
 const LINKS: &[(&[u8], &[u8])] = &[

@@ -32,6 +32,8 @@ static TWIST: Mutex<Option<Twist>> = Mutex::new(None);
 static STARTED: LazyLock<PathBuf> = LazyLock::new(start);
 /// Mount 3: the container of a protected volume, in the guest's root.
 pub const CONTAINER: &str = "container";
+/// Mount 4: the lower layer of an overlay, in the guest's root. The overlay is at `/mnt/overlay`.
+pub const LOWER: &str = "lower";
 /// Requests carried out.
 pub static SERVED: AtomicU64 = AtomicU64::new(0);
 
@@ -90,9 +92,10 @@ fn start() -> PathBuf {
         fs::create_dir_all(folder).expect("a temporary directory");
     }
     let mut table = HashMap::new();
+    fs::create_dir_all(root.join(LOWER)).expect("a temporary directory");
     let container = root.join(CONTAINER);
     fs::write(&container, b"").expect("a temporary file");
-    let mounts = [&root, &volume, &library, &container];
+    let mounts = [&root, &volume, &library, &container, &root.join(LOWER)];
     for (fd, path) in (ROOT_FD..).zip(mounts) {
         let file = File::open(path).expect("a mount's root");
         table.insert(
@@ -122,6 +125,11 @@ fn start() -> PathBuf {
             index: 2,
             flags: mount_flags::READ_ONLY,
             path: b"/mnt/library".to_vec(),
+        },
+        init::MountRecord {
+            index: 4,
+            flags: mount_flags::OVERLAY,
+            path: b"/mnt/overlay".to_vec(),
         },
     ];
     let files = super::FdTable::new(16, 16);
@@ -222,7 +230,12 @@ impl Host {
                 todo.extend(target.split(|&b| b == b'/').rev().map(<[u8]>::to_vec));
             }
         }
-        let slash = if path.ends_with(b"/") { "/" } else { "" };
+        // The directory itself is not the link under which it is reached here.
+        let slash = if path.ends_with(b"/") || at.is_empty() {
+            "/"
+        } else {
+            ""
+        };
         let mut out = at
             .iter()
             .fold(root, |p, c| p.join(OsStr::from_bytes(c)))

@@ -17,6 +17,7 @@ use super::file::{File, Mapping, Stat};
 use super::flags::{O_APPEND, SEEK_CUR, SEEK_DATA, SEEK_END, SEEK_HOLE, SEEK_SET};
 use super::hostfd::HostFd;
 use super::hostops;
+use super::node::Node;
 use super::read_cache::{self, Content, Source};
 use super::shared_pages::{self, SharedPages};
 use crate::errno::{Errno, SysResult};
@@ -34,7 +35,6 @@ pub enum Position {
 }
 
 /// An open regular file.
-#[derive(Debug)]
 pub struct HostFile {
     fd: Arc<HostFd>,
     position: Position,
@@ -46,6 +46,8 @@ pub struct HostFile {
     shared: Mutex<Option<Arc<SharedPages>>>,
     /// What was read, if it is on a read-only mount.
     content: Option<Arc<Content>>,
+    /// The node that it is the content of: a file of an overlay's lower layer.
+    node: Option<Arc<dyn Node>>,
 }
 
 impl HostFile {
@@ -60,6 +62,7 @@ impl HostFile {
             key: (stat.dev, stat.ino),
             shared: Mutex::new(None),
             content: None,
+            node: None,
         }
     }
 
@@ -68,6 +71,13 @@ impl HostFile {
     pub fn cached(mut self, stat: &Stat) -> Self {
         self.content = Some(read_cache::content(self.key, stat));
         self.fd.set_unnoticed(true);
+        self
+    }
+
+    /// The same, as the content of `node`, which knows its attributes.
+    #[must_use]
+    pub fn of(mut self, node: Arc<dyn Node>) -> Self {
+        self.node = Some(node);
         self
     }
 
@@ -258,7 +268,10 @@ impl File for HostFile {
     }
 
     fn stat(&self) -> SysResult<Stat> {
-        hostops::fstat(&self.fd)
+        match &self.node {
+            Some(node) => node.stat(),
+            None => hostops::fstat(&self.fd),
+        }
     }
 
     fn seek(&self, file: &OpenFile, offset: i64, whence: u32) -> SysResult<u64> {
@@ -287,6 +300,9 @@ impl File for HostFile {
     }
 
     fn sync(&self, data_only: bool) -> SysResult<()> {
+        if self.node.is_some() {
+            return Ok(()); // nothing of it can have changed
+        }
         self.settle()?;
         hostops::plain(HostOp::Sync, &self.fd, u64::from(data_only), 0, 0)
     }
@@ -326,6 +342,10 @@ impl File for HostFile {
         pages.map_or(Ok(()), |pages| {
             pages.write_back(first.saturating_mul(PAGE), last.saturating_mul(PAGE))
         })
+    }
+
+    fn node(&self) -> Option<&Arc<dyn Node>> {
+        self.node.as_ref()
     }
 
     fn host_fd(&self) -> Option<u32> {

@@ -5,11 +5,12 @@ use alloc::vec::Vec;
 
 use cloak_abi::config::mount_flags;
 
-use super::flags::{AT_FDCWD, S_IFMT, S_IFREG};
+use super::flags::{AT_FDCWD, MAY_EXEC, S_IFMT, S_IFREG};
 use super::mount::{self, Mount};
+use super::overlay::Overlay;
 use super::tmpfs::Tmpfs;
 use super::walk::Start;
-use super::{FdTable, OpenFile, devfs, measured, open, synth};
+use super::{FdTable, OpenFile, devfs, measured, node, open, pty, synth};
 use crate::errno::{Errno, SysResult};
 use crate::mem::pages::Frame;
 
@@ -50,6 +51,11 @@ impl MountRecord {
 
     fn mount(&self, memory: u64) -> SysResult<Mount> {
         let read_only = self.flags & mount_flags::READ_ONLY != 0;
+        if self.flags & mount_flags::OVERLAY != 0 {
+            let lower = mount::root_dir(self.index)?;
+            let root = Overlay::new(lower, memory)?.root();
+            return Ok(Mount::node("overlay", &self.path, root, read_only));
+        }
         if self.flags & mount_flags::MEMORY == 0 {
             return Mount::host(self.index, &self.path, read_only);
         }
@@ -108,6 +114,7 @@ pub fn init(
         Mount::node("proc", b"/proc", synth::proc_root(), false),
         Mount::node("sysfs", b"/sys", synth::sys_root(), false),
         Mount::node("devtmpfs", b"/dev", devfs::root(), false),
+        Mount::node("devpts", b"/dev/pts", pty::root(), false),
         Mount::node("tmpfs", b"/dev/shm", shm.root(), false),
         Mount::node("tmpfs", b"/tmp", Tmpfs::new(memory, 0o1777).root(), false),
     ];
@@ -128,21 +135,18 @@ pub fn init(
     Ok(())
 }
 
-/// Opens a program to run, or its interpreter. An absolute path is taken from the root of the name space,
-/// so this works before there is a process.
+/// Opens a program to run, or its interpreter.
 ///
 /// # Errors
 /// Those of execve(2): ENOENT, EACCES for what is no regular file or not executable, ELOOP, EIO.
 pub fn open_executable(path: &[u8]) -> SysResult<Arc<OpenFile>> {
-    let start = if path.first() == Some(&b'/') {
-        Start::root()
-    } else {
-        Start::of(AT_FDCWD, path)?
-    };
-    let open = open::open_from(&start, path, 0, 0)?;
-    let mode = open.file.stat()?.mode;
-    if mode & S_IFMT != S_IFREG || mode & 0o111 == 0 {
+    let open = open::open_from(&Start::of(AT_FDCWD, path)?, path, 0, 0)?;
+    let stat = open.file.stat()?;
+    if stat.mode & S_IFMT != S_IFREG || stat.mode & 0o111 == 0 {
         return Err(Errno::EACCES);
+    }
+    if open.file.node().is_some() {
+        node::permit(&stat, &node::credentials(), MAY_EXEC)?;
     }
     Ok(open)
 }

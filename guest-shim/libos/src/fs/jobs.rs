@@ -46,6 +46,12 @@ pub fn controls(job: Job) -> bool {
     job.session == job.first
 }
 
+/// Whether the caller's session has the host's terminal.
+#[must_use]
+pub fn has_terminal(job: Job) -> bool {
+    controls(job) && super::special::host_terminal().is_some()
+}
+
 /// Whether the caller's group is in the background of its controlling terminal.
 #[must_use]
 pub fn in_background(job: Job) -> bool {

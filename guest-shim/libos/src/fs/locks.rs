@@ -4,8 +4,10 @@
 //! host, as a lock of the open file, so that other programs of the host keep out; two processes of the
 //! context that share an open file don't meet there, which is why the table here decides first.
 
+use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
+use core::fmt::Write as _;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use cloak_abi::hostop::HostOp;
@@ -182,6 +184,11 @@ fn wanted(
     })
 }
 
+/// The descriptor on which the host holds locks. A file of an overlay is the context's own: its locks are, too.
+fn host_number(file: &dyn File) -> Option<u32> {
+    file.host_fd().filter(|_| file.node().is_none())
+}
+
 /// The host learns of a lock on it.
 fn note(file: &dyn File) {
     if let Some(file) = file.as_any().downcast_ref::<HostFile>() {
@@ -191,7 +198,7 @@ fn note(file: &dyn File) {
 
 /// The file through which `lock` is taken on the host.
 fn holder(open: &OpenFile, key: Key, lock: &Held, kind: i16) -> Arc<dyn File> {
-    if matches!(lock.owner, Owner::Open(_)) || open.file.host_fd().is_none() {
+    if matches!(lock.owner, Owner::Open(_)) || host_number(&*open.file).is_none() {
         return open.file.clone();
     }
     let replaced = {
@@ -252,7 +259,7 @@ fn dismiss_agent(key: Key) {
 
 /// Asks the host about or for a lock.
 fn on_host(file: &dyn File, lock: &Held, kind: i16, set: bool) -> SysResult<Flock> {
-    let Some(fd) = file.host_fd() else {
+    let Some(fd) = host_number(file) else {
         return Ok(Flock {
             kind: F_UNLCK,
             ..Flock::default()
@@ -276,6 +283,36 @@ fn on_host(file: &dyn File, lock: &Held, kind: i16, set: bool) -> SysResult<Floc
         .call(HostOp::Lock, [u64::from(fd), u64::from(set), 0, 0, 0, 0])
         .ok()?;
     Flock::read_from_bytes(&request.get_array::<32>(0)).map_err(|_| Errno::EIO)
+}
+
+/// `/proc/locks`.
+#[must_use]
+pub fn listing() -> String {
+    let mut text = String::new();
+    let mut number = 0;
+    for (table, whole) in [(&RECORDS, false), (&WHOLE, true)] {
+        for (&(dev, ino), held) in &*table.lock() {
+            for lock in held {
+                number += 1;
+                let (kind, pid) = match lock.owner {
+                    _ if whole => ("FLOCK ", -1),
+                    Owner::Process(pid) => ("POSIX ", pid),
+                    Owner::Open(_) => ("OFDLCK", -1),
+                };
+                let access = if lock.write { "WRITE" } else { "READ" };
+                let (major, minor) = (dev >> 8 & 0xfff, dev & 0xff | dev >> 12 & 0xf_ff00);
+                let _ = write!(
+                    text,
+                    "{number}: {kind} ADVISORY  {access} {pid} {major:02x}:{minor:02x}:{ino}"
+                );
+                let _ = match lock.end {
+                    u64::MAX => writeln!(text, " {} EOF", lock.start),
+                    end => writeln!(text, " {} {}", lock.start, end - 1),
+                };
+            }
+        }
+    }
+    text
 }
 
 /// F_GETLK and F_OFD_GETLK.
@@ -443,7 +480,7 @@ pub fn flock(open: &OpenFile, operation: u32) -> SysResult {
                 whole.remove(&key);
             }
         }
-        if let Some(fd) = open.file.host_fd() {
+        if let Some(fd) = host_number(&*open.file) {
             note(&*open.file);
             let args = [u64::from(fd), u64::from(kind), 0, 0, 0, 0];
             if let Err(e) = crate::host::call(HostOp::Flock, args) {

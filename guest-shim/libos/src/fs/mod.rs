@@ -8,6 +8,8 @@
 //! | [`hostops`], [`hostfd`] | operations of the OS service, checked |
 //! | [`hostfile`], [`hostdir`], [`hoststream`], [`tty`], [`jobs`], [`shared_pages`] | the host's files |
 //! | [`node`], [`nodedir`], [`tmpfs`], [`devfs`], [`synth`], [`special`] | file systems in the guest |
+//! | [`pty`] | pseudo-terminals |
+//! | [`overlay`] | a host tree with changes in guest memory |
 //! | [`protected`] | volumes that the host keeps and can't read |
 //! | [`measured`] | files that the host keeps and can't change |
 //! | [`locks`], [`readiness`], [`attributes`], [`dirent`], [`flags`] | what they share |
@@ -23,6 +25,7 @@ mod calls_copy;
 mod calls_fd;
 mod calls_io;
 mod calls_misc;
+mod calls_mount;
 pub(crate) mod calls_names;
 mod calls_open;
 mod calls_stat;
@@ -51,12 +54,14 @@ mod name_cache;
 pub mod node;
 mod nodedir;
 pub mod open;
+pub mod overlay;
 pub mod path;
 mod pathfile;
 pub mod pipe;
 pub mod poll;
 pub mod protected;
 pub mod providers;
+pub mod pty;
 mod read_cache;
 pub mod readiness;
 pub mod shared_pages;
@@ -100,6 +105,7 @@ const PARTS: &[&[Entry]] = &[
     calls_fd::SYSCALLS,
     calls_io::SYSCALLS,
     calls_misc::SYSCALLS,
+    calls_mount::SYSCALLS,
     calls_names::SYSCALLS,
     calls_open::SYSCALLS,
     calls_stat::SYSCALLS,

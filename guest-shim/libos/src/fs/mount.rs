@@ -1,16 +1,17 @@
 //! The mount table: which file system serves which part of the name space.
 //!
-//! Made once at boot; nothing mounts later but what the libos learns of the host: a *border* is a directory
+//! Made at boot; a program may add to it and take away ([`super::calls_mount`]). Besides it there is what the libos
+//! learns of the host: a *border* is a directory
 //! where a host mount's tree goes over into another of the host's file systems. The service does not follow
 //! a path across one by itself, so from the first walk across it the border is remembered, with a
 //! descriptor: as on Linux, what is mounted stays what it is.
 
 use alloc::sync::Arc;
 use alloc::vec::Vec;
-use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 
 use cloak_abi::hostop::{MAX_MOUNTS, ROOT_FD};
-use spin::{Mutex, Once, RwLock};
+use spin::{Mutex, RwLock};
 
 use super::hostfd::HostFd;
 use super::hostops::{self, At};
@@ -58,35 +59,62 @@ pub struct Mount {
     pub read_only: bool,
     /// Type, for `/proc/mounts`.
     pub kind: &'static str,
+    /// Its number in `/proc/self/mountinfo`.
+    pub id: u32,
 }
 
 impl Mount {
+    fn new(kind: &'static str, path: Vec<u8>, source: Source, read_only: bool) -> Self {
+        let id = NEXT_ID.fetch_add(1, Ordering::Relaxed);
+        Self {
+            path,
+            source,
+            read_only,
+            kind,
+            id,
+        }
+    }
+
+    /// The same files at another place, for `mount --bind`.
+    #[must_use]
+    pub fn bind(kind: &'static str, path: Vec<u8>, source: Source, read_only: bool) -> Self {
+        Self::new(kind, path, source, read_only)
+    }
+
+    /// Device number of its files.
+    ///
+    /// # Errors
+    /// What the host or the file system reports.
+    pub fn device(&self) -> SysResult<u64> {
+        match &self.source {
+            Source::Host(Dir::Root(root)) => root_device(*root),
+            Source::Host(Dir::Open(fd)) => hostops::fstat(fd).map(|stat| stat.dev),
+            Source::Node(node) => node.stat().map(|stat| stat.dev),
+        }
+    }
+
+    /// Whether it is an overlay, or a part of one.
+    #[must_use]
+    pub fn is_overlay(&self) -> bool {
+        match &self.source {
+            Source::Node(node) => node.as_any().is::<super::overlay::OverlayNode>(),
+            Source::Host(_) => false,
+        }
+    }
+
     /// Host mount `index` at `path`.
     ///
     /// # Errors
     /// EINVAL for an index that can't be.
     pub fn host(index: u32, path: &[u8], read_only: bool) -> SysResult<Self> {
-        if index >= MAX_MOUNTS {
-            return Err(Errno::EINVAL);
-        }
-        let source = Source::Host(Dir::Root(u64::from(ROOT_FD + index)));
-        Ok(Self {
-            path: path::join(b"/", path),
-            source,
-            read_only,
-            kind: "cloakfs",
-        })
+        let source = Source::Host(root_dir(index)?);
+        Ok(Self::new("cloakfs", path::join(b"/", path), source, read_only))
     }
 
     /// A file system in the guest at `path`.
     #[must_use]
     pub fn node(kind: &'static str, path: &[u8], root: Arc<dyn Node>, read_only: bool) -> Self {
-        Self {
-            path: path::join(b"/", path),
-            source: Source::Node(root),
-            read_only,
-            kind,
-        }
+        Self::new(kind, path::join(b"/", path), Source::Node(root), read_only)
     }
 
     /// Whether it is the host's tree that everything else is mounted on.
@@ -99,22 +127,36 @@ impl Mount {
 /// Most borders remembered; beyond that they are walked across each time.
 const BORDERS_MAX: usize = 64;
 
-static MOUNTS: Once<Vec<Mount>> = Once::new();
-static BORDERS: RwLock<Vec<Mount>> = RwLock::new(Vec::new());
+static MOUNTS: RwLock<Vec<Arc<Mount>>> = RwLock::new(Vec::new());
+static NEXT_ID: AtomicU32 = AtomicU32::new(20);
+static BORDERS: RwLock<Vec<Arc<Mount>>> = RwLock::new(Vec::new());
 static BORDER_COUNT: AtomicUsize = AtomicUsize::new(0);
 /// No path goes to the host as a whole: a link there could lead past a mount that must not be passed.
 static WALKED: AtomicBool = AtomicBool::new(false);
 static ROOT_DEVICES: Mutex<Vec<(u64, u64)>> = Mutex::new(Vec::new());
+
+/// The root directory of host mount `index`.
+///
+/// # Errors
+/// EINVAL for an index that can't be.
+pub fn root_dir(index: u32) -> SysResult<Dir> {
+    if index < MAX_MOUNTS {
+        Ok(Dir::Root(u64::from(ROOT_FD + index)))
+    } else {
+        Err(Errno::EINVAL)
+    }
+}
 
 /// Sets the table: later mounts cover earlier ones at the same path.
 ///
 /// # Errors
 /// EINVAL when nothing is mounted at `/`, or the table was set before.
 pub fn set(mounts: Vec<Mount>) -> SysResult<()> {
-    if MOUNTS.is_completed() || !mounts.iter().any(|m| m.path == b"/") {
+    let mut table = MOUNTS.write();
+    if !table.is_empty() || !mounts.iter().any(|m| m.path == b"/") {
         return Err(Errno::EINVAL);
     }
-    MOUNTS.call_once(|| mounts);
+    *table = mounts.into_iter().map(Arc::new).collect();
     Ok(())
 }
 
@@ -131,11 +173,30 @@ pub fn names_are_walked() -> bool {
 
 /// All mounts.
 #[must_use]
-pub fn all() -> &'static [Mount] {
-    MOUNTS.get().map_or(&[], Vec::as_slice)
+pub fn all() -> Vec<Arc<Mount>> {
+    MOUNTS.read().clone()
 }
 
-fn longest<'m>(mounts: &'m [Mount], path: &[u8]) -> Option<&'m Mount> {
+/// Changes the table; paths may lead elsewhere from then on.
+///
+/// # Errors
+/// Those of `change`.
+pub fn change<T>(change: impl FnOnce(&mut Vec<Arc<Mount>>) -> SysResult<T>) -> SysResult<T> {
+    let mut table = all();
+    let before = table.clone(); // what goes, goes outside of the lock
+    let result = {
+        let mut shared = MOUNTS.write();
+        table.clone_from(&shared);
+        let result = change(&mut table)?;
+        shared.clone_from(&table);
+        result
+    };
+    super::overlay::paths::changed();
+    drop(before);
+    Ok(result)
+}
+
+fn longest<'m>(mounts: &'m [Arc<Mount>], path: &[u8]) -> Option<&'m Arc<Mount>> {
     mounts
         .iter()
         .filter(|m| path::below(&m.path, path).is_some())
@@ -146,13 +207,13 @@ fn longest<'m>(mounts: &'m [Mount], path: &[u8]) -> Option<&'m Mount> {
 ///
 /// # Errors
 /// ENOENT before [`set`].
-pub fn covering(path: &[u8]) -> SysResult<&'static Mount> {
-    longest(all(), path).ok_or(Errno::ENOENT)
+pub fn covering(path: &[u8]) -> SysResult<Arc<Mount>> {
+    longest(&MOUNTS.read(), path).cloned().ok_or(Errno::ENOENT)
 }
 
 /// The border below which the path lies, if the path is the host's and one is known.
 #[must_use]
-pub fn border(path: &[u8], mount: &Mount) -> Option<Mount> {
+pub fn border(path: &[u8], mount: &Mount) -> Option<Arc<Mount>> {
     if BORDER_COUNT.load(Ordering::Acquire) == 0 {
         return None;
     }
@@ -164,8 +225,8 @@ pub fn border(path: &[u8], mount: &Mount) -> Option<Mount> {
 
 /// What is mounted at exactly this path.
 #[must_use]
-pub fn at(path: &[u8]) -> Option<&'static Mount> {
-    all().iter().rev().find(|m| m.path == path)
+pub fn at(path: &[u8]) -> Option<Arc<Mount>> {
+    MOUNTS.read().iter().rev().find(|m| m.path == path).cloned()
 }
 
 /// Remembers a border: `fd` is the directory at `path`, on another device than its parent.
@@ -175,12 +236,7 @@ pub fn learn_border(path: &[u8], fd: &Arc<HostFd>, read_only: bool) {
         return;
     }
     let source = Source::Host(Dir::Open(fd.clone()));
-    borders.push(Mount {
-        path: path.to_vec(),
-        source,
-        read_only,
-        kind: "cloakfs",
-    });
+    borders.push(Arc::new(Mount::new("cloakfs", path.to_vec(), source, read_only)));
     BORDER_COUNT.store(borders.len(), Ordering::Release);
 }
 

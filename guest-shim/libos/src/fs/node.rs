@@ -35,6 +35,10 @@ pub enum New<'a> {
 pub trait Node: Send + Sync {
     /// Attributes.
     fn stat(&self) -> SysResult<Stat>;
+    /// Attributes for a look-up that goes on below: of a directory they may be older than [`Node::stat`].
+    fn search_stat(&self) -> SysResult<Stat> {
+        self.stat()
+    }
     /// The file system it is in.
     fn statfs(&self) -> StatFs;
     /// Opens it. What the flags ask for has been permitted, and O_TRUNC is the caller's to carry out.
@@ -130,6 +134,12 @@ pub trait Node: Send + Sync {
 #[must_use]
 pub fn credentials() -> Credentials {
     Process::current().credentials.lock().clone()
+}
+
+/// Whether the caller is still who he was.
+#[must_use]
+pub fn is_caller(who: &Credentials) -> bool {
+    *Process::current().credentials.lock() == *who
 }
 
 /// Whether `who` may do `want` (`MAY_*`) to something with these attributes.

@@ -153,6 +153,16 @@ mod tests {
             true
         }
         fn raise_in_group(&self, _group: i32, _signal: u32) {}
+
+        fn raise_in_process(&self, _pid: i32, _signal: u32) {}
+
+        fn leads_session(&self) -> bool {
+            false
+        }
+
+        fn is_orphaned(&self, _group: i32) -> bool {
+            false
+        }
     }
 
     #[test]

@@ -33,6 +33,12 @@ pub trait Signals: Sync {
     fn does_nothing(&self, signal: u32) -> bool;
     /// A signal of the terminal for every process of a group.
     fn raise_in_group(&self, group: i32, signal: u32);
+    /// A signal of the terminal for one process.
+    fn raise_in_process(&self, pid: i32, signal: u32);
+    /// Whether the caller leads its session.
+    fn leads_session(&self) -> bool;
+    /// Whether nobody in the group's session, but outside of the group, is the parent of one of it.
+    fn is_orphaned(&self, group: i32) -> bool;
 }
 
 static SIGNALS: Once<&'static dyn Signals> = Once::new();
@@ -99,6 +105,25 @@ pub fn raise_in_group(group: i32, signal: u32) {
     if let Some(signals) = SIGNALS.get() {
         signals.raise_in_group(group, signal);
     }
+}
+
+/// A signal of the terminal for one process.
+pub fn raise_in_process(pid: i32, signal: u32) {
+    if let Some(signals) = SIGNALS.get() {
+        signals.raise_in_process(pid, signal);
+    }
+}
+
+/// Whether the caller leads its session.
+#[must_use]
+pub fn leads_session() -> bool {
+    SIGNALS.get().is_some_and(|s| s.leads_session())
+}
+
+/// Whether nobody in the group's session, but outside of the group, is the parent of one of it.
+#[must_use]
+pub fn is_orphaned(group: i32) -> bool {
+    SIGNALS.get().is_some_and(|s| s.is_orphaned(group))
 }
 
 /// SIGKILL and SIGSTOP can't be blocked or taken.

@@ -10,7 +10,7 @@ use super::file::{File, Mapping, Stat};
 use super::flags::{S_IFBLK, S_IFCHR, S_IFMT};
 use super::hostfd::HostFd;
 use super::hoststream::HostStream;
-use super::{OpenFile, jobs, providers, signals};
+use super::{OpenFile, jobs, providers, pty, signals};
 use crate::errno::{Errno, SysResult};
 use crate::host;
 use crate::user::Buf;
@@ -36,6 +36,9 @@ pub const MEMORY_MAJOR: u32 = 1;
 /// `/dev/tty`.
 pub const TTY: u64 = make_dev(5, 0);
 
+/// `/dev/ptmx`.
+pub const PTMX: u64 = make_dev(5, 2);
+
 /// Opens a special file.
 ///
 /// # Errors
@@ -50,7 +53,10 @@ pub fn open(mode: u32, rdev: u64) -> SysResult<Arc<dyn File>> {
 
 fn device(rdev: u64) -> SysResult<Arc<dyn File>> {
     if rdev == TTY {
-        return terminal();
+        return pty::controlling(0).unwrap_or_else(terminal);
+    }
+    if rdev == PTMX {
+        return pty::open_master();
     }
     let kind = match split_dev(rdev) {
         (MEMORY_MAJOR, 3) => Memory::Null,
@@ -67,6 +73,13 @@ fn terminal() -> SysResult<Arc<dyn File>> {
     if !jobs::controls(signals::job()) {
         return Err(Errno::ENXIO); // a session without one
     }
+    let number = host_terminal().ok_or(Errno::ENXIO)?;
+    let fd = HostFd::adopt(host::call(HostOp::Dup, [u64::from(number), 0, 0, 0, 0, 0])?)?;
+    Ok(Arc::new(HostStream::new(fd)))
+}
+
+/// The standard stream that is the controlling terminal of Cloak's session on the host.
+pub(super) fn host_terminal() -> Option<u32> {
     let is_terminal = |number: &u32| {
         let mut request = host::Request::new();
         // TIOCGPGRP: only a controlling terminal knows it.
@@ -75,9 +88,7 @@ fn terminal() -> SysResult<Arc<dyn File>> {
             .ok()
             .is_ok()
     };
-    let number = (0..3).find(is_terminal).ok_or(Errno::ENXIO)?;
-    let fd = HostFd::adopt(host::call(HostOp::Dup, [u64::from(number), 0, 0, 0, 0, 0])?)?;
-    Ok(Arc::new(HostStream::new(fd)))
+    (0..3).find(is_terminal)
 }
 
 /// Fills with randomness, a part at a time.

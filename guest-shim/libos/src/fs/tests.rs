@@ -14,50 +14,50 @@ use crate::syscall::{Args, TABLE};
 use cloak_abi::hostop::HostOp;
 
 /// Makes a system call.
-fn call(number: usize, args: &[u64]) -> SysResult {
+pub(super) fn call(number: usize, args: &[u64]) -> SysResult {
     let mut all = [0; 6];
     all[..args.len()].copy_from_slice(args);
     let entry = TABLE[number].as_ref().expect("a call");
     (entry.handler)(&Args(all))
 }
 
-fn path(text: &str) -> CString {
+pub(super) fn path(text: &str) -> CString {
     CString::new(text).expect("no NUL")
 }
 
-fn open(text: &str, flags: u32) -> SysResult {
+pub(super) fn open(text: &str, flags: u32) -> SysResult {
     call(2, &[path(text).as_ptr() as u64, u64::from(flags), 0o644])
 }
 
-fn close(fd: u64) {
+pub(super) fn close(fd: u64) {
     call(3, &[fd]).expect("open");
 }
 
-fn read(fd: u64, len: usize) -> SysResult<Vec<u8>> {
+pub(super) fn read(fd: u64, len: usize) -> SysResult<Vec<u8>> {
     let mut bytes = vec![0; len];
     let n = call(0, &[fd, bytes.as_mut_ptr() as u64, len as u64])?;
     bytes.truncate(n as usize);
     Ok(bytes)
 }
 
-fn write(fd: u64, bytes: &[u8]) -> SysResult {
+pub(super) fn write(fd: u64, bytes: &[u8]) -> SysResult {
     call(1, &[fd, bytes.as_ptr() as u64, bytes.len() as u64])
 }
 
-fn on_path(number: usize, text: &str, more: &[u64]) -> SysResult {
+pub(super) fn on_path(number: usize, text: &str, more: &[u64]) -> SysResult {
     let text = path(text);
     let mut args = vec![text.as_ptr() as u64];
     args.extend(more);
     call(number, &args)
 }
 
-fn stat(text: &str) -> SysResult<Stat> {
+pub(super) fn stat(text: &str) -> SysResult<Stat> {
     let mut stat = Stat::default();
     on_path(4, text, &[&raw mut stat as u64])?;
     Ok(stat)
 }
 
-fn names(fd: u64) -> Vec<String> {
+pub(super) fn names(fd: u64) -> Vec<String> {
     let mut out = Vec::new();
     loop {
         let mut bytes = vec![0u8; 200];

@@ -23,9 +23,9 @@ use super::flags::{AT_FDCWD, LINKS_MAX, MAY_EXEC, O_NOFOLLOW, O_PATH, is_dir, is
 use super::hostops::{self, At};
 use super::mount::{self, Dir, Mount, Source};
 use super::node::{self, Link, Node};
-use super::{OpenFile, fd, path};
+use super::{OpenFile, fd, overlay, path};
 use crate::errno::{Errno, SysResult};
-use crate::process::Process;
+use crate::process::{Credentials, Process};
 
 /// What to do about a symbolic link at the end of the path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -68,6 +68,7 @@ impl HostPlace {
 }
 
 /// Where a path leads in the guest.
+#[derive(Clone)]
 pub struct NodePlace {
     /// The directory of the last component, unless that is a mount's root.
     pub parent: Option<Arc<dyn Node>>,
@@ -120,11 +121,58 @@ pub enum Place {
     Node(NodePlace),
 }
 
+/// What a look-up must not do (`openat2`).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Bounds {
+    /// Leave the file system where it starts.
+    one_mount: bool,
+    /// Follow the links of `/proc` that lead to open files.
+    no_magic: bool,
+    /// Follow any link.
+    no_links: bool,
+    /// Leave the directory where it starts.
+    beneath: bool,
+    /// Have another root than the directory where it starts.
+    in_root: bool,
+}
+
+impl Bounds {
+    /// Of `RESOLVE_*` bits (`include/uapi/linux/openat2.h`).
+    ///
+    /// # Errors
+    /// EINVAL.
+    pub fn of(resolve: u64) -> SysResult<Self> {
+        let has = |bit: u64| resolve & bit != 0;
+        if has(!0x1f) || has(8) && has(0x10) {
+            return Err(Errno::EINVAL);
+        }
+        Ok(Self {
+            one_mount: has(1),
+            no_magic: has(2),
+            no_links: has(4),
+            beneath: has(8),
+            in_root: has(0x10),
+        })
+    }
+
+    /// Whether a link to an open file may be followed.
+    fn permit_magic(self) -> SysResult<()> {
+        if self.no_magic || self.no_links {
+            Err(Errno::ELOOP)
+        } else if self.beneath || self.in_root {
+            Err(Errno::EXDEV)
+        } else {
+            Ok(())
+        }
+    }
+}
+
 /// Where a look-up starts.
 #[derive(Debug, Clone)]
 pub struct Start {
     base: Vec<u8>,
     root: Vec<u8>,
+    bounds: Bounds,
 }
 
 impl Start {
@@ -142,7 +190,28 @@ impl Start {
         } else {
             directory_path(&*fd::get(dirfd)?)?
         };
-        Ok(Self { base, root })
+        Ok(Self {
+            base,
+            root,
+            bounds: Bounds::default(),
+        })
+    }
+
+    /// The same, for a look-up in bounds.
+    ///
+    /// # Errors
+    /// As [`Start::of`]; EXDEV for an absolute path that must stay beneath a directory.
+    pub fn within(dirfd: i32, path: &[u8], bounds: Bounds) -> SysResult<Self> {
+        let is_absolute = path.first() == Some(&b'/');
+        if is_absolute && bounds.beneath {
+            return Err(Errno::EXDEV);
+        }
+        let mut start = Self::of(dirfd, if bounds.in_root { b"." } else { path })?;
+        if bounds.in_root {
+            start.root.clone_from(&start.base);
+        }
+        start.bounds = bounds;
+        Ok(start)
     }
 
     /// The root of the name space.
@@ -151,6 +220,7 @@ impl Start {
         Self {
             base: b"/".to_vec(),
             root: b"/".to_vec(),
+            bounds: Bounds::default(),
         }
     }
 }
@@ -205,7 +275,17 @@ pub fn with_start<T>(
     mut op: impl FnMut(&Place) -> SysResult<T>,
 ) -> SysResult<T> {
     check(path)?;
-    if let Some(place) = whole(start, path, last, links)? {
+    if start.bounds != Bounds::default() {
+        return op(&walk_components(start, path, last)?.0);
+    }
+    let full = path::join(&start.base, path);
+    if let Some(place) = overlaid(start, path, &full, last) {
+        match op(&place) {
+            Err(Errno::ESTALE) => {}
+            result => return result,
+        }
+    }
+    if let Some(place) = whole(start, path, &full, last, links)? {
         let walkable = if place.how == resolve::COMPONENT {
             Errno::ELOOP
         } else {
@@ -216,7 +296,11 @@ pub fn with_start<T>(
             result => return result,
         }
     }
-    op(&walk(start, path, last)?)
+    match walk(start, path, last).and_then(|place| op(&place)) {
+        // A file system found the host's tree to be another one meanwhile, and has forgotten what it knew of it.
+        Err(Errno::ESTALE) => op(&walk(start, path, last)?),
+        result => result,
+    }
 }
 
 fn check(path: &[u8]) -> SysResult<()> {
@@ -228,41 +312,40 @@ fn check(path: &[u8]) -> SysResult<()> {
 }
 
 /// The place of a path that can go to the service as it is.
-fn whole(start: &Start, path: &[u8], last: Last, links: Links) -> SysResult<Option<HostPlace>> {
+fn whole(start: &Start, path: &[u8], full: &[u8], last: Last, links: Links) -> SysResult<Option<HostPlace>> {
     if start.root != b"/" {
         return Ok(None);
     }
-    let full = path::join(&start.base, path);
-    let mount = mount::covering(&full)?;
+    let mount = mount::covering(full)?;
     let Source::Host(dir) = &mount.source else {
         return Ok(None);
     };
     let slash = path::must_be_directory(path);
-    let border = mount::border(&full, mount);
+    let border = mount::border(full, &mount);
     if border.is_none() && mount.is_host_root() && !mount::names_are_walked() {
         let name = if path::has_dot_dot(path) {
-            if !stays(start, path, mount) {
+            if !stays(start, path, &mount) {
                 return Ok(None);
             }
             textual(&start.base, path)
         } else {
-            whole_name(&full, slash)
+            whole_name(full, slash)
         };
         let place = HostPlace {
             dir: dir.clone(),
             name,
             how: resolve::ROOTED,
-            path: full,
+            path: full.to_vec(),
             read_only: mount.read_only,
             must_be_directory: false,
         };
         return Ok(Some(place));
     }
-    let mount = border.as_ref().unwrap_or(mount);
+    let mount = border.as_ref().unwrap_or(&mount);
     let Source::Host(dir) = &mount.source else {
         return Ok(None);
     };
-    let name = path::below(&mount.path, &full).unwrap_or_default();
+    let name = path::below(&mount.path, full).unwrap_or_default();
     let follows = links == Links::Followed && last == Last::Follow;
     if slash || follows || path::has_dot_dot(path) || name.contains(&b'/') || name.is_empty() {
         return Ok(None);
@@ -272,7 +355,7 @@ fn whole(start: &Start, path: &[u8], last: Last, links: Links) -> SysResult<Opti
         dir,
         name,
         how: resolve::COMPONENT,
-        path: full,
+        path: full.to_vec(),
         read_only,
         must_be_directory: false,
     }))
@@ -342,9 +425,53 @@ struct Walker<'s> {
     links: u32,
     last: Last,
     must_be_directory: bool,
+    /// Who walks; known from the first node on.
+    who: Option<Credentials>,
+    /// It has been in overlays only.
+    overlaid: bool,
+    /// Path of the mount that it must not leave.
+    mount: Option<Vec<u8>>,
+}
+
+/// Whether an overlay may know where the path leads by its text alone.
+fn is_plain(start: &Start, path: &[u8], last: Last) -> bool {
+    overlay::exist()
+        && start.root == b"/"
+        && last != Last::Name
+        && !path::must_be_directory(path)
+        && !path::has_dot_dot(path)
+}
+
+/// Where the path leads, when an overlay knows.
+fn overlaid(start: &Start, path: &[u8], full: &[u8], last: Last) -> Option<Arc<Place>> {
+    if !is_plain(start, path, last) {
+        return None;
+    }
+    overlay::paths::known(full, last == Last::Follow)
 }
 
 fn walk(start: &Start, path: &[u8], last: Last) -> SysResult<Place> {
+    let moment = overlay::paths::moment();
+    let (place, overlaid) = walk_components(start, path, last)?;
+    if overlaid
+        && is_plain(start, path, last)
+        && let Place::Node(place) = &place
+    {
+        let full = path::join(&start.base, path);
+        overlay::paths::learn(full, last == Last::Follow, moment, place.clone());
+    }
+    Ok(place)
+}
+
+/// Where the mount begins that a directory is in.
+fn mount_of(directory: &[u8]) -> SysResult<Vec<u8>> {
+    let mount = mount::covering(directory)?;
+    let border = mount::border(directory, &mount);
+    Ok(border.map_or_else(|| mount.path.clone(), |border| border.path.clone()))
+}
+
+/// The place, and whether only overlays were on the way.
+fn walk_components(start: &Start, path: &[u8], last: Last) -> SysResult<(Place, bool)> {
     let must_be_directory = path::must_be_directory(path);
     let last = if must_be_directory && last == Last::Itself {
         Last::Follow
@@ -364,8 +491,15 @@ fn walk(start: &Start, path: &[u8], last: Last) -> SysResult<Place> {
         links: 0,
         last,
         must_be_directory,
+        who: None,
+        overlaid: true,
+        mount: None,
     };
+    if start.bounds.one_mount {
+        walker.mount = Some(mount_of(&start.base)?);
+    }
     walker.restart(&start.base)?;
+    walker.check_mount()?;
     walker.run()
 }
 
@@ -381,8 +515,8 @@ impl Walker<'_> {
         }
         let text: &[u8] = if text.is_empty() { b"/" } else { &text };
         let mount = mount::covering(text)?;
-        let border = mount::border(text, mount);
-        let mount = border.as_ref().unwrap_or(mount);
+        let border = mount::border(text, &mount);
+        let mount = border.as_ref().unwrap_or(&mount);
         let depth = path::components(&mount.path).count();
         self.todo.truncate(self.todo.len() - depth);
         self.above.clear();
@@ -392,6 +526,7 @@ impl Walker<'_> {
     fn enter(&mut self, mount: &Mount) -> SysResult<()> {
         self.at.clone_from(&mount.path);
         self.read_only = mount.read_only;
+        self.overlaid &= mount.is_overlay();
         self.spot = match &mount.source {
             Source::Node(node) => Spot::Node(node.clone()),
             Source::Host(dir) => {
@@ -408,18 +543,20 @@ impl Walker<'_> {
         Ok(())
     }
 
-    fn run(mut self) -> SysResult<Place> {
+    fn run(mut self) -> SysResult<(Place, bool)> {
         while let Some(name) = self.todo.pop() {
             if name == b".." {
                 self.up()?;
-                continue;
+            } else {
+                path::check_name(&name)?;
+                if let Some(place) = self.step(name)? {
+                    return Ok((place, self.overlaid));
+                }
             }
-            path::check_name(&name)?;
-            if let Some(place) = self.step(name)? {
-                return Ok(place);
-            }
+            self.check_mount()?;
         }
-        Ok(self.here())
+        let overlaid = self.overlaid;
+        Ok((self.here(), overlaid))
     }
 
     /// The place is the directory reached.
@@ -450,7 +587,17 @@ impl Walker<'_> {
         }
     }
 
+    fn check_mount(&self) -> SysResult<()> {
+        match &self.mount {
+            Some(mount) if mount_of(&self.at)? != *mount => Err(Errno::EXDEV),
+            _ => Ok(()),
+        }
+    }
+
     fn up(&mut self) -> SysResult<()> {
+        if self.start.bounds.beneath && self.at == self.start.base {
+            return Err(Errno::EXDEV);
+        }
         if self.at == self.start.root || self.at == b"/" {
             return Ok(());
         }
@@ -475,7 +622,7 @@ impl Walker<'_> {
         if let Some(mount) = mount::at(&path) {
             let above = (self.spot.clone(), self.read_only);
             self.above.push(above);
-            self.enter(mount)?;
+            self.enter(&mount)?;
             return Ok(None);
         }
         match self.spot.clone() {
@@ -542,11 +689,11 @@ impl Walker<'_> {
 
     fn step_node(&mut self, dir: &Arc<dyn Node>, name: Vec<u8>, path: Vec<u8>) -> SysResult<Option<Place>> {
         let is_last = self.todo.is_empty();
-        let stat = dir.stat()?;
+        let stat = dir.search_stat()?;
         if !is_dir(stat.mode) {
             return Err(Errno::ENOTDIR);
         }
-        node::permit(&stat, &node::credentials(), MAY_EXEC)?;
+        node::permit(&stat, self.who.get_or_insert_with(node::credentials), MAY_EXEC)?;
         let found = match dir.lookup(&name) {
             Ok(node) => Some(node),
             Err(Errno::ENOENT) if is_last => None,
@@ -554,14 +701,18 @@ impl Walker<'_> {
         };
         let mut open = None;
         if let Some(node) = &found {
-            let mode = node.stat()?.mode;
+            let mode = node.search_stat()?.mode;
             if is_link(mode) && self.follows() {
                 match node.read_link()? {
                     Link::Path(target) => {
                         self.follow(&target)?;
                         return Ok(None);
                     }
-                    Link::Open(file) => open = Some(file),
+                    Link::Open(file) => {
+                        self.start.bounds.permit_magic()?;
+                        self.overlaid = false;
+                        open = Some(file);
+                    }
                 }
                 if !is_last {
                     // A directory that is open: go on from its path.
@@ -593,8 +744,14 @@ impl Walker<'_> {
         if self.links > LINKS_MAX {
             return Err(Errno::ELOOP);
         }
+        if self.start.bounds.no_links {
+            return Err(Errno::ELOOP);
+        }
         if target.is_empty() {
             return Err(Errno::ENOENT);
+        }
+        if target[0] == b'/' && self.start.bounds.beneath {
+            return Err(Errno::EXDEV);
         }
         if self.todo.is_empty() && path::must_be_directory(target) {
             self.must_be_directory = true;

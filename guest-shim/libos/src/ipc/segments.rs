@@ -4,36 +4,24 @@
 //! holds one of them, so the number of attachments (`shm_nattch`) is the number of holders. A segment that was removed
 //! is held by its mappings alone: the last one that goes takes its memory along.
 
-use alloc::collections::BTreeMap;
 use alloc::sync::{Arc, Weak};
 use core::any::Any;
 
 use cloak_abi::layout::PAGE;
 use spin::Mutex;
 
+use super::table::{About, Caller, Object, PRIVATE, READ, Table, WRITE};
 use crate::errno::{Errno, SysResult};
 use crate::fs::file::{Mapping, Stat};
 use crate::fs::{File, OpenFile};
 use crate::mem::pages::PageCache;
-use crate::process::Credentials;
 
-/// `IPC_PRIVATE`: a key that nobody else finds.
-pub const PRIVATE: i32 = 0;
-/// `IPC_CREAT`.
-pub const CREATE: u32 = 0o1000;
-/// `IPC_EXCL`.
-pub const EXCLUSIVE: u32 = 0o2000;
 /// `SHM_DEST`, in the mode of a segment that goes with its last attachment.
 pub const REMOVED: u32 = 0o1000;
 /// Most segments (`SHMMNI`).
 pub const MOST: usize = 4096;
 /// Most bytes of one (`SHMMAX`): what a mapping can reach. Frames are the real limit.
 pub const LARGEST: u64 = 1 << 46;
-
-/// Permission to attach for reading, as `shmat` and `shmctl(IPC_STAT)` need it.
-pub const READ: u32 = 0o4;
-/// Permission to write.
-pub const WRITE: u32 = 0o2;
 
 /// The memory of a segment, as a file.
 #[derive(Debug)]
@@ -76,16 +64,8 @@ impl File for SegmentFile {
 /// What is known of a segment (`struct shmid_ds`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Description {
-    /// `IPC_PRIVATE` once it was removed.
-    pub key: i32,
-    /// Number.
-    pub id: i32,
-    /// Owner: user, group.
-    pub owner: (u32, u32),
-    /// Creator: user, group.
-    pub creator: (u32, u32),
-    /// Permission bits, and [`REMOVED`].
-    pub mode: u32,
+    /// Its key ([`PRIVATE`] once it was removed), number, owner and rights, and [`REMOVED`].
+    pub about: About,
     /// Bytes.
     pub size: u64,
     /// Seconds since 1970 of the last attachment, detachment and change; 0: never.
@@ -96,40 +76,35 @@ pub struct Description {
     pub attached: u64,
 }
 
+/// A segment.
 #[derive(Debug)]
-struct Segment {
-    about: Description,
+pub struct Segment {
+    known: Description,
     /// For reading and writing, for reading.
     files: [Weak<OpenFile>; 2],
     /// Holds them until it is removed.
     kept: Option<[Arc<OpenFile>; 2]>,
 }
 
-/// Who asks, and when.
-#[derive(Debug)]
-pub struct Caller<'c> {
-    /// Identity.
-    pub who: &'c Credentials,
-    /// Process number.
-    pub pid: i32,
-    /// Seconds since 1970.
-    pub now: i64,
+impl Object for Segment {
+    fn about(&self) -> &About {
+        &self.known.about
+    }
 }
 
 impl Segment {
-    fn new(id: i32, key: i32, size: u64, mode: u32, caller: &Caller<'_>) -> Self {
+    fn new(about: About, size: u64, caller: &Caller<'_>) -> Self {
         let pages = Arc::new(PageCache::default());
         pages.set_size(size.next_multiple_of(PAGE));
-        let file: Arc<dyn File> = Arc::new(SegmentFile { id, size, pages });
-        let kept = [2, 0].map(|access| open(file.clone(), access, key));
-        let owner = (caller.who.uid[1], caller.who.gid[1]);
+        let file: Arc<dyn File> = Arc::new(SegmentFile {
+            id: about.id,
+            size,
+            pages,
+        });
+        let kept = [2, 0].map(|access| open(file.clone(), access, about.key));
         Self {
-            about: Description {
-                key,
-                id,
-                owner,
-                creator: owner,
-                mode: mode & 0o777,
+            known: Description {
+                about,
                 size,
                 times: [0, 0, caller.now],
                 processes: [caller.pid, 0],
@@ -153,37 +128,7 @@ impl Segment {
     fn describe(&self) -> Description {
         Description {
             attached: self.attached(),
-            ..self.about
-        }
-    }
-
-    /// Whether the caller has these rights (`ipcperms`).
-    fn permit(&self, who: &Credentials, want: u32) -> SysResult<()> {
-        let (uid, gid) = (who.uid[1], who.gid[1]);
-        let about = &self.about;
-        let granted = if uid == about.owner.0 || uid == about.creator.0 {
-            about.mode >> 6
-        } else if [about.owner.1, about.creator.1]
-            .iter()
-            .any(|g| gid == *g || who.groups.contains(g))
-        {
-            about.mode >> 3
-        } else {
-            about.mode
-        };
-        if uid == 0 || want & !granted & 7 == 0 {
-            Ok(())
-        } else {
-            Err(Errno::EACCES)
-        }
-    }
-
-    /// Whether the caller may change or remove it.
-    fn permit_owner(&self, who: &Credentials) -> SysResult<()> {
-        if [0, self.about.owner.0, self.about.creator.0].contains(&who.uid[1]) {
-            Ok(())
-        } else {
-            Err(Errno::EPERM)
+            ..self.known
         }
     }
 
@@ -194,7 +139,8 @@ impl Segment {
         }
         // Removed, and attached in the other way only.
         let other = self.files[1 - wanted].upgrade().ok_or(Errno::EINVAL)?;
-        let fresh = open(other.file.clone(), if read_only { 0 } else { 2 }, self.about.key);
+        let access = if read_only { 0 } else { 2 };
+        let fresh = open(other.file.clone(), access, self.known.about.key);
         self.files[wanted] = Arc::downgrade(&fresh);
         Ok(fresh)
     }
@@ -207,16 +153,10 @@ fn open(file: Arc<dyn File>, access: u32, key: i32) -> Arc<OpenFile> {
 
 /// All segments.
 #[derive(Debug, Default)]
-pub struct Segments {
-    by_id: BTreeMap<i32, Segment>,
-    last: i32,
-}
+pub struct Segments(Table<Segment>);
 
 /// The segments of the context.
-pub static SEGMENTS: Mutex<Segments> = Mutex::new(Segments {
-    by_id: BTreeMap::new(),
-    last: 0,
-});
+pub static SEGMENTS: Mutex<Segments> = Mutex::new(Segments(Table::new()));
 
 impl Segments {
     /// `shmget`.
@@ -224,51 +164,30 @@ impl Segments {
     /// # Errors
     /// As shmget(2): ENOENT, EEXIST, EACCES, EINVAL, ENOSPC.
     pub fn find_or_make(&mut self, key: i32, size: u64, flags: u32, caller: &Caller<'_>) -> SysResult<i32> {
-        self.forget_gone();
-        let found = self.by_id.values().find(|s| key != PRIVATE && s.about.key == key);
-        if let Some(segment) = found {
-            if flags & (CREATE | EXCLUSIVE) == CREATE | EXCLUSIVE {
-                return Err(Errno::EEXIST);
-            }
-            // What is asked for in any of the three places.
-            segment.permit(caller.who, (flags >> 6 | flags >> 3 | flags) & 7)?;
-            return if size > segment.about.size {
-                Err(Errno::EINVAL)
-            } else {
-                Ok(segment.about.id)
-            };
-        }
-        if key != PRIVATE && flags & CREATE == 0 {
-            return Err(Errno::ENOENT);
-        }
-        if size == 0 || size > LARGEST {
-            return Err(Errno::EINVAL);
-        }
-        if self.by_id.len() >= MOST {
-            return Err(Errno::ENOSPC);
-        }
-        let id = self.fresh();
-        self.by_id.insert(id, Segment::new(id, key, size, flags, caller));
-        Ok(id)
+        self.table().find_or_make(
+            (key, flags, MOST),
+            caller,
+            |segment| {
+                if size > segment.known.size {
+                    Err(Errno::EINVAL)
+                } else {
+                    Ok(())
+                }
+            },
+            |about| {
+                if size == 0 || size > LARGEST {
+                    Err(Errno::EINVAL)
+                } else {
+                    Ok(Segment::new(about, size, caller))
+                }
+            },
+        )
     }
 
-    /// A number that was not used for a long time.
-    fn fresh(&mut self) -> i32 {
-        loop {
-            self.last = self.last.checked_add(1).unwrap_or(0);
-            if !self.by_id.contains_key(&self.last) {
-                return self.last;
-            }
-        }
-    }
-
-    fn forget_gone(&mut self) {
-        self.by_id.retain(|_, segment| !segment.has_gone());
-    }
-
-    fn find(&mut self, id: i32) -> SysResult<&mut Segment> {
-        self.forget_gone();
-        self.by_id.get_mut(&id).ok_or(Errno::EINVAL)
+    /// Those that are still there.
+    pub fn table(&mut self) -> &mut Table<Segment> {
+        self.0.retain(|segment| !segment.has_gone());
+        &mut self.0
     }
 
     /// What `shmat` maps; its holder is attached.
@@ -276,22 +195,21 @@ impl Segments {
     /// # Errors
     /// EINVAL, EACCES.
     pub fn attach(&mut self, id: i32, read_only: bool, caller: &Caller<'_>) -> SysResult<Arc<OpenFile>> {
-        let segment = self.find(id)?;
         let want = if read_only { READ } else { READ | WRITE };
-        segment.permit(caller.who, want)?;
+        let segment = self.table().find_for(id, want, caller.who)?;
         let file = segment.file(read_only)?;
-        segment.about.times[0] = caller.now;
-        segment.about.processes[1] = caller.pid;
+        segment.known.times[0] = caller.now;
+        segment.known.processes[1] = caller.pid;
         Ok(file)
     }
 
     /// Somebody detached.
     pub fn detached(&mut self, file: &SegmentFile, caller: &Caller<'_>) {
-        if let Some(segment) = self.by_id.get_mut(&file.id) {
-            segment.about.times[1] = caller.now;
-            segment.about.processes[1] = caller.pid;
+        if let Ok(segment) = self.0.find(file.id) {
+            segment.known.times[1] = caller.now;
+            segment.known.processes[1] = caller.pid;
         }
-        self.forget_gone();
+        self.table();
     }
 
     /// `IPC_STAT`; with `any` whatever its rights are (`SHM_STAT_ANY`).
@@ -299,17 +217,14 @@ impl Segments {
     /// # Errors
     /// EINVAL, EACCES.
     pub fn describe(&mut self, id: i32, any: bool, caller: &Caller<'_>) -> SysResult<Description> {
-        let segment = self.find(id)?;
-        if !any {
-            segment.permit(caller.who, READ)?;
-        }
+        let want = if any { 0 } else { READ };
+        let segment = self.table().find_for(id, want, caller.who)?;
         Ok(segment.describe())
     }
 
     /// All that there are, in order of their numbers.
     pub fn all(&mut self) -> impl Iterator<Item = Description> {
-        self.forget_gone();
-        self.by_id.values().map(Segment::describe)
+        self.table().all().map(Segment::describe)
     }
 
     /// `IPC_SET`.
@@ -317,12 +232,9 @@ impl Segments {
     /// # Errors
     /// EINVAL, EPERM.
     pub fn change(&mut self, id: i32, owner: (u32, u32), mode: u32, caller: &Caller<'_>) -> SysResult<()> {
-        let segment = self.find(id)?;
-        segment.permit_owner(caller.who)?;
-        let about = &mut segment.about;
-        about.owner = owner;
-        about.mode = about.mode & !0o777 | mode & 0o777;
-        about.times[2] = caller.now;
+        let segment = self.table().find_owned(id, caller.who)?;
+        segment.known.about.change(owner, mode);
+        segment.known.times[2] = caller.now;
         Ok(())
     }
 
@@ -331,12 +243,11 @@ impl Segments {
     /// # Errors
     /// EINVAL, EPERM.
     pub fn remove(&mut self, id: i32, caller: &Caller<'_>) -> SysResult<()> {
-        let segment = self.find(id)?;
-        segment.permit_owner(caller.who)?;
+        let segment = self.table().find_owned(id, caller.who)?;
         segment.kept = None;
-        segment.about.key = PRIVATE;
-        segment.about.mode |= REMOVED;
-        self.forget_gone();
+        segment.known.about.key = PRIVATE;
+        segment.known.about.mode |= REMOVED;
+        self.table();
         Ok(())
     }
 
@@ -345,29 +256,16 @@ impl Segments {
     /// # Errors
     /// EINVAL, EPERM.
     pub fn may_lock(&mut self, id: i32, caller: &Caller<'_>) -> SysResult<()> {
-        self.find(id)?.permit_owner(caller.who)
+        self.table().find_owned(id, caller.who).map(|_| ())
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::table::testing::{by, user};
+    use super::super::table::{CREATE, EXCLUSIVE};
     use super::*;
-
-    fn user(uid: u32) -> Credentials {
-        Credentials {
-            uid: [uid; 4],
-            gid: [uid; 4],
-            groups: alloc::vec![],
-        }
-    }
-
-    fn by(who: &Credentials) -> Caller<'_> {
-        Caller {
-            who,
-            pid: 7,
-            now: 100,
-        }
-    }
+    use crate::process::Credentials;
 
     #[test]
     fn keys_find_what_was_made_under_them() {
@@ -409,7 +307,7 @@ mod tests {
         let held = all.attach(id, true, &by(&me)).expect("attached");
         all.remove(id, &by(&me)).expect("removed");
         let about = all.describe(id, false, &by(&me)).expect("still there");
-        assert_eq!((about.key, about.mode), (PRIVATE, 0o600 | REMOVED));
+        assert_eq!((about.about.key, about.about.mode), (PRIVATE, 0o600 | REMOVED));
         // Its key is free, and it can still be attached by its number, in either way.
         assert_eq!(all.find_or_make(5, 10, 0, &by(&me)), Err(Errno::ENOENT));
         let again = all.attach(id, false, &by(&me)).expect("attached");

@@ -62,13 +62,14 @@ pub struct Control {
 
 /// (level, type, shortest, longest): what a program may send.
 const OUTGOING: &[(i32, i32, usize, usize)] = &[
-    (0, 1, 1, 4),     // IP_TOS
-    (0, 2, 4, 4),     // IP_TTL
-    (0, 8, 12, 12),   // IP_PKTINFO
-    (41, 50, 20, 20), // IPV6_PKTINFO
-    (41, 52, 4, 4),   // IPV6_HOPLIMIT
-    (41, 67, 4, 4),   // IPV6_TCLASS
-    (17, 103, 2, 2),  // UDP_SEGMENT
+    (0, 1, 1, 4),           // IP_TOS
+    (0, 2, 4, 4),           // IP_TTL
+    (0, 8, 12, 12),         // IP_PKTINFO
+    (41, 50, 20, 20),       // IPV6_PKTINFO
+    (41, 52, 4, 4),         // IPV6_HOPLIMIT
+    (41, 67, 4, 4),         // IPV6_TCLASS
+    (17, 103, 2, 2),        // UDP_SEGMENT
+    (SOL_SOCKET, 61, 8, 8), // SCM_TXTIME
 ];
 
 /// What the host may deliver.
@@ -86,6 +87,7 @@ const INCOMING: &[(i32, i32, usize, usize)] = &[
     (41, 50, 20, 20),         // IPV6_PKTINFO
     (41, 52, 4, 4),           // IPV6_HOPLIMIT
     (41, 67, 4, 4),           // IPV6_TCLASS
+    (41, 74, 28, 28),         // IPV6_ORIGDSTADDR
     (17, 104, 2, 4),          // UDP_GRO
     (270, 3, 4, 4),           // NETLINK_PKTINFO
 ];

@@ -2,10 +2,12 @@
 
 use core::sync::atomic::Ordering;
 
+use cloak_abi::layout::PAGE;
+
 use super::family::Usage;
 use super::{Process, limits};
 use crate::errno::{Errno, SysResult};
-use crate::sched::{self, clock};
+use crate::sched::{self, DEFAULT_SLACK, clock};
 use crate::syscall::{Args, Entry, enosys, eperm, full, partial, refused};
 use crate::user;
 
@@ -58,7 +60,7 @@ pub const SYSCALLS: &[Entry] = &[
         157,
         "prctl",
         "ixxxx",
-        "names, parent's death, subreaper, dumpable, no_new_privs, keepcaps, timer slack; seccomp as not there",
+        "names, parent's death, subreaper, dumpable, no_new_privs; keepcaps, timer slack, memory errors, huge pages and names of memory are kept without effect; seccomp as not there",
         prctl,
     ),
     full(318, "getrandom", "xsu", getrandom),
@@ -372,14 +374,65 @@ fn prctl(a: &Args) -> SysResult {
             Ok(0)
         }
         39 => Ok(u64::from(family.no_new_privileges.load(Ordering::Relaxed))),
-        8 | 29 | 35 => Ok(0),
-        7 | 21 => Ok(0),
-        30 => Ok(50_000),
+        7 => Ok(u64::from(family.keeps_capabilities.load(Ordering::Relaxed))),
+        8 if a.u64(1) > 1 => Err(Errno::EINVAL),
+        8 => {
+            family.keeps_capabilities.store(a.u64(1) != 0, Ordering::Relaxed);
+            Ok(0)
+        }
+        21 | 35 => Ok(0),
+        29 => {
+            let slack = if a.u64(1) == 0 { DEFAULT_SLACK } else { a.u64(1) };
+            thread.timer_slack.store(slack, Ordering::Relaxed);
+            Ok(0)
+        }
+        30 => Ok(thread.timer_slack.load(Ordering::Relaxed)),
+        31 | 32 => Ok(0), // PR_TASK_PERF_EVENTS_DISABLE, ENABLE: there are none
+        33 => {
+            // PR_MCE_KILL: clear; or set to late, early, as configured
+            let policy = match a.0[1..5] {
+                [0, 0, 0, 0] | [1, 2, 0, 0] => 0,
+                [1, 0, 0, 0] => 1,
+                [1, 1, 0, 0] => 2,
+                _ => return Err(Errno::EINVAL),
+            };
+            family.memory_errors.store(policy, Ordering::Relaxed);
+            Ok(0)
+        }
+        34 if a.0[1..5] != [0; 4] => Err(Errno::EINVAL),
+        34 => Ok([2, 0, 1][family.memory_errors.load(Ordering::Relaxed).min(2) as usize]),
+        41 if a.0[2..5] != [0; 3] => Err(Errno::EINVAL),
+        41 => {
+            family.huge_pages_off.store(a.u64(1) != 0, Ordering::Relaxed);
+            Ok(0)
+        }
+        42 if a.0[1..5] != [0; 4] => Err(Errno::EINVAL),
+        42 => Ok(u64::from(family.huge_pages_off.load(Ordering::Relaxed))),
         23 => Ok(0), // PR_CAPBSET_READ: not in the set
         24 => Err(Errno::EPERM),
-        0x5356_4d41 => Ok(0), // PR_SET_VMA: names of anonymous memory
+        0x5356_4d41 => name_memory(a),
         _ => Err(Errno::EINVAL),
     }
+}
+
+/// `PR_SET_VMA_ANON_NAME`: checked, and not shown anywhere.
+fn name_memory(a: &Args) -> SysResult {
+    if a.u64(1) != 0 || !a.u64(2).is_multiple_of(PAGE) {
+        return Err(Errno::EINVAL);
+    }
+    if a.u64(4) != 0 {
+        let name = user::read_string(a.u64(4), 79).map_err(|e| match e {
+            Errno::ENAMETOOLONG => Errno::EINVAL,
+            other => other,
+        })?;
+        if name
+            .iter()
+            .any(|b| !(b' '..=b'~').contains(b) || b"\\`$[]".contains(b))
+        {
+            return Err(Errno::EINVAL);
+        }
+    }
+    Ok(0)
 }
 
 fn getrandom(a: &Args) -> SysResult {

@@ -3,7 +3,7 @@
 use alloc::sync::Arc;
 use core::sync::atomic::{AtomicI32, Ordering};
 
-use super::{FIRST_PID, Family, Process, family, pidfd};
+use super::{FIRST_PID, Family, Process, family, limits, pidfd};
 use crate::arch;
 use crate::errno::{Errno, SysResult};
 use crate::fs::FsContext;
@@ -157,6 +157,7 @@ fn clone3(a: &Args) -> SysResult {
 fn start(what: Clone) -> SysResult {
     what.check()?;
     let process = Process::current();
+    check_limit(&process)?;
     if what.has(CLONE_THREAD) {
         if what.has(CLONE_PIDFD) {
             return Err(Errno::EINVAL);
@@ -199,6 +200,23 @@ fn start(what: Clone) -> SysResult {
         wait_for_release(&child);
     }
     Ok(child.pid as u64)
+}
+
+/// `RLIMIT_NPROC`: as many processes and threads of one user, but the superuser's.
+fn check_limit(process: &Process) -> SysResult<()> {
+    let user = process.credentials.lock().uid[0];
+    let most = process.limits.0.lock()[limits::NPROC][0];
+    if user == 0 || most == limits::INFINITY {
+        return Ok(());
+    }
+    let theirs = |p: &&Arc<Process>| p.credentials.lock().uid[0] == user;
+    // One that has ended counts until its parent knows.
+    let of = |p: &Arc<Process>| p.threads().len().max(1) as u64;
+    if family::all().iter().filter(theirs).map(of).sum::<u64>() < most {
+        Ok(())
+    } else {
+        Err(Errno::EAGAIN)
+    }
 }
 
 /// A process like the running one.

@@ -9,6 +9,7 @@ use spin::Lazy;
 use super::family::{self, Remains, Usage};
 use super::{FIRST_PID, Process};
 use crate::arch;
+use crate::ipc::semaphores::SEMAPHORES;
 use crate::mem::space::Space;
 use crate::sched::{self, futex};
 use crate::{host, signal, syscall, user};
@@ -109,6 +110,11 @@ fn finish(process: &Arc<Process>, otherwise: Status, name: [u8; 16]) {
     release(process);
     process.files.leave();
     crate::fs::locks::process_ended(process.pid);
+    let touched = SEMAPHORES.lock().process_ended(process.pid);
+    touched.iter().for_each(|queue| queue.wake_all(0));
+    if process.family.session() == process.pid {
+        crate::fs::pty::session_ended(process.pid);
+    }
     family::ended(process, Remains { status, usage, name });
 }
 

@@ -22,7 +22,7 @@ pub const SYSCALLS: &[Entry] = &[
         59,
         "execve",
         "pxx",
-        "set-id bits are ignored; descriptors shared by CLONE_FILES stay shared",
+        "set-id bits of files on shared volumes are ignored; descriptors shared by CLONE_FILES stay shared",
         |a| {
             let path = user::read_string(a.u64(0), PATH_MAX)?;
             exec(path, a.u64(1), a.u64(2))
@@ -184,13 +184,16 @@ fn replace(space: alloc::sync::Arc<Space>, executable: Executable) -> SysResult<
     }
     *thread.signals.alt_stack.lock() = AltStack::default();
     *thread.fault_extra.lock() = None;
-    {
+    let gains = !process.family.no_new_privileges.load(Ordering::Relaxed);
+    let set = executable.identity();
+    let changed = {
         let mut credentials = process.credentials.lock();
-        credentials.uid[2] = credentials.uid[1];
-        credentials.gid[2] = credentials.gid[1];
-    }
+        let before = (credentials.uid[1], credentials.gid[1]);
+        credentials.take_identity(if gains { set } else { (None, None) });
+        before != (credentials.uid[1], credentials.gid[1])
+    };
     process.family.executed.store(true, Ordering::Relaxed);
-    process.family.undumpable.store(false, Ordering::Relaxed);
+    process.family.undumpable.store(changed, Ordering::Relaxed);
     let killed = thread.process.signals.pending.bits() & bit(SIGKILL) != 0;
     if killed {
         return Err(Errno::EINTR);

@@ -14,7 +14,7 @@ use super::{FIRST_PID, Process, Status};
 use crate::arch;
 use crate::errno::{Errno, SysResult};
 use crate::sched::{WaitQueue, clock};
-use crate::signal::number::SIGCHLD;
+use crate::signal::number::{SIGCHLD, SIGCONT, SIGHUP};
 use crate::signal::pending::Info;
 use crate::signal::send_process;
 
@@ -85,6 +85,12 @@ pub struct Family {
     pub no_new_privileges: AtomicBool,
     /// `PR_SET_DUMPABLE` with 0.
     pub undumpable: AtomicBool,
+    /// `PR_SET_KEEPCAPS`: told back; capabilities are not kept apart from user 0.
+    pub keeps_capabilities: AtomicBool,
+    /// `PR_SET_THP_DISABLE`: told back.
+    pub huge_pages_off: AtomicBool,
+    /// `PR_MCE_KILL`: 0 as configured, 1 late, 2 early; told back.
+    pub memory_errors: AtomicU32,
     /// `PR_SET_PDEATHSIG`.
     pub death_signal: AtomicU32,
     /// When it was made, nanoseconds since boot.
@@ -136,6 +142,10 @@ impl Family {
         family.no_new_privileges.store(no_new, Ordering::Relaxed);
         let undumpable = from.undumpable.load(Ordering::Relaxed);
         family.undumpable.store(undumpable, Ordering::Relaxed);
+        let huge_pages_off = from.huge_pages_off.load(Ordering::Relaxed);
+        family.huge_pages_off.store(huge_pages_off, Ordering::Relaxed);
+        let memory_errors = from.memory_errors.load(Ordering::Relaxed);
+        family.memory_errors.store(memory_errors, Ordering::Relaxed);
         family
     }
 
@@ -274,10 +284,51 @@ fn reaper(tree: &BTreeMap<i32, Arc<Process>>, ended: &Process) -> i32 {
     FIRST_PID
 }
 
+/// Whether nobody in the group's session, but outside of the group, is the parent of one of it: nobody is left who
+/// could let it go on (POSIX, "orphaned process group").
+#[must_use]
+pub fn is_orphaned(group: i32) -> bool {
+    let tree = TREE.lock();
+    is_orphaned_in(&tree, group, None)
+}
+
+fn is_orphaned_in(tree: &BTreeMap<i32, Arc<Process>>, group: i32, without: Option<i32>) -> bool {
+    tree.values()
+        .filter(|p| p.family.group() == group && !p.family.has_ended() && Some(p.pid) != without)
+        .all(|p| {
+            let parent = tree.get(&p.family.parent());
+            parent.is_none_or(|parent| {
+                parent.family.group() == group || parent.family.session() != p.family.session()
+            })
+        })
+}
+
+/// Groups with stopped processes that `ended` was the last to be able to let go on: its own, and its children's.
+fn orphaned_by(tree: &BTreeMap<i32, Arc<Process>>, ended: &Process) -> Vec<i32> {
+    let mut groups = alloc::vec![ended.family.group()];
+    let children = tree.values().filter(|p| p.family.parent() == ended.pid);
+    groups.extend(
+        children
+            .filter(|p| p.family.session() == ended.family.session())
+            .map(|p| p.family.group()),
+    );
+    groups.sort_unstable();
+    groups.dedup();
+    groups.retain(|group| {
+        let members = || {
+            tree.values()
+                .filter(|p| p.family.group() == *group && p.pid != ended.pid && !p.family.has_ended())
+        };
+        members().any(|p| p.is_stopped()) && !is_orphaned_in(tree, *group, None)
+    });
+    groups
+}
+
 /// The process has ended and has given up everything else: its children get another parent, its own learns of it.
 pub fn ended(process: &Process, remains: Remains) {
-    let (bereaved, deaths, parent, forgotten) = {
+    let (bereaved, deaths, parent, forgotten, orphans) = {
         let mut tree = TREE.lock();
+        let orphans = orphaned_by(&tree, process);
         let heir = reaper(&tree, process);
         let mut deaths = Vec::new();
         let mut bereaved = false;
@@ -292,14 +343,22 @@ pub fn ended(process: &Process, remains: Remains) {
         let heir = bereaved.then(|| tree.get(&heir).cloned()).flatten();
         let parent = tree.get(&process.family.parent()).cloned();
         *process.family.remains.lock() = Some(remains.clone());
+        let orphans: Vec<i32> = orphans
+            .into_iter()
+            .filter(|group| is_orphaned_in(&tree, *group, Some(process.pid)))
+            .collect();
         let forgotten = parent
             .as_ref()
             .is_none_or(|p| p.pid != process.pid && ignores_children(p, process));
         if forgotten {
             tree.remove(&process.pid);
         }
-        (heir, deaths, parent, forgotten)
+        (heir, deaths, parent, forgotten, orphans)
     };
+    for group in orphans {
+        crate::signal::send_group(group, SIGHUP);
+        crate::signal::send_group(group, SIGCONT);
+    }
     let _ = forgotten;
     process.family.ended.wake_all(crate::fs::file::ready::IN);
     for (child, signal) in deaths {

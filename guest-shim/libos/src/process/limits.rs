@@ -1,4 +1,5 @@
-//! Resource limits: kept, shown, and held where it matters here (open files live in the descriptor table).
+//! Resource limits: kept, shown, and held where it matters here: open files (which live in the
+//! descriptor table), processes.
 
 use spin::Mutex;
 
@@ -8,6 +9,8 @@ pub const COUNT: usize = 16;
 pub const INFINITY: u64 = u64::MAX;
 /// `RLIMIT_STACK`.
 pub const STACK: usize = 3;
+/// `RLIMIT_NPROC`.
+pub const NPROC: usize = 6;
 /// `RLIMIT_NOFILE`.
 pub const NOFILE: usize = 7;
 
@@ -20,7 +23,7 @@ impl Default for Limits {
         let mut all = [[INFINITY; 2]; COUNT];
         all[STACK] = [8 << 20, INFINITY];
         all[4] = [0, INFINITY]; // core
-        all[6] = [31_000, 31_000]; // processes
+        all[NPROC] = [31_000, 31_000];
         all[8] = [8 << 20, 8 << 20]; // locked memory
         all[11] = [31_000, 31_000]; // pending signals
         all[12] = [819_200, 819_200]; // message queues

@@ -10,6 +10,7 @@ use super::{Process, vdso};
 use crate::arch;
 use crate::errno::{Errno, SysResult};
 use crate::fs::OpenFile;
+use crate::fs::flags::{S_ISGID, S_ISUID};
 use crate::mem::area::Protection;
 use crate::mem::space::{Inner, Place, Request};
 use crate::user::{self, Buf};
@@ -71,6 +72,23 @@ pub struct Executable {
     program: Program,
     /// The executable's path without symbolic links: what `/proc/self/exe` shows.
     resolved: Vec<u8>,
+}
+
+impl Executable {
+    /// User and group that its set-id bits make the effective ones. Only files of the guest's own file systems have
+    /// that effect: on a volume of the host's, others than the context decide about the bits.
+    #[must_use]
+    pub fn identity(&self) -> (Option<u32>, Option<u32>) {
+        let Some(stat) = self.file.file.node().and_then(|node| node.stat().ok()) else {
+            return (None, None);
+        };
+        // Set-gid without the group's execute bit meant mandatory locking.
+        let group = stat.mode & (S_ISGID | 0o010) == S_ISGID | 0o010;
+        (
+            (stat.mode & S_ISUID != 0).then_some(stat.uid),
+            group.then_some(stat.gid),
+        )
+    }
 }
 
 /// A program that can't be started.
@@ -265,7 +283,7 @@ impl Executable {
             [12, u64::from(credentials.uid[1])],                // AT_EUID
             [13, u64::from(credentials.gid[0])],                // AT_GID
             [14, u64::from(credentials.gid[1])],                // AT_EGID
-            [23, 0],                                            // AT_SECURE
+            [23, u64::from(credentials.is_secure())],           // AT_SECURE
             [26, 2],                                            // AT_HWCAP2: FSGSBASE
             [51, arch::vector_len() as u64 + 1024],             // AT_MINSIGSTKSZ
         ]

@@ -4,7 +4,7 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::sync::atomic::Ordering;
 
-use super::Process;
+use super::{Process, family};
 use crate::arch;
 use crate::errno::SysResult;
 use crate::fs::jobs::Job;
@@ -345,6 +345,21 @@ impl Signals for Libos {
 
     fn raise_in_group(&self, group: i32, signal: u32) {
         signal::send_group(group, signal);
+    }
+
+    fn raise_in_process(&self, pid: i32, signal: u32) {
+        if let Some(process) = process(pid) {
+            signal::send_process(&process, Info::user(signal, code::SI_KERNEL, 0, 0));
+        }
+    }
+
+    fn leads_session(&self) -> bool {
+        let process = &sched::current().process;
+        process.family.session() == process.pid
+    }
+
+    fn is_orphaned(&self, group: i32) -> bool {
+        family::is_orphaned(group)
     }
 }
 

@@ -33,6 +33,9 @@ use crate::mem::tables::Tables;
 use crate::process::Process;
 use crate::signal::ThreadSignals;
 
+/// Slack of timers that Linux begins with, nanoseconds.
+pub const DEFAULT_SLACK: u64 = 50_000;
+
 const EMPTY: u32 = 0;
 const PARKED: u32 = 1;
 const NOTIFIED: u32 = 2;
@@ -95,6 +98,8 @@ pub struct Thread {
     pub nice: AtomicI64,
     /// Scheduling policy (`SCHED_*`), told back but not obeyed.
     pub policy: AtomicU32,
+    /// `PR_SET_TIMERSLACK`, nanoseconds: told back but not obeyed.
+    pub timer_slack: AtomicU64,
     /// vCPUs it may run on, by `sched_setaffinity`: told back but not obeyed.
     pub affinity: AtomicU64,
     /// Signal of the last exception, and what its frame must say besides.
@@ -206,6 +211,7 @@ impl Thread {
             exiting: AtomicBool::new(false),
             nice: AtomicI64::new(0),
             policy: AtomicU32::new(0),
+            timer_slack: AtomicU64::new(DEFAULT_SLACK),
             affinity: AtomicU64::new(u64::MAX),
             fault_extra: Mutex::new(None),
             frame: Cell::new(core::ptr::null_mut()),
@@ -268,6 +274,8 @@ impl Thread {
             .store(creator.nice.load(Ordering::Relaxed), Ordering::Relaxed);
         self.policy
             .store(creator.policy.load(Ordering::Relaxed), Ordering::Relaxed);
+        self.timer_slack
+            .store(creator.timer_slack.load(Ordering::Relaxed), Ordering::Relaxed);
         self.affinity
             .store(creator.affinity.load(Ordering::Relaxed), Ordering::Relaxed);
     }

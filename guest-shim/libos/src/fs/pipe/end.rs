@@ -207,6 +207,31 @@ impl PipeEnd {
         taken
     }
 
+    /// Shows up to `len` bytes to `sink`, and leaves them; gives what that says it took; 0 at the end.
+    ///
+    /// # Errors
+    /// EAGAIN, ERESTARTSYS, and those of `sink`.
+    pub fn look_at(
+        &self,
+        len: usize,
+        nonblocking: bool,
+        sink: impl FnOnce(&[u8]) -> SysResult<usize>,
+    ) -> SysResult<usize> {
+        let Some(span) = self.reserve_read(len, nonblocking)? else {
+            return Ok(0);
+        };
+        let mut part = alloc::vec![0; span.len];
+        let copied = span.copy_to(&mut Buf::own_mut(&mut part));
+        self.pipe.end_read(0);
+        sink(&part[..copied?])
+    }
+
+    /// Whether both are ends of one pipe.
+    #[must_use]
+    pub fn is_of_the_same_pipe(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.pipe, &other.pipe)
+    }
+
     /// What may be read now, up to `len` bytes; none at the end.
     fn reserve_read(&self, len: usize, nonblocking: bool) -> SysResult<Option<Span>> {
         let begin = || self.pipe.begin_read(len, nonblocking);

@@ -7,7 +7,8 @@ use alloc::vec::Vec;
 use core::fmt::Write;
 
 use super::{Fixed, Item, made, text};
-use crate::fs::{mount, providers};
+use crate::fs::attributes::split_dev;
+use crate::fs::{mount, path, providers};
 
 /// Clock ticks in a second, as `/proc` counts (`USER_HZ`).
 pub const TICKS: u64 = 100;
@@ -26,6 +27,7 @@ pub fn items() -> Vec<(&'static [u8], Item)> {
             b"filesystems",
             text("nodev\tsysfs\nnodev\tproc\nnodev\ttmpfs\nnodev\tdevtmpfs\n\tcloakfs\n")
         ),
+        (b"locks", made(crate::fs::locks::listing)),
         (
             b"devices",
             text("Character devices:\n  1 mem\n  5 /dev/tty\n\nBlock devices:\n")
@@ -316,16 +318,23 @@ pub fn mounts() -> String {
 /// `/proc/PID/mountinfo`.
 pub fn mountinfo() -> String {
     let mut out = String::new();
-    for (n, mount) in (20..).zip(mount::all()) {
-        let (parent, access) = (
-            if mount.path == b"/" { 1 } else { 20 },
-            if mount.read_only { "ro" } else { "rw" },
-        );
+    let mounts = mount::all();
+    for mount in &mounts {
+        let parent = match path::split_last(&mount.path) {
+            Some((above, _)) => mounts
+                .iter()
+                .filter(|m| path::below(&m.path, above).is_some())
+                .max_by_key(|m| m.path.len())
+                .map_or(1, |m| m.id),
+            None => 1,
+        };
+        let access = if mount.read_only { "ro" } else { "rw" };
+        let (major, minor) = split_dev(mount.device().unwrap_or(0));
         let path = escaped(&mount.path);
         let _ = writeln!(
             out,
-            "{n} {parent} 0:{n} / {path} {access},relatime - {0} {0} {access}",
-            mount.kind
+            "{} {parent} {major}:{minor} / {path} {access},relatime - {1} {1} {access}",
+            mount.id, mount.kind
         );
     }
     out

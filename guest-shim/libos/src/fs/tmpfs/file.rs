@@ -99,6 +99,12 @@ impl MemoryFile {
         }
     }
 
+    /// Opens `inode`, which another file system shows as `node`.
+    #[must_use]
+    pub fn of(node: Arc<dyn Node>, inode: Arc<Inode>) -> Self {
+        Self { node, inode }
+    }
+
     fn pages(&self) -> SysResult<&Arc<PageCache>> {
         match &self.inode.body {
             Body::File(pages) => Ok(pages),

@@ -5,10 +5,12 @@
 //! | this | the file system, its limit, inodes |
 //! | [`dir`] | directories: making, removing, linking, renaming entries |
 //! | [`mod@file`] | open regular files, `memfd`, seals |
+//! | [`detached`] | inodes whose names another file system keeps |
 //!
 //! Locks: [`Tmpfs::tree`] is held while entries change, so that a rename sees a tree that stands still;
 //! an inode's own locks are held for single accesses, inside of it.
 
+mod detached;
 mod dir;
 mod file;
 #[cfg(test)]
@@ -32,7 +34,6 @@ use super::dirent::Entry;
 use super::file::{File, Stat};
 use super::flags::*;
 use super::node::{self, Link, New, Node};
-use super::nodedir::NodeDir;
 use super::pipe::Pipe;
 use super::providers;
 use crate::errno::{Errno, SysResult};
@@ -86,6 +87,8 @@ enum Body {
 pub struct Inode {
     fs: Arc<Tmpfs>,
     number: u64,
+    /// Device and number that `stat` says, where they are not this file system's own.
+    identity: Option<(u64, u64)>,
     meta: Mutex<Meta>,
     body: Body,
     /// Itself, for what refers back to it.
@@ -203,13 +206,39 @@ impl Meta {
     }
 }
 
+impl Body {
+    /// Of what was just made.
+    fn of(new: New<'_>) -> SysResult<Self> {
+        match new {
+            New::Link(target) => Ok(Self::Link(target.to_vec())),
+            New::Node(kind, _) => match kind & S_IFMT {
+                S_IFDIR => Ok(Self::Directory(Directory::default())),
+                S_IFREG => Ok(Self::File(Arc::default())),
+                S_IFIFO => Ok(Self::Fifo(Pipe::new(false))),
+                S_IFSOCK | S_IFCHR | S_IFBLK => Ok(Self::Special),
+                _ => Err(Errno::EINVAL),
+            },
+        }
+    }
+}
+
 impl Inode {
     fn new(fs: &Arc<Tmpfs>, meta: Meta, body: Body) -> SysResult<Arc<Self>> {
+        Self::with_identity(fs, meta, body, None)
+    }
+
+    fn with_identity(
+        fs: &Arc<Tmpfs>,
+        meta: Meta,
+        body: Body,
+        identity: Option<(u64, u64)>,
+    ) -> SysResult<Arc<Self>> {
         fs.charge(INODE_COST)?;
         let number = fs.next_inode.fetch_add(1, Ordering::Relaxed);
         Ok(Arc::new_cyclic(|this| Self {
             fs: fs.clone(),
             number,
+            identity,
             meta: Mutex::new(meta),
             body,
             this: this.clone(),
@@ -227,14 +256,7 @@ impl Inode {
             New::Node(kind, rdev) => (kind & S_IFMT, rdev),
             New::Link(_) => (S_IFLNK, 0),
         };
-        let body = match (new, kind) {
-            (New::Link(target), _) => Body::Link(target.to_vec()),
-            (_, S_IFDIR) => Body::Directory(Directory::default()),
-            (_, S_IFREG) => Body::File(Arc::default()),
-            (_, S_IFIFO) => Body::Fifo(Pipe::new(false)),
-            (_, S_IFSOCK | S_IFCHR | S_IFBLK) => Body::Special,
-            _ => return Err(Errno::EINVAL),
-        };
+        let body = Body::of(new)?;
         let bits = match new {
             New::Link(_) => 0o777,
             New::Node(..) if kind == S_IFDIR && inherits => mode & 0o7777 | S_ISGID,
@@ -300,8 +322,8 @@ impl Node for Inode {
         };
         let meta = self.meta.lock();
         Ok(Stat {
-            dev: self.fs.device,
-            ino: self.number,
+            dev: self.identity.map_or(self.fs.device, |(dev, _)| dev),
+            ino: self.identity.map_or(self.number, |(_, ino)| ino),
             nlink: meta.nlink,
             mode: meta.mode,
             uid: meta.uid,
@@ -334,19 +356,8 @@ impl Node for Inode {
     }
 
     fn open(self: Arc<Self>, flags: u32) -> SysResult<Arc<dyn File>> {
-        match &self.body {
-            Body::Directory(_) => Ok(Arc::new(NodeDir(self))),
-            Body::File(_) => Ok(Arc::new(MemoryFile::new(self))),
-            Body::Link(_) => Err(Errno::ELOOP),
-            Body::Fifo(pipe) => pipe.clone().open(flags, Some(self as Arc<dyn Node>)),
-            Body::Special => {
-                let (mode, rdev) = {
-                    let meta = self.meta.lock();
-                    (meta.mode, meta.rdev)
-                };
-                super::special::open(mode, rdev)
-            }
-        }
+        let node = self.clone();
+        self.open_as(node, flags)
     }
 
     fn lookup(&self, name: &[u8]) -> SysResult<Arc<dyn Node>> {

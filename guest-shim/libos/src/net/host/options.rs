@@ -33,6 +33,8 @@ const OPTIONS: &[(i32, &[i32], usize, bool)] = &[
     (SOCKET, &[25], 16, true),
     // TIMESTAMP SNDBUFFORCE RCVBUFFORCE TIMESTAMPNS MARK TIMESTAMPING RXQ_OVFL PEEK_OFF BUSY_POLL INCOMING_CPU
     (SOCKET, &[29, 32, 33, 35, 36, 37, 40, 42, 46, 49], 8, true),
+    // TXTIME
+    (SOCKET, &[61], 8, true),
     // PASSCRED: harmless on what has none
     (SOCKET, &[16], 4, true),
     // TOS TTL PKTINFO MTU_DISCOVER RECVERR RECVTTL RECVTOS MTU FREEBIND TRANSPARENT ORIGDSTADDR MINTTL
@@ -41,18 +43,25 @@ const OPTIONS: &[(i32, &[i32], usize, bool)] = &[
     // MULTICAST_IF TTL LOOP ADD DROP, source ADD DROP, MULTICAST_ALL UNICAST_IF LOCAL_PORT_RANGE
     (IP, &[32, 33, 34, 35, 36, 39, 40, 49, 50, 51], 12, true),
     // ADDRFORM? no: UNICAST_HOPS MULTICAST_IF HOPS LOOP MTU_DISCOVER MTU RECVERR V6ONLY RECVPKTINFO
-    // RECVHOPLIMIT DONTFRAG RECVTCLASS TCLASS AUTOFLOWLABEL ADDR_PREFERENCES MINHOPCOUNT FREEBIND
+    // RECVHOPLIMIT DONTFRAG RECVTCLASS TCLASS AUTOFLOWLABEL ADDR_PREFERENCES MINHOPCOUNT ORIGDSTADDR FREEBIND
     (
         IPV6,
-        &[16, 17, 18, 19, 23, 24, 25, 26, 49, 51, 62, 66, 67, 70, 72, 73, 78],
+        &[
+            16, 17, 18, 19, 23, 24, 25, 26, 49, 51, 62, 66, 67, 70, 72, 73, 74, 78,
+        ],
         4,
         true,
     ),
     // ADD_MEMBERSHIP DROP_MEMBERSHIP PKTINFO
     (IPV6, &[20, 21, 50], 20, true),
     // NODELAY MAXSEG CORK KEEPIDLE KEEPINTVL KEEPCNT SYNCNT LINGER2 DEFER_ACCEPT WINDOW_CLAMP QUICKACK
-    // USER_TIMEOUT FASTOPEN TIMESTAMP NOTSENT_LOWAT
-    (TCP, &[1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 18, 23, 24, 25], 4, true),
+    // USER_TIMEOUT FASTOPEN TIMESTAMP NOTSENT_LOWAT FASTOPEN_CONNECT
+    (
+        TCP,
+        &[1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 18, 23, 24, 25, 30],
+        4,
+        true,
+    ),
     // INFO
     (TCP, &[11], 512, false),
     // CONGESTION
@@ -63,11 +72,17 @@ const OPTIONS: &[(i32, &[i32], usize, bool)] = &[
     (NETLINK, &[1, 2, 3, 5, 10, 11, 12], 4, true),
 ];
 
+/// `TCP_ULP`: with TLS in the kernel the program's keys would be the host's.
+const TCP_ULP: i32 = 31;
+
 /// Longest value and whether it may be set.
 ///
 /// # Errors
-/// ENOPROTOOPT for an option that is not on the list.
+/// ENOPROTOOPT for an option that is not on the list; ENOENT for protocols above TCP, as where no module has them.
 pub fn find(level: i32, name: i32) -> SysResult<(usize, bool)> {
+    if (level, name) == (TCP, TCP_ULP) {
+        return Err(Errno::ENOENT);
+    }
     let known = OPTIONS
         .iter()
         .find(|(l, names, ..)| *l == level && names.contains(&name));

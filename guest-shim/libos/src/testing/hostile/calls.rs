@@ -187,9 +187,9 @@ pub const CALLS: &[Call] = &[
     ),
     call(271, &[Polled, Number, Time, Null, Null], Least(8)),
     call(275, &[Fd, Position, Fd, Position, Small, Null], Least(1 << 17)),
-    call(276, &[Fd, Fd, Small, Null], Zero),
+    call(276, &[Fd, Fd, Small, Null], Least(1 << 16)),
     call(277, &[Fd, Small, Small, Pick(&[0, 1, 2, 4, 7])], Zero),
-    call(278, &[Fd, Vector, Number, Null], Zero),
+    call(278, &[Fd, Vector, Number, Null], Length),
     call(280, &[Dir, Path, Struct(32), AT], Zero),
     call(
         281,
@@ -243,6 +243,11 @@ pub const OMITTED: &[(&str, &str)] = &[
         "chroot",
         "would take the ground from under all later calls, and asks the host what chdir asks",
     ),
+    (
+        "mount",
+        "as chroot: changes the name space for all later calls, and asks the host what chdir asks",
+    ),
+    ("umount2", "as mount"),
     (
         "close_range",
         "closes everything; the cleaning at the end does that",

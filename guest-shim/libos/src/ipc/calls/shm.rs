@@ -5,29 +5,15 @@ use alloc::sync::Arc;
 use cloak_abi::layout::PAGE;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-use super::segments::{Caller, Description, LARGEST, MOST, SEGMENTS, SegmentFile, Segments};
+use super::{Permissions, with};
 use crate::errno::{Errno, SysResult};
 use crate::fs::OpenFile;
+use crate::ipc::segments::{Description, LARGEST, MOST, SEGMENTS, SegmentFile, Segments};
+use crate::ipc::table::Caller;
 use crate::mem::area::{Backing, Protection};
 use crate::mem::space::{self, Place, Request};
-use crate::process::Process;
-use crate::sched::clock;
-use crate::syscall::{Args, Entry, full, partial};
+use crate::syscall::Args;
 use crate::user;
-
-/// System calls served here.
-pub const SYSCALLS: &[Entry] = &[
-    partial(29, "shmget", "isx", "huge pages are refused", shmget),
-    full(30, "shmat", "ixx", shmat),
-    partial(
-        31,
-        "shmctl",
-        "iix",
-        "detaching by the end of a process or a new program leaves its time and number as they were",
-        shmctl,
-    ),
-    full(67, "shmdt", "x", shmdt),
-];
 
 const HUGE: u32 = 0o4000;
 const READ_ONLY: u32 = 0o10_000;
@@ -35,26 +21,18 @@ const ROUND: u32 = 0o20_000;
 const REMAP: u32 = 0o40_000;
 const EXECUTE: u32 = 0o100_000;
 
-/// Runs `work` on the segments, on behalf of the running process.
-fn with<T>(work: impl FnOnce(&mut Segments, &Caller<'_>) -> T) -> T {
-    let process = Process::current();
-    let who = process.credentials.lock().clone();
-    let caller = Caller {
-        who: &who,
-        pid: process.pid,
-        now: (clock::realtime() / 1_000_000_000) as i64,
-    };
-    work(&mut SEGMENTS.lock(), &caller)
+fn segments<T>(work: impl FnOnce(&mut Segments, &Caller<'_>) -> T) -> T {
+    with(|caller| work(&mut SEGMENTS.lock(), caller))
 }
 
-fn shmget(a: &Args) -> SysResult {
+pub fn shmget(a: &Args) -> SysResult {
     if a.u32(2) & HUGE != 0 {
         return Err(Errno::EINVAL);
     }
-    with(|all, caller| all.find_or_make(a.i32(0), a.u64(1), a.u32(2), caller)).map(|id| id as u64)
+    segments(|all, caller| all.find_or_make(a.i32(0), a.u64(1), a.u32(2), caller)).map(|id| id as u64)
 }
 
-fn shmat(a: &Args) -> SysResult {
+pub fn shmat(a: &Args) -> SysResult {
     let flags = a.u32(2);
     let read_only = flags & READ_ONLY != 0;
     let hint = match a.u64(1) {
@@ -65,7 +43,7 @@ fn shmat(a: &Args) -> SysResult {
     if flags & REMAP != 0 && hint == 0 {
         return Err(Errno::EINVAL);
     }
-    let open = with(|all, caller| all.attach(a.i32(0), read_only, caller))?;
+    let open = segments(|all, caller| all.attach(a.i32(0), read_only, caller))?;
     let mut protection = Protection::READ;
     protection.set(Protection::WRITE, !read_only);
     protection.set(Protection::EXECUTE, flags & EXECUTE != 0);
@@ -94,7 +72,7 @@ fn segment(open: &OpenFile) -> Option<&SegmentFile> {
     open.file.as_any().downcast_ref()
 }
 
-fn shmdt(a: &Args) -> SysResult {
+pub fn shmdt(a: &Args) -> SysResult {
     let address = a.u64(0);
     if !address.is_multiple_of(PAGE) {
         return Err(Errno::EINVAL);
@@ -128,7 +106,7 @@ fn shmdt(a: &Args) -> SysResult {
     // It counts as attached while it is held.
     drop(open);
     if let Some(file) = file.as_any().downcast_ref::<SegmentFile>() {
-        with(|all, caller| all.detached(file, caller));
+        segments(|all, caller| all.detached(file, caller));
     }
     Ok(0)
 }
@@ -137,15 +115,7 @@ fn shmdt(a: &Args) -> SysResult {
 #[derive(Debug, Clone, Copy, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 struct SegmentStat {
-    key: i32,
-    uid: u32,
-    gid: u32,
-    cuid: u32,
-    cgid: u32,
-    mode: u32,
-    sequence: u16,
-    pad: [u16; 3],
-    unused: [u64; 2],
+    permissions: Permissions,
     size: u64,
     times: [i64; 3],
     creator: i32,
@@ -159,12 +129,7 @@ const _: () = assert!(size_of::<SegmentStat>() == 112);
 impl From<Description> for SegmentStat {
     fn from(about: Description) -> Self {
         Self {
-            key: about.key,
-            uid: about.owner.0,
-            gid: about.owner.1,
-            cuid: about.creator.0,
-            cgid: about.creator.1,
-            mode: about.mode,
+            permissions: about.about.into(),
             size: about.size,
             times: about.times,
             creator: about.processes[0],
@@ -175,50 +140,40 @@ impl From<Description> for SegmentStat {
     }
 }
 
-fn shmctl(a: &Args) -> SysResult {
+pub fn shmctl(a: &Args) -> SysResult {
     let (id, address) = (a.i32(0), a.u64(2));
     match a.u32(1) {
-        0 => with(|all, caller| all.remove(id, caller)).map(|()| 0),
+        0 => segments(|all, caller| all.remove(id, caller)).map(|()| 0),
         1 => {
-            let new: SegmentStat = user::read(address)?;
-            with(|all, caller| all.change(id, (new.uid, new.gid), new.mode, caller)).map(|()| 0)
+            let Permissions { uid, gid, mode, .. } = user::read::<SegmentStat>(address)?.permissions;
+            segments(|all, caller| all.change(id, (uid, gid), mode, caller)).map(|()| 0)
         }
         2 => stat(id, false, address).map(|_| 0),
         3 => {
             // `struct shminfo`: most bytes, fewest, most segments, most for a process, most pages in all.
             let info = [LARGEST, 1, MOST as u64, MOST as u64, LARGEST / PAGE, 0, 0, 0, 0];
             user::write(address, &info)?;
-            Ok(highest())
+            Ok(SEGMENTS.lock().table().highest())
         }
-        11 | 12 => with(|all, caller| all.may_lock(id, caller)).map(|()| 0),
-        13 => stat_by_index(id, false, address),
+        11 | 12 => segments(|all, caller| all.may_lock(id, caller)).map(|()| 0),
+        command @ (13 | 15) => {
+            let id = SEGMENTS.lock().table().at(id)?;
+            stat(id, command == 15, address)
+        }
         14 => {
             // `struct shm_info`: segments, pages in all, resident, swapped, attempts, successes.
             let (count, pages) = SEGMENTS.lock().all().fold((0u64, 0), |(n, pages), about| {
                 (n + 1, pages + about.size.div_ceil(PAGE))
             });
             user::write(address, &[count, pages, 0, 0, 0, 0])?;
-            Ok(highest())
+            Ok(SEGMENTS.lock().table().highest())
         }
-        15 => stat_by_index(id, true, address),
         _ => Err(Errno::EINVAL),
     }
 }
 
 fn stat(id: i32, any: bool, address: u64) -> SysResult {
-    let about = with(|all, caller| all.describe(id, any, caller))?;
+    let about = segments(|all, caller| all.describe(id, any, caller))?;
     user::write(address, &SegmentStat::from(about))?;
     Ok(id as u64)
-}
-
-/// `SHM_STAT`: by the place in the table, of which there are as many as segments.
-fn stat_by_index(index: i32, any: bool, address: u64) -> SysResult {
-    let index = usize::try_from(index).map_err(|_| Errno::EINVAL)?;
-    let id = SEGMENTS.lock().all().nth(index).ok_or(Errno::EINVAL)?.id;
-    stat(id, any, address)
-}
-
-/// Highest place in the table that is used.
-fn highest() -> u64 {
-    SEGMENTS.lock().all().count().saturating_sub(1) as u64
 }

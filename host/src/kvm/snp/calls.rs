@@ -1,0 +1,130 @@
+//! The KVM calls that an SNP guest takes, behind two traits: those of its launch and those of its life.
+//!
+//! [`super::kernel::KvmSnp`] makes them. A test's double writes them down, and simulated hardware answers them. They are
+//! two traits so that who holds a launched guest can name the second kind only.
+
+use std::io;
+
+use kvm_bindings::{
+    kvm_memory_attributes, kvm_sev_init, kvm_sev_snp_launch_finish, kvm_sev_snp_launch_start,
+    kvm_sev_snp_launch_update, kvm_userspace_memory_region2,
+};
+
+use crate::image::registers::Registers;
+
+/// Why a call came to nothing.
+#[derive(Debug)]
+pub struct Refusal {
+    /// The kernel's answer.
+    pub source: io::Error,
+    /// What the firmware said, if it was asked.
+    pub firmware: Option<u32>,
+}
+
+impl From<io::Error> for Refusal {
+    fn from(source: io::Error) -> Self {
+        Self {
+            source,
+            firmware: None,
+        }
+    }
+}
+
+/// Calls that are made after the launch, too.
+pub trait RunCalls {
+    /// `KVM_SET_MEMORY_ATTRIBUTES`.
+    ///
+    /// # Errors
+    /// The kernel's answer.
+    fn set_attributes(&mut self, attributes: kvm_memory_attributes) -> Result<(), Refusal>;
+
+    /// Gives the host's memory behind `[gpa, gpa + len)` back: of the private pages if `private`, else of the shared ones.
+    ///
+    /// # Errors
+    /// The kernel's answer.
+    fn discard(&mut self, gpa: u64, len: u64, backing: Backing) -> Result<(), Refusal>;
+}
+
+/// What is behind guest-physical memory. Each address has both.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Backing {
+    /// Pages that the guest alone reads, from guest_memfd.
+    Private,
+    /// Pages that both read.
+    Shared,
+}
+
+/// Calls of the launch, in the order in which they are made.
+pub trait LaunchCalls: RunCalls {
+    /// `KVM_ENABLE_CAP` with one argument.
+    ///
+    /// # Errors
+    /// The kernel's answer.
+    fn enable(&mut self, capability: u32, argument: u64) -> Result<(), Refusal>;
+
+    /// `KVM_SEV_INIT2`.
+    ///
+    /// # Errors
+    /// The kernel's and the firmware's answer, as for all that follow.
+    fn init2(&mut self, data: &mut kvm_sev_init) -> Result<(), Refusal>;
+
+    /// `KVM_SEV_SNP_LAUNCH_START`.
+    ///
+    /// # Errors
+    /// As above.
+    fn start(&mut self, data: &mut kvm_sev_snp_launch_start) -> Result<(), Refusal>;
+
+    /// `KVM_CREATE_GUEST_MEMFD` of so many bytes, then `KVM_SET_USER_MEMORY_REGION2` of `region` with it; the call fills in
+    /// the two backings.
+    ///
+    /// # Errors
+    /// As above.
+    fn add_memory(&mut self, region: kvm_userspace_memory_region2) -> Result<(), Refusal>;
+
+    /// `KVM_SEV_SNP_LAUNCH_UPDATE`. `data.uaddr` is an address in `source`, which the kernel may correct. On partial
+    /// success `data` says what is left.
+    ///
+    /// # Errors
+    /// As above.
+    fn update(&mut self, data: &mut kvm_sev_snp_launch_update, source: &mut [u8]) -> Result<(), Refusal>;
+
+    /// `KVM_CREATE_VCPU`, `KVM_SET_CPUID2`, `KVM_SET_SREGS`, `KVM_SET_REGS`.
+    ///
+    /// # Errors
+    /// As above.
+    fn add_vcpu(&mut self, index: u32, registers: Registers) -> Result<(), Refusal>;
+
+    /// `KVM_SEV_SNP_LAUNCH_FINISH`. KVM measures the state of every vCPU here.
+    ///
+    /// # Errors
+    /// As above.
+    fn finish(&mut self, data: &mut kvm_sev_snp_launch_finish) -> Result<(), Refusal>;
+}
+
+macro_rules! forward {
+    ($($name:ident($($arg:ident: $type:ty),*);)*) => {$(
+        fn $name(&mut self, $($arg: $type),*) -> Result<(), Refusal> {
+            (**self).$name($($arg),*)
+        }
+    )*};
+}
+
+// Whoever lends it looks at it again after the launch.
+impl<C: RunCalls> RunCalls for &mut C {
+    forward! {
+        set_attributes(attributes: kvm_memory_attributes);
+        discard(gpa: u64, len: u64, backing: Backing);
+    }
+}
+
+impl<C: LaunchCalls> LaunchCalls for &mut C {
+    forward! {
+        enable(capability: u32, argument: u64);
+        init2(data: &mut kvm_sev_init);
+        start(data: &mut kvm_sev_snp_launch_start);
+        add_memory(region: kvm_userspace_memory_region2);
+        update(data: &mut kvm_sev_snp_launch_update, source: &mut [u8]);
+        add_vcpu(index: u32, registers: Registers);
+        finish(data: &mut kvm_sev_snp_launch_finish);
+    }
+}

@@ -1,0 +1,336 @@
+//! A guest on the simulated machine: launched by the host's code, attested by the verifier, its messages in the hands of a
+//! hostile host.
+
+use std::sync::LazyLock;
+
+use cloak_attestation::bytes::Bytes64;
+use cloak_attestation::evidence::Attestation;
+use cloak_attestation::sim::SnpWorld;
+use cloak_attestation::snp::{Product, Report, VekKind};
+use cloak_attestation::time::Timestamp;
+use cloak_attestation::{Evidence, Policy, Request, Verifier};
+use cloak_host::image::program::Shim;
+use cloak_host::image::{LaunchImage, Measuring};
+use cloak_host::kvm::snp::calls::LaunchCalls;
+use cloak_host::kvm::snp::error::SnpError;
+use cloak_host::kvm::snp::{Configured, Options, POLICY};
+use cloak_sim::machine::{Machine, Secrets};
+use cloak_sim::memory::{Gfn, PAGE};
+use cloak_sim::message::{HEADER, Header, MessageType, Sealed, seal};
+use cloak_sim::processor::Status;
+use cloak_sim::requests::{KeyRequest, ReportRequest, fields};
+use proptest::prelude::*;
+use zerocopy::IntoBytes;
+
+const NOW: Timestamp = Timestamp(1_780_000_000);
+const KEY: [u8; 32] = [0x10; 32];
+static WORLD: LazyLock<SnpWorld> = LazyLock::new(|| SnpWorld::new(Product::Milan, NOW).expect("keys"));
+
+fn machine(chip: u8) -> Machine {
+    let spec = WORLD.vek_spec(VekKind::Vcek);
+    let endorsement = WORLD.endorse(&spec).expect("a certificate");
+    let secrets = Secrets {
+        memory: [3; 64],
+        chip: [chip; 32],
+        messages: [KEY, [0x11; 32], [0x12; 32], [0x13; 32]],
+    };
+    Machine::new(&secrets, endorsement, spec)
+}
+
+fn options(vcpus: u32) -> Options {
+    Options {
+        policy: POLICY,
+        vcpus,
+        host_data: [0x4d; 32],
+        cpuid: Box::new([0; PAGE]),
+        parameters: Box::new([0x77; PAGE]),
+        id: None,
+    }
+}
+
+const MEMORY: &[[u64; 2]] = &[[0, 32 << 20], [0xffff_f000, 1 << 32]];
+
+/// A machine on which the guest runs. The host's code owns it while it launches.
+fn launched(machine: &mut Machine, options: Options) -> Result<(), SnpError> {
+    let image = LaunchImage::new(&Shim::embedded().expect("own"), Measuring::Snp).expect("an image");
+    let guest = Configured::new(machine, image, options)?;
+    guest.start()?.back(MEMORY)?.add()?.vcpus()?.finish().map(drop)
+}
+
+fn running(chip: u8) -> Machine {
+    let mut machine = machine(chip);
+    launched(&mut machine, options(1)).expect("a launch");
+    machine
+}
+
+fn report_request(sequence: u64, nonce: u8) -> Vec<u8> {
+    let request = ReportRequest {
+        report_data: [nonce; 64],
+        vmpl: 0,
+        reserved: [0; 28],
+    };
+    message(sequence, MessageType::ReportRequest, request.as_bytes())
+}
+
+fn message(sequence: u64, kind: MessageType, payload: &[u8]) -> Vec<u8> {
+    let header = Header {
+        sequence,
+        kind,
+        key: 0,
+    };
+    let mut page = seal(header, &KEY, payload).expect("it fits");
+    page.resize(PAGE, 0);
+    page
+}
+
+fn opened(response: &[u8], sequence: u64) -> Vec<u8> {
+    let sealed = Sealed::parse(response).expect("a message");
+    assert_eq!(sealed.header.sequence, sequence);
+    sealed.open(&KEY).expect("authentic")
+}
+
+#[test]
+fn the_pages_of_the_image_are_the_guests_and_hidden_from_the_host() {
+    let machine = running(1);
+    let image = LaunchImage::new(&Shim::embedded().expect("own"), Measuring::Snp).expect("an image");
+    for page in &image.pages {
+        let gfn = Gfn(page.gpa / PAGE as u64);
+        let bytes = machine
+            .memory
+            .private_read(gfn)
+            .expect("launched pages are accepted");
+        match page.kind {
+            cloak_host::image::Kind::Measured => assert_eq!(bytes, *page.contents),
+            cloak_host::image::Kind::Unmeasured => assert_eq!(bytes, [0x77; PAGE]),
+            cloak_host::image::Kind::Secrets => assert_eq!(bytes[0x20..0x40], KEY),
+            cloak_host::image::Kind::Cpuid => assert_eq!(bytes, [0; PAGE]),
+        }
+        assert!(machine.memory.shared_read(gfn).is_err());
+    }
+}
+
+#[test]
+fn a_report_verifies_where_the_policy_trusts_the_root_and_nowhere_else() {
+    let mut machine = running(1);
+    let response = machine
+        .processor
+        .request(&report_request(1, 9))
+        .expect("an answer");
+    let payload = opened(&response, 2);
+    assert_eq!(payload[..4], [0; 4], "status");
+    let report = payload[32..].to_vec();
+    let parsed = Report::parse(&report).expect("a report");
+    assert_eq!(Some(parsed.measurement()), machine.processor.measurement());
+    assert_eq!(parsed.host_data().0, [0x4d; 32]);
+    let snp = machine.processor.evidence(report);
+    let request = Request::at(NOW).with_report_data(Bytes64::from([9; 64]));
+    let pinned = format!(
+        "platforms = [\"simulated-snp\"]\n[simulated]\nroot_digests = [\"{}\"]",
+        WORLD.root_digest()
+    );
+    let trusting = Verifier::new(Policy::from_toml(&pinned).expect("a policy"));
+    let evidence = Evidence::from(Attestation::SimulatedSnp(snp.clone()));
+    trusting.verify(&evidence, &request).expect("trusted");
+    let codes = |verifier: &Verifier, evidence: &Evidence, request: &Request| -> Vec<&str> {
+        let refused = verifier.verify(evidence, request).expect_err("refused");
+        refused.codes().iter().map(|code| code.as_str()).collect()
+    };
+    let default = Verifier::new(Policy::default());
+    assert_eq!(
+        codes(&default, &evidence, &request),
+        ["evidence.kind.not-allowed"]
+    );
+    let as_real = Evidence::from(Attestation::SevSnp(snp));
+    assert!(codes(&default, &as_real, &request).contains(&"chain.root.unknown"));
+    let other = Request::at(NOW).with_report_data(Bytes64::from([8; 64]));
+    assert!(!codes(&trusting, &evidence, &other).is_empty());
+}
+
+#[test]
+fn no_sequence_number_is_taken_twice() {
+    let mut machine = running(1);
+    let first = report_request(1, 1);
+    machine.processor.request(&first).expect("an answer");
+    // Replayed, with another payload, skipped, backwards, even.
+    for again in [
+        first,
+        report_request(1, 2),
+        report_request(5, 1),
+        report_request(2, 1),
+        report_request(0, 1),
+    ] {
+        assert_eq!(machine.processor.request(&again), Err(Status::InvalidParam));
+    }
+    // A lost answer: the guest goes on with the next number, not with the same.
+    machine
+        .processor
+        .request(&report_request(3, 2))
+        .expect("an answer");
+    let spent = message(u64::MAX, MessageType::ReportRequest, &[0; 96]);
+    assert_eq!(machine.processor.request(&spent), Err(Status::InvalidParam));
+}
+
+#[test]
+fn an_answer_opens_under_its_own_number_only() {
+    let mut machine = running(1);
+    let mut response = machine
+        .processor
+        .request(&report_request(1, 1))
+        .expect("an answer");
+    opened(&response, 2);
+    // Relabelled as the answer to the next request.
+    response[0x20] = 4;
+    assert!(Sealed::parse(&response).expect("well-formed").open(&KEY).is_err());
+}
+
+fn derived(machine: &mut Machine, sequence: u64, request: KeyRequest) -> (u32, [u8; 32]) {
+    let page = message(sequence, MessageType::KeyRequest, request.as_bytes());
+    let payload = opened(
+        &machine.processor.request(&page).expect("an answer"),
+        sequence + 1,
+    );
+    let status = u32::from_le_bytes(payload[..4].try_into().expect("four"));
+    (status, payload[32..64].try_into().expect("thirty-two"))
+}
+
+#[test]
+fn derived_keys_depend_on_the_chip_and_on_what_was_chosen() {
+    let all = KeyRequest {
+        root_key_select: 0,
+        reserved: 0,
+        field_select: fields::MEASUREMENT | fields::POLICY,
+        vmpl: 0,
+        guest_svn: 0,
+        tcb: [0; 8],
+    };
+    let policy = KeyRequest {
+        field_select: fields::POLICY,
+        ..all
+    };
+    let mut one = running(1);
+    let (status, key) = derived(&mut one, 1, all);
+    assert!(status == 0 && key != [0; 32]);
+    assert_eq!(derived(&mut one, 3, all), (0, key), "the same each time");
+    let (_, by_policy) = derived(&mut one, 5, policy);
+    assert_ne!(by_policy, key);
+    let unread = KeyRequest {
+        tcb: [1, 0, 0, 0, 0, 0, 1, 1],
+        ..policy
+    };
+    assert_eq!(
+        derived(&mut one, 7, unread),
+        (0, by_policy),
+        "what is not chosen is not in it"
+    );
+    assert_ne!(derived(&mut running(2), 1, all).1, key, "another chip");
+    let mut two = machine(1);
+    launched(&mut two, options(2)).expect("a launch");
+    assert_ne!(derived(&mut two, 1, all).1, key, "another measurement");
+    assert_eq!(derived(&mut two, 3, policy).1, by_policy);
+    let mut sequence = 9;
+    for refused in [
+        KeyRequest { reserved: 1, ..all },
+        KeyRequest {
+            field_select: 64,
+            ..all
+        },
+        KeyRequest {
+            root_key_select: 1,
+            ..all
+        },
+        KeyRequest {
+            root_key_select: 2,
+            ..all
+        },
+        KeyRequest { vmpl: 4, ..all },
+        KeyRequest { guest_svn: 1, ..all },
+        KeyRequest { tcb: [255; 8], ..all },
+    ] {
+        assert_eq!(
+            derived(&mut one, sequence, refused),
+            (Status::InvalidParam as u32, [0; 32])
+        );
+        sequence += 2;
+    }
+}
+
+#[test]
+fn a_launch_out_of_order_is_refused() {
+    let mut machine = machine(1);
+    let mut update = kvm_bindings::kvm_sev_snp_launch_update::default();
+    assert!(machine.update(&mut update, &mut []).is_err());
+    assert!(
+        machine
+            .finish(&mut kvm_bindings::kvm_sev_snp_launch_finish::default())
+            .is_err()
+    );
+    assert_eq!(
+        machine.processor.request(&report_request(1, 1)),
+        Err(Status::InvalidGuestState)
+    );
+    launched(&mut machine, options(1)).expect("a launch");
+    let measured = machine.processor.measurement();
+    let mut page = [0; PAGE];
+    let late = machine.processor.update(
+        &mut machine.memory,
+        Gfn(0x300),
+        cloak_attestation::measure::PageKind::Normal,
+        &mut page,
+    );
+    assert_eq!(late, Err(Status::InvalidGuestState));
+    assert!(
+        machine
+            .finish(&mut kvm_bindings::kvm_sev_snp_launch_finish::default())
+            .is_err()
+    );
+    assert_eq!(machine.processor.measurement(), measured);
+}
+
+#[test]
+fn policies_that_can_not_be_met_are_refused() {
+    for policy in [POLICY | 1 << 18, POLICY | 0xff00, POLICY | 1 << 40] {
+        let refused = launched(&mut machine(1), Options { policy, ..options(1) });
+        let text = refused.expect_err("refused").to_string();
+        assert!(
+            text.contains("POLICY_FAILURE") && text.contains("LAUNCH_START"),
+            "{text}"
+        );
+    }
+}
+
+/// The host offers CPUID values that the firmware corrects; the launch goes on with the corrected ones.
+#[test]
+fn cpuid_values_are_corrected_once() {
+    let mut page = Box::new([0u8; PAGE]);
+    page[0] = 1;
+    page[16] = 0xd;
+    page[16 + 8] = 1;
+    page[16 + 28] = 0x99;
+    let mut machine = machine(1);
+    launched(
+        &mut machine,
+        Options {
+            cpuid: page,
+            ..options(1)
+        },
+    )
+    .expect("a launch");
+    let table = machine.memory.private_read(Gfn(0x13)).expect("launched");
+    assert_eq!(table[16 + 28..16 + 32], 0x240u32.to_le_bytes());
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    /// Whatever the host makes of a request on its way: it is answered as it was sent, or refused, and a refusal costs the
+    /// guest nothing.
+    #[test]
+    fn a_changed_request_is_refused(at in 0usize..HEADER + 96, bit in 0u8..8) {
+        let mut machine = running(1);
+        let good = report_request(1, 5);
+        let mut changed = good.clone();
+        changed[at] ^= 1 << bit;
+        prop_assert!(machine.processor.request(&changed).is_err());
+        prop_assert!(machine.processor.request(&good).is_ok());
+    }
+}

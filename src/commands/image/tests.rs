@@ -1,0 +1,161 @@
+use cloak_attestation::bytes::Bytes48;
+use cloak_attestation::measure::PAGE_BYTES;
+use igvm::measurement::{generate_snp_measurement, generate_tdx_measurement};
+use igvm::{IgvmDirectiveHeader, IgvmFile};
+
+use super::igvm_file::{SNP, TDX};
+use super::*;
+
+fn image(platform: Platform) -> Image {
+    embedded(platform, 1).expect("our own")
+}
+
+fn exported(cpus: u32) -> IgvmFile {
+    let bytes = igvm_file::bytes(&image(Platform::Snp), &image(Platform::Tdx), cpus).expect("a file");
+    IgvmFile::new_from_binary(&bytes, None).expect("what we wrote is an IGVM file")
+}
+
+#[test]
+fn the_file_measures_as_predicted_for_every_number_of_vcpus() {
+    let mut seen = Vec::new();
+    for cpus in [1, 2, 8, 64] {
+        let file = exported(cpus);
+        let (policy, pages) = (file.initializations(), file.directives());
+        let snp: Bytes48 = generate_snp_measurement(policy, pages, SNP).expect("SNP").into();
+        let predicted = image(Platform::Snp).snp_measurement(cpus).expect("a digest");
+        assert_eq!(predicted, snp, "{cpus} vCPUs");
+        assert!(
+            !seen.contains(&snp),
+            "another number of vCPUs has the same digest"
+        );
+        seen.push(snp);
+        let tdx: Bytes48 = generate_tdx_measurement(pages, TDX).expect("TDX").into();
+        assert_eq!(image(Platform::Tdx).mrtd().expect("a digest"), tdx);
+    }
+}
+
+#[test]
+fn the_file_holds_the_same_pages_in_the_same_order() {
+    let file = exported(2);
+    for (platform, mask) in [(Platform::Snp, SNP), (Platform::Tdx, TDX)] {
+        let pages = file.directives().iter().filter_map(|header| match header {
+            IgvmDirectiveHeader::PageData {
+                gpa,
+                compatibility_mask,
+                data,
+                ..
+            } if compatibility_mask & mask != 0 => {
+                let mut page = data.clone();
+                page.resize(PAGE_BYTES, 0);
+                Some((*gpa, page))
+            }
+            _ => None,
+        });
+        let image = image(platform);
+        let wanted = image.pages().map(|page| {
+            let mut contents = page.contents.to_vec();
+            contents.resize(PAGE_BYTES, 0);
+            (page.gpa.0, contents)
+        });
+        assert!(pages.eq(wanted));
+    }
+}
+
+#[test]
+fn what_is_measured_changes_the_digest() {
+    let before = image(Platform::Snp);
+    let digest = |image: &Image| image.snp_measurement(2).expect("a digest");
+    let first = digest(&before);
+    for region in 0..before.regions.len() {
+        let mut changed = before.clone();
+        let region = &mut changed.regions[region];
+        let Some(byte) = region.contents.last_mut() else {
+            // The host's pages: that they are there is measured.
+            region.gpa.0 += 0x100_0000;
+            assert_ne!(digest(&changed), first);
+            continue;
+        };
+        *byte ^= 1;
+        assert_ne!(digest(&changed), first);
+        if changed.regions.len() == before.regions.len() {
+            let tdx = Image { ..changed };
+            assert_ne!(tdx.mrtd().expect("a digest"), before.mrtd().expect("a digest"));
+        }
+    }
+    let registers: [fn(&mut Vmsa); 6] = [
+        |s| s.rip += 1,
+        |s| s.cr3 += 4096,
+        |s| s.rdi = 1,
+        |s| s.cr4 ^= 1 << 20,
+        |s| s.efer ^= 1,
+        |s| s.segments[1].attributes ^= 0x60,
+    ];
+    for change in registers {
+        let mut changed = before.clone();
+        changed.boot_vmsa.iter_mut().for_each(change);
+        assert_ne!(digest(&changed), first);
+        let mut changed = before.clone();
+        changed.application_vmsa.iter_mut().for_each(change);
+        assert_ne!(digest(&changed), first);
+    }
+}
+
+/// Nothing of the state is the processor's: RDX at reset would be its signature.
+#[test]
+fn the_state_of_a_vcpu_is_the_same_on_every_product() {
+    let image = image(Platform::Snp);
+    for state in [&image.boot_vmsa, &image.application_vmsa] {
+        let state = state.as_ref().expect("a state");
+        assert_eq!((state.rdx, state.rax, state.rbx, state.rcx), (0, 0, 0, 0));
+        assert_eq!(state.cr0 & 1 << 31, 1 << 31, "paging is on");
+        assert_eq!(state.segments[1].attributes & 0x200, 0x200, "64-bit code");
+    }
+}
+
+#[test]
+fn more_vcpus_than_the_shim_has_room_for_are_refused() {
+    for cpus in [0, 65, u32::MAX] {
+        assert!(matches!(embedded(Platform::Snp, cpus), Err(ImageError::Vcpus(_))));
+    }
+}
+
+/// A machine that measures what it is given, in software; it does not know the prediction.
+#[test]
+fn the_simulated_launch_measures_what_is_predicted_on_every_product() {
+    use cloak_attestation::sim::SnpWorld;
+    use cloak_attestation::snp::{Product, VekKind};
+    use cloak_attestation::time::Timestamp;
+    use cloak_host::kvm::snp::{Configured, Options, POLICY};
+    use cloak_sim::machine::{Machine, Secrets};
+
+    let milan = SnpWorld::new(Product::Milan, Timestamp::now()).expect("keys");
+    for product in [Product::Milan, Product::Genoa, Product::Turin] {
+        let world = milan.for_product(product).expect("a world");
+        for vcpus in [1, 2, 8, 64] {
+            let spec = world.vek_spec(VekKind::Vcek);
+            let secrets = Secrets {
+                memory: [1; 64],
+                chip: [2; 32],
+                messages: [[3; 32]; 4],
+            };
+            let mut machine = Machine::new(&secrets, world.endorse(&spec).expect("a key"), spec);
+            let options = Options {
+                policy: POLICY,
+                vcpus,
+                host_data: [0; 32],
+                cpuid: Box::new([0; PAGE_BYTES]),
+                parameters: Box::new([vcpus as u8; PAGE_BYTES]),
+                id: None,
+            };
+            let image = LaunchImage::new(&Shim::embedded().expect("own"), Measuring::Snp).expect("an image");
+            let memory = [[0, 32 << 20], [0xffff_f000, 1 << 32]];
+            Configured::new(&mut machine, image, options)
+                .and_then(Configured::start)
+                .and_then(|guest| guest.back(&memory)?.add()?.vcpus()?.finish())
+                .expect("a launch");
+            let measured = machine.processor.measurement();
+            let predicted = embedded(Platform::Snp, vcpus).and_then(|image| image.snp_measurement(vcpus));
+            assert_eq!(measured, predicted.ok(), "{product}, {vcpus} vCPUs");
+        }
+    }
+}
