@@ -20,6 +20,7 @@ use zeroize::Zeroizing;
 
 use crate::jail::calls;
 use crate::jail::privileges::Identity;
+use crate::platform::Machine;
 use crate::os::{self, Access, OsService, Root, SpawnConfig};
 use crate::user;
 use crate::vm::error::{Step, VmError};
@@ -144,6 +145,8 @@ pub struct RunOptions {
     pub resident: Option<Resident>,
     /// Name of the VM.
     pub name: Option<String>,
+    /// Kind of machine.
+    pub machine: Machine,
     /// One line per system call.
     pub trace: bool,
     /// Turn system-call sites into jumps.
@@ -176,6 +179,7 @@ impl RunOptions {
             memory_key: None,
             resident: None,
             name: None,
+            machine: Machine::Plain,
             trace: false,
             patch: true,
             kernel_tables: false,
@@ -217,12 +221,13 @@ pub fn run_all(mut all: Vec<RunOptions>, segments: Vec<Segment>) -> Result<Vec<E
             context(options, side.user.as_ref().unwrap_or(&caller), own)
         })
         .collect::<Result<Vec<_>, _>>()?;
-    let first = all.first().ok_or(VmError::Shim("no program"))?;
+    let first = all.first_mut().ok_or(VmError::Shim("no program"))?;
     let mut prepared = vm::prepare(Options {
         device: first.device.clone(),
         own_tables: contexts.len() == 1 && !first.kernel_tables,
         contexts,
         segments: segments.into_iter().map(Segment::place).collect(),
+        machine: std::mem::take(&mut first.machine),
     })?;
     let mut services = Vec::new();
     for (border, side) in prepared.borders.iter().zip(sides) {
@@ -313,6 +318,12 @@ fn context<'a>(
     segments: impl Iterator<Item = &'a Segment>,
 ) -> Result<ContextOptions, VmError> {
     let program = find_program(options)?;
+    if !options.protected.is_empty() && !matches!(options.machine, Machine::Plain) {
+        return Err(VmError::NotOnPlatform {
+            what: "a protected volume",
+            why: "its key would come from the host, which is not to have it",
+        });
+    }
     let vcpus = options.cpus.unwrap_or_else(|| {
         thread::available_parallelism()
             .map_or(1, usize::from)
@@ -327,6 +338,7 @@ fn context<'a>(
         memory: options.memory,
         config: configuration(options, &stated, &program, user, segments)?,
         identity: *stated.identity.as_bytes(),
+        host_data: stated.host_data,
         memory_key: options.memory_key.take(),
         anchors: std::mem::take(&mut options.protected)
             .into_iter()

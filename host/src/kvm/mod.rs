@@ -6,7 +6,7 @@ pub mod ram;
 pub mod snp;
 mod start;
 
-pub use start::{prepare_vcpu, start_state};
+pub use start::{prepare_measured_vcpu, prepare_vcpu, start_state};
 
 use std::ffi::CString;
 use std::os::unix::ffi::OsStrExt;

@@ -98,6 +98,8 @@ pub struct Stated {
     pub canonical: String,
     /// What follows from both.
     pub identity: Identity,
+    /// What a measured launch is bound to: SHA-256 of the canonical form.
+    pub host_data: [u8; 32],
 }
 
 impl Stated {
@@ -113,6 +115,7 @@ impl Stated {
             shim,
             canonical,
             identity: Identity::of(&shim, &digests),
+            host_data: digests.sha256.0,
         })
     }
 }

@@ -1,6 +1,7 @@
 //! Which frames are free: extents of 2 MiB, each with a bitmap.
 //!
-//! Never-used extents are behind a watermark and are zero (the host gives zero pages); using them last keeps
+//! Never-used extents are behind a watermark and are zero (the host gives zero pages, or what is told of their first use
+//! clears them); using them last keeps
 //! the host's memory small. Each extent remembers which of its frames hold old content, so that a zero frame
 //! costs clearing only where something was written.
 
@@ -29,8 +30,10 @@ pub struct Run {
 }
 
 /// All frames of the context.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Extents {
+    /// Called with the address of an extent before its first use.
+    first_use: fn(u64),
     /// Fresh ranges: `(next, end)`, multiples of [`LARGE`].
     fresh: Vec<(u64, u64)>,
     extents: Vec<Extent>,
@@ -100,6 +103,21 @@ impl Extent {
 }
 
 impl Extents {
+    /// No frames yet. `first_use` is told of each extent before anything in it is given out.
+    #[must_use]
+    pub const fn new(first_use: fn(u64)) -> Self {
+        Self {
+            first_use,
+            fresh: Vec::new(),
+            extents: Vec::new(),
+            index: Vec::new(),
+            empty: Vec::new(),
+            partial: Vec::new(),
+            used_frames: 0,
+            total_frames: 0,
+        }
+    }
+
     /// Adds a range of never-used frames. The part before the first large boundary is left out.
     pub fn add(&mut self, start: u64, end: u64) {
         let (start, end) = (start.next_multiple_of(LARGE), end & !(LARGE - 1));
@@ -155,6 +173,7 @@ impl Extents {
         let (next, _) = self.fresh.iter_mut().find(|(next, end)| next < end)?;
         let gpa = *next;
         *next += LARGE;
+        (self.first_use)(gpa);
         let id = self.extents.len() as u32;
         let zero = [0; FRAMES / 64];
         self.extents.push(Extent {
@@ -202,7 +221,7 @@ mod tests {
 
     #[test]
     fn no_frame_is_given_out_twice_and_all_come_back() {
-        let mut extents = Extents::default();
+        let mut extents = Extents::new(|_| {});
         extents.add(LARGE + 5, 10 * LARGE);
         let mut held: Vec<(u64, usize)> = Vec::new();
         let mut seed = 12345u64;
@@ -244,7 +263,7 @@ mod tests {
 
     #[test]
     fn only_used_frames_are_dirty() {
-        let mut extents = Extents::default();
+        let mut extents = Extents::new(|_| {});
         extents.add(0, LARGE);
         let a = extents.take(2).expect("free");
         assert!(!a.dirty);
