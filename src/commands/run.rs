@@ -1,5 +1,6 @@
 //! `cloak run`: one program in one VM.
 
+mod platform;
 pub(super) mod protected;
 mod stated;
 
@@ -7,7 +8,10 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use cloak_host::platform::Machine;
 use cloak_host::run::{self, Environment, Network, Outcome, Resident, RootTree, RunOptions, Volume};
+
+use self::platform::Platform;
 
 /// Exit code of Cloak's own failures.
 const FAILED: u8 = 125;
@@ -76,9 +80,15 @@ pub struct Args {
     /// Name of the VM, and the host name inside
     #[arg(long)]
     name: Option<String>,
-    /// Kind of machine: `plain` KVM, or the best that there is
+    /// Kind of machine: `plain` KVM, SEV-SNP in hardware or simulated, or the best that there is
     #[arg(long, value_enum, default_value_t = Platform::Auto)]
     platform: Platform,
+    /// Tell what the machine is
+    #[arg(long)]
+    verbose: bool,
+    /// Let the simulated hypervisor do something that it must not (for tests of Cloak itself)
+    #[arg(long, hide = true, value_name = "CASE")]
+    hostile: Option<String>,
     /// Keep standard input open (always so; accepted for habit)
     #[arg(short = 'i', long, hide = true)]
     interactive: bool,
@@ -107,14 +117,6 @@ pub struct Args {
         value_name = "PROGRAM"
     )]
     command: Vec<OsString>,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-enum Platform {
-    /// The best that the machine has
-    Auto,
-    /// Plain KVM: software cloaks
-    Plain,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
@@ -146,11 +148,14 @@ impl From<NetworkArg> for Network {
 /// Runs the program; gives its exit code, or ends by its signal.
 pub fn run(args: Args) -> ExitCode {
     let stats = args.stats;
-    let options = if args.manifest.is_some() {
-        stated::options(args).map_err(|error| error.to_string())
-    } else {
-        plain(args)
-    };
+    let machine = platform::machine(args.platform, args.hostile.as_deref(), args.verbose);
+    let options = machine.map_err(|error| error.to_string()).and_then(|machine| {
+        if args.manifest.is_some() {
+            stated::options(args, machine).map_err(|error| error.to_string())
+        } else {
+            plain(args, machine)
+        }
+    });
     let options = match options {
         Ok(options) => options,
         Err(error) => {
@@ -179,7 +184,7 @@ pub fn run(args: Args) -> ExitCode {
 }
 
 /// A run without a manifest.
-fn plain(args: Args) -> Result<RunOptions, String> {
+fn plain(args: Args, machine: Machine) -> Result<RunOptions, String> {
     let opened = args.protected.into_iter().map(protected::Asked::open);
     let protected = opened
         .collect::<Result<Vec<_>, _>>()
@@ -207,6 +212,7 @@ fn plain(args: Args) -> Result<RunOptions, String> {
             .zip(args.swap)
             .map(|(bytes, swap)| Resident { bytes, swap }),
         name: args.name,
+        machine,
         trace: args.trace,
         patch: !args.no_patch,
         kernel_tables: args.kernel_tables,

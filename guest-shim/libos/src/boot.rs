@@ -23,7 +23,7 @@ use crate::mem::pages;
 use crate::mem::space::Space;
 use crate::process::{self, Credentials, FIRST_PID, NotStarted, Process, Program};
 use crate::sched::{self, Thread, clock};
-use crate::{identity, net, patch, random, trace};
+use crate::{attest, identity, net, patch, random, trace};
 
 static FIRST: Once<Arc<Process>> = Once::new();
 
@@ -52,6 +52,10 @@ fn first() {
     }
     frames::init();
     let config = Config::read();
+    attest::check_manifest();
+    if frames::must_accept() && arch::hardware_random().is_none() {
+        arch::panic_exit("the CPU has no random numbers, and the host's can't be believed");
+    }
     random::seed(&config.seed);
     let process = Arc::new(Process::new(
         FIRST_PID,

@@ -16,7 +16,8 @@ pub const USER_CS: u16 = 0x33;
 /// Flags that SYSCALL clears: TF, IF, DF, NT, AC.
 pub const FLAG_MASK: u64 = 0x4_4700;
 const TSS_SELECTOR: u16 = 0x40;
-const STACK: usize = 4096 - 64;
+/// Messages to a security processor are sealed on it, which takes most.
+const STACK: usize = 4 * 4096 - 64;
 
 /// One vCPU's kernel memory. The entry code finds it from the stack that the CPU switches to.
 #[repr(C, align(4096))]

@@ -20,6 +20,7 @@
 
 pub mod anon;
 pub mod attributes;
+pub mod certificates;
 mod calls_change;
 mod calls_copy;
 mod calls_fd;

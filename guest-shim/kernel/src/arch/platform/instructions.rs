@@ -64,13 +64,13 @@ impl Machine for Instructions {
         let large = u32::from(size == Size::Large);
         let (code, unchanged) = match self {
             Self::Own => {
-                let (code, carry): (u32, u8);
+                let (code, carry): (u64, u8);
                 // SAFETY: PVALIDATE of a page that the window maps; it changes no memory.
                 unsafe {
                     asm!(".byte 0xf2, 0x0f, 0x01, 0xff", "setc {carry}", carry = out(reg_byte) carry,
                         inout("rax") address(gpa) => code, in("ecx") large, in("edx") u32::from(accept));
                 }
-                (code, carry != 0)
+                (code as u32, carry != 0)
             }
             Self::Simulated => {
                 let result = simulated(SimCall::Pvalidate, gpa | u64::from(large), accept.into());
@@ -87,13 +87,13 @@ impl Machine for Instructions {
     fn rmp_adjust(&mut self, gpa: u64, attributes: u64) -> u32 {
         match self {
             Self::Own => {
-                let code: u32;
+                let code: u64;
                 // SAFETY: RMPADJUST of a page that the window maps; it changes no memory.
                 unsafe {
                     asm!(".byte 0xf3, 0x0f, 0x01, 0xfe", inout("rax") address(gpa) => code, in("rcx") 0u64,
                         in("rdx") attributes);
                 }
-                code
+                code as u32
             }
             Self::Simulated => simulated(SimCall::RmpAdjust, gpa, attributes) as u32,
         }

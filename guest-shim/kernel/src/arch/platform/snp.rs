@@ -238,7 +238,9 @@ impl Platform for Snp {
             if machine.rmp_adjust(page, vmsa::ATTRIBUTES) != 0 {
                 end(*machine, Stop::Vmsa);
             }
-            ghcb::create_vcpu(machine, ghcb_of(cpu.index), own, page).map_err(|_| KcallError::Platform)
+            ghcb::create_vcpu(machine, ghcb_of(cpu.index), own, page)
+                .unwrap_or_else(|stop| end(state.instructions, stop));
+            Ok(())
         })
     }
 

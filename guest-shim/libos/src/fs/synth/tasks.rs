@@ -141,7 +141,7 @@ fn ignore(_: &[u8]) -> SysResult<()> {
 }
 
 fn setting(value: &'static str) -> Item {
-    Item::Writable(Arc::new(move || Ok(value.as_bytes().to_vec())), ignore)
+    Item::Writable(Arc::new(move || Ok(value.as_bytes().to_vec())), Arc::new(ignore))
 }
 
 impl Source for Process {
@@ -166,7 +166,7 @@ impl Source for Process {
             b"cmdline" => this.of_pid(|pid| providers::get().command_line(pid)),
             b"comm" => {
                 let make = move || this.task().map(|t| [&t.comm[..], b"\n"].concat());
-                Item::Writable(Arc::new(make), set_comm)
+                Item::Writable(Arc::new(make), Arc::new(set_comm))
             }
             b"cwd" => link_to(move || {
                 let fs = providers::get().fs(this.pid).ok_or(Errno::ESRCH)?;
