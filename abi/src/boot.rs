@@ -74,7 +74,11 @@ impl ContextBlock {
     /// What is set in each entry of a page table that leads to private memory.
     #[must_use]
     pub const fn private(&self) -> u64 {
-        if self.private_bit == 0 { 0 } else { 1 << (self.private_bit & 63) }
+        if self.private_bit == 0 {
+            0
+        } else {
+            1 << (self.private_bit & 63)
+        }
     }
 }
 

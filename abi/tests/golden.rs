@@ -8,7 +8,9 @@ use std::mem::{offset_of, size_of};
 use std::path::Path;
 
 use cloak_abi::anchor::{self, AnchorPage, AnchorSlot};
-use cloak_abi::boot::{self, BootBlock, ContextBlock, LaunchBlock, LibosHeader, Parameters, PartBlock, platform};
+use cloak_abi::boot::{
+    self, BootBlock, ContextBlock, LaunchBlock, LibosHeader, Parameters, PartBlock, platform,
+};
 use cloak_abi::config::{Tag, mount_flags, run_flags};
 use cloak_abi::hostop::{self, HostOp, resolve};
 use cloak_abi::kcall::{self, Kcall, KcallError, PageOp, PageOpKind};

@@ -20,8 +20,8 @@ use zeroize::Zeroizing;
 
 use crate::jail::calls;
 use crate::jail::privileges::Identity;
-use crate::platform::Machine;
 use crate::os::{self, Access, OsService, Root, SpawnConfig};
+use crate::platform::Machine;
 use crate::user;
 use crate::vm::error::{Step, VmError};
 use crate::vm::{self, Border, ContextOptions, Options, Statistics};

@@ -80,5 +80,10 @@ pub fn processor() -> Result<Processor, KeyError> {
     for key in &mut messages {
         std::io::Read::read_exact(&mut random, key)?;
     }
-    Ok(Processor::new(*b"the secret of every simulatedCPU", messages, endorsement, spec()))
+    Ok(Processor::new(
+        *b"the secret of every simulatedCPU",
+        messages,
+        endorsement,
+        spec(),
+    ))
 }

@@ -84,7 +84,11 @@ impl Rmp {
     fn validate(&mut self, pages: std::ops::Range<u64>, accept: bool) -> u64 {
         const FAILED: u64 = 1;
         let first = self.state(pages.start);
-        let (from, to) = if accept { (State::Invalid, VALID) } else { (State::Valid, INVALID) };
+        let (from, to) = if accept {
+            (State::Invalid, VALID)
+        } else {
+            (State::Valid, INVALID)
+        };
         if pages.clone().any(|page| self.state(page) != first) {
             // The hypervisor backs it by small pages.
             return SIZE_MISMATCH.into();
@@ -142,7 +146,9 @@ impl Ram for Rmp {
     fn make_shared(&mut self, pages: std::ops::Range<u64>) -> Result<(), Fault> {
         let (gpa, len) = (pages.start * PAGE_BYTES, (pages.end - pages.start) * PAGE_BYTES);
         self.fill(pages, SHARED);
-        self.ram()?.set_access(gpa, len, true).map_err(|_| Fault::NotMapped)
+        self.ram()?
+            .set_access(gpa, len, true)
+            .map_err(|_| Fault::NotMapped)
     }
 
     fn discard(&mut self, pages: std::ops::Range<u64>) {
@@ -202,7 +208,9 @@ pub struct Live {
 
 impl fmt::Debug for Live {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Live").field("machine", &self.machine).finish_non_exhaustive()
+        f.debug_struct("Live")
+            .field("machine", &self.machine)
+            .finish_non_exhaustive()
     }
 }
 
@@ -271,7 +279,11 @@ impl Live {
 
     fn word(&self, gpa: u64) -> u64 {
         let mut word = [0; 8];
-        if self.get(gpa, &mut word) { u64::from_le_bytes(word) } else { 0 }
+        if self.get(gpa, &mut word) {
+            u64::from_le_bytes(word)
+        } else {
+            0
+        }
     }
 
     fn put_word(&self, gpa: u64, word: u64) {
@@ -313,7 +325,11 @@ impl Live {
             0x002 => Reply::Value(self.info()),
             0x012 => {
                 self.ghcbs.insert(vcpu, value);
-                let other = if self.is(Hostile::OtherGhcb) { PAGE_BYTES } else { 0 };
+                let other = if self.is(Hostile::OtherGhcb) {
+                    PAGE_BYTES
+                } else {
+                    0
+                };
                 Reply::Value(value + other | ghcb::REGISTER.1)
             }
             0x100 => {
@@ -327,7 +343,11 @@ impl Live {
 
     fn info(&self) -> u64 {
         let most: u64 = if self.is(Hostile::OldProtocol) { 1 } else { 2 };
-        let c_bit = if self.is(Hostile::CBit) { 47 } else { C_BIT.trailing_zeros() };
+        let c_bit = if self.is(Hostile::CBit) {
+            47
+        } else {
+            C_BIT.trailing_zeros()
+        };
         most << 48 | 1 << 32 | u64::from(c_bit) << 24 | ghcb::INFO.1
     }
 
@@ -386,8 +406,8 @@ impl Live {
             let pages = if entry & 1 << 56 != 0 { 512 } else { 1 };
             let encrypted = u64::from(entry >> 52 & 0xf == 1) << 4;
             let wish = [entry & 0xf_ffff_ffff_f000, pages, encrypted, 0, 0, 0];
-            let granted = PageState::parse(&wish, self.machine.slots())
-                .and_then(|wish| wish.grant(&mut self.machine));
+            let granted =
+                PageState::parse(&wish, self.machine.slots()).and_then(|wish| wish.grant(&mut self.machine));
             if granted.is_err() {
                 return REFUSED;
             }

@@ -130,7 +130,9 @@ impl Ram for Memory {
     }
 
     fn is_private(&self, gfn: Gfn) -> bool {
-        self.rmp.get(&Hfn(gfn.0 + HOST_PAGES)).is_some_and(|entry| entry.gfn == gfn)
+        self.rmp
+            .get(&Hfn(gfn.0 + HOST_PAGES))
+            .is_some_and(|entry| entry.gfn == gfn)
     }
 
     fn launchable(&self, gfn: Gfn) -> Result<(), Fault> {

@@ -125,7 +125,11 @@ impl VerifyArgs {
             companions.add_manifest(read(path)?);
         }
         let evidence = Evidence::read(&read(&self.evidence)?, companions).map_err(blame(&self.evidence))?;
-        Ok(if self.simulated { evidence.as_simulated() } else { evidence })
+        Ok(if self.simulated {
+            evidence.as_simulated()
+        } else {
+            evidence
+        })
     }
 }
 

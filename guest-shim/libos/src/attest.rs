@@ -76,7 +76,9 @@ pub fn check_manifest() {
     }
     let told = report(&[0; REPORT_DATA]);
     let Ok(told) = told else {
-        arch::panic_exit("the security processor gives no report: the hypervisor does not carry messages as it must");
+        arch::panic_exit(
+            "the security processor gives no report: the hypervisor does not carry messages as it must",
+        );
     };
     if told.get(HOST_DATA) != Some(&identity::manifest_digest()[..]) {
         arch::panic_exit("the manifest is not the one that the machine was launched for (HOST_DATA)");

@@ -236,7 +236,13 @@ impl Config {
         // Copied: where the launch is measured it is in memory that the host may change meanwhile.
         let mut bytes = alloc::vec![0u8; boot.config_len as usize];
         // SAFETY: the window maps it, and the copy is ours.
-        unsafe { arch::copy_own(bytes.as_mut_ptr(), frames::window(boot.config_gpa) as *const u8, bytes.len()) };
+        unsafe {
+            arch::copy_own(
+                bytes.as_mut_ptr(),
+                frames::window(boot.config_gpa) as *const u8,
+                bytes.len(),
+            )
+        };
         let mut config = Self {
             max_files: (1024, 4096),
             umask: 0o022,

@@ -72,9 +72,14 @@ impl<'a, M: Memory> First<'a, M> {
             }
             // As many as one table has, and no small ones where large ones can follow.
             let first = va >> shift & 511;
-            let until = if whole { left / LARGE } else { (left.min(LARGE - va % LARGE)) / PAGE };
+            let until = if whole {
+                left / LARGE
+            } else {
+                (left.min(LARGE - va % LARGE)) / PAGE
+            };
             let count = until.min(512 - first);
-            self.memory.fill(table + first * 8, gpa | flags | size, step, count);
+            self.memory
+                .fill(table + first * 8, gpa | flags | size, step, count);
             at += count * step;
         }
         Ok(())
@@ -128,7 +133,11 @@ mod tests {
                 let leaf = shift == 12 || entry & PTE_PS != 0;
                 if !leaf {
                     assert_eq!(entry & C, C, "every table is private");
-                    assert_eq!(entry & PTE_U != 0, va >> 63 == 0, "the upper half is the kernel's");
+                    assert_eq!(
+                        entry & PTE_U != 0,
+                        va >> 63 == 0,
+                        "the upper half is the kernel's"
+                    );
                     tables.push((entry & PTE_ADDR & !C, va, shift - 9));
                     continue;
                 }
@@ -145,16 +154,28 @@ mod tests {
     fn everything_is_mapped_where_it_was_asked_for_and_nothing_else() {
         let mut ram = Ram(vec![0xdead_beef; 32 << 9]);
         let ranges = [
-            (0x6f00_0000_0000u64, 0x59_3000u64, 0x11_000u64, PTE_U | PTE_W | PTE_NX),
+            (
+                0x6f00_0000_0000u64,
+                0x59_3000u64,
+                0x11_000u64,
+                PTE_U | PTE_W | PTE_NX,
+            ),
             (0x6f00_0001_1000, 0x61_1000, 0x40_5000, PTE_U | PTE_W | PTE_NX),
             (0xffff_8000_0000_0000, 0, 16 << 20, PTE_W | PTE_NX),
         ];
-        let shared = (0x6f40_0000_0000u64, 0x40_0000_0000u64, 4u64 << 20, PTE_U | PTE_W | PTE_NX);
+        let shared = (
+            0x6f40_0000_0000u64,
+            0x40_0000_0000u64,
+            4u64 << 20,
+            PTE_U | PTE_W | PTE_NX,
+        );
         let mut tables = First::new(&mut ram, [PAGE, 32 * PAGE], C).expect("room");
         for (va, gpa, len, flags) in ranges {
             tables.map(va, gpa, len, flags).expect("room");
         }
-        tables.map_shared(shared.0, shared.1, shared.2, shared.3).expect("room");
+        tables
+            .map_shared(shared.0, shared.1, shared.2, shared.3)
+            .expect("room");
         let (root, used) = (tables.root, (tables.next() - root_of(&tables)) / PAGE);
         assert!(used < 14, "large pages where they fit: {used} tables");
         let found = walk(&ram, root);
@@ -176,6 +197,9 @@ mod tests {
         let mut ram = Ram(vec![0; 4 << 9]);
         let mut tables = First::new(&mut ram, [PAGE, 3 * PAGE], 0).expect("room");
         assert_eq!(tables.map(0, 0, PAGE, 0), Err(KcallError::Tables));
-        assert_eq!(First::new(&mut ram, [PAGE, PAGE], 0).err(), Some(KcallError::Tables));
+        assert_eq!(
+            First::new(&mut ram, [PAGE, PAGE], 0).err(),
+            Some(KcallError::Tables)
+        );
     }
 }

@@ -231,10 +231,7 @@ mod tests {
         let page = 0x7000;
         assert!(Ghcb::register(&mut answering(page | REGISTER.1), page).is_ok());
         for answer in [0x8000 | REGISTER.1, page | REGISTER.0, !0 & !KIND | REGISTER.1, 0] {
-            assert_eq!(
-                Ghcb::register(&mut answering(answer), page),
-                Err(Stop::Register)
-            );
+            assert_eq!(Ghcb::register(&mut answering(answer), page), Err(Stop::Register));
         }
     }
 

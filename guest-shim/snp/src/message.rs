@@ -147,16 +147,7 @@ fn nonce(sequence: u64) -> Nonce<aes_gcm::aead::consts::U12> {
 fn description(kind: u8, len: usize) -> [u8; 8] {
     let [h0, h1] = (HEADER as u16).to_le_bytes();
     let [l0, l1] = (len as u16).to_le_bytes();
-    [
-        AES_256_GCM,
-        HEADER_VERSION,
-        h0,
-        h1,
-        kind,
-        MESSAGE_VERSION,
-        l0,
-        l1,
-    ]
+    [AES_256_GCM, HEADER_VERSION, h0, h1, kind, MESSAGE_VERSION, l0, l1]
 }
 
 fn seal<'a>(
@@ -173,9 +164,7 @@ fn seal<'a>(
     let (header, rest) = message.split_at_mut(HEADER);
     let sealed = &mut rest[..end - HEADER];
     // It fails for lengths beyond 2^36 only; a message without its tag is then refused by who gets it.
-    if let Ok(tag) =
-        cipher.encrypt_in_place_detached(&nonce(sequence), &header[AUTHENTICATED], sealed)
-    {
+    if let Ok(tag) = cipher.encrypt_in_place_detached(&nonce(sequence), &header[AUTHENTICATED], sealed) {
         header[..16].copy_from_slice(&tag);
     } else {
         sealed.fill(0);

@@ -63,8 +63,7 @@ fn respond(message: &[u8], expected: u64) -> Option<Answer> {
     let mut response = vec![0; HEADER];
     response[0x20..0x28].copy_from_slice(&(number + 1).to_le_bytes());
     response[0x30..0x38].copy_from_slice(&description(message[0x34] + 1, payload.len()));
-    let tag =
-        cipher.encrypt_in_place_detached(&nonce(number + 1), &response[AUTHENTICATED], &mut payload);
+    let tag = cipher.encrypt_in_place_detached(&nonce(number + 1), &response[AUTHENTICATED], &mut payload);
     response[..16].copy_from_slice(&tag.expect("short"));
     response.extend(payload);
     Some(response)
@@ -96,12 +95,19 @@ fn a_busy_hypervisor_gets_the_same_message_again() {
     let mut left = 3;
     let mut peer = Peer::new(|_, _| {
         left -= 1;
-        if left > 0 { Delivery::Busy } else { Delivery::Answered }
+        if left > 0 {
+            Delivery::Busy
+        } else {
+            Delivery::Answered
+        }
     });
     assert_eq!(ask(&mut channel(), b"ab", &mut peer), Ok(b"ba".to_vec()));
     assert_eq!(peer.sent.len(), 1);
     let (mut channel, mut peer) = (channel(), Peer::new(|_, _| Delivery::Busy));
-    assert_eq!(ask(&mut channel, b"ab", &mut peer), Err(MessageError::Undelivered));
+    assert_eq!(
+        ask(&mut channel, b"ab", &mut peer),
+        Err(MessageError::Undelivered)
+    );
     assert_eq!(ask(&mut channel, b"cd", &mut peer), Err(MessageError::Closed));
 }
 
@@ -161,7 +167,10 @@ fn numbers_that_run_out_end_it() {
     let mut peer = Peer::new(|_, _| Delivery::Answered);
     assert_eq!(ask(&mut channel, b"ab", &mut peer), Err(MessageError::Closed));
     assert!(peer.sent.is_empty());
-    assert_eq!(ask(&mut Channel::closed(), b"ab", &mut peer), Err(MessageError::Closed));
+    assert_eq!(
+        ask(&mut Channel::closed(), b"ab", &mut peer),
+        Err(MessageError::Closed)
+    );
 }
 
 #[test]
@@ -169,7 +178,10 @@ fn what_is_too_long_is_not_sent() {
     let (mut channel, mut peer) = (channel(), Peer::new(|_, _| Delivery::Answered));
     let long = [0; PAYLOAD + 1];
     assert_eq!(ask(&mut channel, &long, &mut peer), Err(MessageError::Length));
-    assert_eq!(ask(&mut channel, &long[1..], &mut peer).map(|b| b.len()), Ok(PAYLOAD));
+    assert_eq!(
+        ask(&mut channel, &long[1..], &mut peer).map(|b| b.len()),
+        Ok(PAYLOAD)
+    );
 }
 
 proptest! {

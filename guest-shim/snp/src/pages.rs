@@ -189,12 +189,23 @@ mod tests {
 
     #[test]
     fn wrong_results_of_a_page_state_change_end_it() {
-        for (info, header) in [(1, 1), (1 << 32, 1), (0, 2), (0, 0xffff), (0, 1 << 16), (0, 1 << 32)] {
+        for (info, header) in [
+            (1, 1),
+            (1 << 32, 1),
+            (0, 2),
+            (0, 0xffff),
+            (0, 1 << 16),
+            (0, 1 << 32),
+        ] {
             let mut machine = Hypervisor::new(move |register, memory: &mut Memory| {
                 answer(memory, info, header);
                 register
             });
-            assert_eq!(try_to(&mut machine), Err(Stop::PageState), "{info:#x} {header:#x}");
+            assert_eq!(
+                try_to(&mut machine),
+                Err(Stop::PageState),
+                "{info:#x} {header:#x}"
+            );
         }
     }
 
@@ -225,7 +236,14 @@ mod tests {
     #[test]
     fn each_block_is_marked_once_and_none_beyond_memory() {
         let mut accepted = Accepted::new();
-        for gpa in [0, LARGE, 63 * LARGE, 64 * LARGE, MAX_RAM, MAX_RAM + (1 << 30) - LARGE] {
+        for gpa in [
+            0,
+            LARGE,
+            63 * LARGE,
+            64 * LARGE,
+            MAX_RAM,
+            MAX_RAM + (1 << 30) - LARGE,
+        ] {
             assert!(accepted.mark(gpa) && !accepted.mark(gpa), "{gpa:#x}");
         }
         assert!(!accepted.mark(MAX_RAM + (1 << 30)) && !accepted.mark(u64::MAX & !(LARGE - 1)));

@@ -8,8 +8,8 @@
 
 use cloak_abi::boot::{ContextBlock, LaunchBlock, PARAMETERS_MAGIC, Parameters, PartBlock, platform};
 use cloak_abi::layout::{
-    CONFIG_GPA, CONFIG_LEN, HOLE_END, HOLE_START, LARGE, LAUNCH_WINDOW, LIBOS_BASE, LIBOS_IMAGE_MAX,
-    MAX_RAM, MAX_SEGMENTS, MAX_VCPUS, PAGE,
+    CONFIG_GPA, CONFIG_LEN, HOLE_END, HOLE_START, LARGE, LAUNCH_WINDOW, LIBOS_BASE, LIBOS_IMAGE_MAX, MAX_RAM,
+    MAX_SEGMENTS, MAX_VCPUS, PAGE,
 };
 use zerocopy::{FromBytes, IntoBytes};
 
@@ -48,7 +48,11 @@ impl Given {
             && (1..=MAX_VCPUS as u64).contains(&given.vcpus)
             && (1..=1 << 32).contains(&given.tsc_khz)
             && given.config_len <= CONFIG_LEN - PAGE;
-        if holds { Ok(Self(given)) } else { Err(Stop::Parameters) }
+        if holds {
+            Ok(Self(given))
+        } else {
+            Err(Stop::Parameters)
+        }
     }
 
     /// RAM below the hole, and behind it.
@@ -174,7 +178,10 @@ fn last_part(image: &LaunchBlock) -> Result<PartBlock, Stop> {
         }
         last = *part;
     }
-    let inside = last.va.checked_sub(LIBOS_BASE).is_some_and(|at| at < LIBOS_IMAGE_MAX);
+    let inside = last
+        .va
+        .checked_sub(LIBOS_BASE)
+        .is_some_and(|at| at < LIBOS_IMAGE_MAX);
     if inside && last.memory <= LIBOS_IMAGE_MAX {
         Ok(last)
     } else {

@@ -34,7 +34,12 @@ impl Measured {
     /// [`VmError::MemoryTooLarge`], [`VmError::Shim`], or the kernel's refusal.
     pub fn new(context: &ContextOptions) -> Result<Self, VmError> {
         let image = LaunchImage::new(&Shim::embedded()?, Measuring::Snp)?;
-        let last = image.pages.iter().map(|page| page.gpa).filter(|gpa| *gpa != RESET_GPA).max();
+        let last = image
+            .pages
+            .iter()
+            .map(|page| page.gpa)
+            .filter(|gpa| *gpa != RESET_GPA)
+            .max();
         let first_frame = (last.unwrap_or_default() + PAGE).next_multiple_of(LARGE);
         let ram = first_frame + (context.memory & !(LARGE - 1));
         if ram > MAX_RAM {
@@ -138,17 +143,41 @@ fn cpuid_page(cpuid: &CpuId) -> Box<PageBytes> {
         .map(|e| {
             // Sizes of vector state are those of the state at the start.
             let state = u32::from(e.function == 0xd && e.index <= 1);
-            let size = if e.function == 0xd && e.index == 0 { 0x240 } else { e.ebx };
-            [e.function, e.index, state, 0, 0, 0, e.eax, size, e.ecx, e.edx, 0, 0]
+            let size = if e.function == 0xd && e.index == 0 {
+                0x240
+            } else {
+                e.ebx
+            };
+            [
+                e.function, e.index, state, 0, 0, 0, e.eax, size, e.ecx, e.edx, 0, 0,
+            ]
         })
         .take(MOST - 1)
         .collect();
     // SEV, SEV-ES and SNP; the C-bit, and one bit less of physical addresses.
-    let memory = [0x8000_001f, 0, 0, 0, 0, 0, 0x1a, C_BIT.trailing_zeros() | 1 << 6, 0, 0, 0, 0];
+    let memory = [
+        0x8000_001f,
+        0,
+        0,
+        0,
+        0,
+        0,
+        0x1a,
+        C_BIT.trailing_zeros() | 1 << 6,
+        0,
+        0,
+        0,
+        0,
+    ];
     entries.push(memory);
     let mut page: Box<PageBytes> = Box::new([0; PAGE as usize]);
     page[..4].copy_from_slice(&(entries.len() as u32).to_le_bytes());
-    for (to, word) in page[16..].as_chunks_mut::<4>().0.iter_mut().zip(entries.iter().flatten()) {
+    for (to, word) in page[16..]
+        .as_chunks_mut::<4>()
+        .0
+        .iter_mut()
+        .zip(entries.iter().flatten())
+    {
         *to = word.to_le_bytes();
     }
     page

@@ -23,8 +23,8 @@ mod vcpu;
 
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex};
 use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex};
 
 use cloak_abi::layout::{MAX_CONTEXTS, MAX_RAM, MAX_VCPUS, MIN_RAM, doorbell_port};
 use cloak_abi::ring::{SHARED_LEN, STATS};
@@ -258,7 +258,10 @@ fn check_measured(options: &Options) -> Result<(), VmError> {
     let not = |what, why| Err(VmError::NotOnPlatform { what, why });
     let contexts = &options.contexts;
     if contexts.len() > 1 || !options.own_tables {
-        return not("a VM of several contexts", "the kernel makes one from its measured image");
+        return not(
+            "a VM of several contexts",
+            "the kernel makes one from its measured image",
+        );
     }
     if contexts.iter().any(|context| context.resident.is_some()) {
         return not("--resident", "the monitor can't seal memory that it can't read");

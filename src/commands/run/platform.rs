@@ -54,7 +54,10 @@ pub fn machine(platform: Platform, hostile: Option<&str>, verbose: bool) -> Resu
         Platform::Auto => (Machine::Plain, "plain KVM, the best that cloak run can start"),
         Platform::Plain => (Machine::Plain, "plain KVM"),
         Platform::Snp => return Err(no_snp()),
-        Platform::SimSnp => (Machine::SimulatedSnp(Box::new(Live::new(case)?)), "simulated SEV-SNP"),
+        Platform::SimSnp => (
+            Machine::SimulatedSnp(Box::new(Live::new(case)?)),
+            "simulated SEV-SNP",
+        ),
     };
     if verbose {
         eprintln!("cloak: the machine is {what}");
@@ -66,8 +69,12 @@ pub fn machine(platform: Platform, hostile: Option<&str>, verbose: bool) -> Resu
 fn no_snp() -> Error {
     let on = |text: String| matches!(text.trim(), "Y" | "1");
     match fs::read_to_string("/sys/module/kvm_amd/parameters/sev_snp").map(on) {
-        Err(_) => Error::NoSnp("the kernel has no kvm_amd with SEV-SNP (Linux 6.11 or later on an EPYC 7003 or later)"),
-        Ok(false) => Error::NoSnp("kvm_amd has it off: turn SNP on in the firmware and pass kvm_amd.sev_snp=1"),
+        Err(_) => Error::NoSnp(
+            "the kernel has no kvm_amd with SEV-SNP (Linux 6.11 or later on an EPYC 7003 or later)",
+        ),
+        Ok(false) => {
+            Error::NoSnp("kvm_amd has it off: turn SNP on in the firmware and pass kvm_amd.sev_snp=1")
+        }
         Ok(true) if !Path::new("/dev/sev").exists() => {
             Error::NoSnp("there is no /dev/sev: load the module ccp, or pass the device into this container")
         }

@@ -141,9 +141,9 @@ pub extern "C" fn dispatch(number: u64, first: u64, second: u64, index: u32) -> 
             context.generation.acknowledge(context.own_index(cpu), || {});
             Ok(0)
         }
-        n if n == Kcall::Kick as u64 => {
-            other(context, cpu, first).map(|own| monitor(MonitorCall::Kick, own)).map(|()| 0)
-        }
+        n if n == Kcall::Kick as u64 => other(context, cpu, first)
+            .map(|own| monitor(MonitorCall::Kick, own))
+            .map(|()| 0),
         n if n == Kcall::Start as u64 => other(context, cpu, first)
             .and_then(|own| platform::current().start_vcpu(context, cpu, own))
             .map(|()| 0),

@@ -20,7 +20,6 @@
 
 pub mod anon;
 pub mod attributes;
-pub mod certificates;
 mod calls_change;
 mod calls_copy;
 mod calls_fd;
@@ -31,6 +30,7 @@ pub(crate) mod calls_names;
 mod calls_open;
 mod calls_stat;
 mod calls_xattr;
+pub mod certificates;
 mod context;
 mod devfs;
 pub mod dirent;

@@ -480,7 +480,11 @@ impl Memory for Window {
     }
 
     fn write(&mut self, gpa: u64, value: u64) {
-        let private = if value & PTE_P != 0 { arch::boot().private() } else { 0 };
+        let private = if value & PTE_P != 0 {
+            arch::boot().private()
+        } else {
+            0
+        };
         let value = value | private;
         // SAFETY: as above; the pool's lock is held.
         unsafe { core::ptr::write_volatile(window(gpa) as *mut u64, value) }

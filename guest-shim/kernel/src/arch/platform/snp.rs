@@ -171,7 +171,12 @@ fn tables(division: &mut Division, image: &LaunchBlock) -> Result<(), KcallError
     }
     tables.map_shared(KERNEL_PHYS_VA + PLATFORM_GPA, PLATFORM_GPA, PLATFORM_LEN, own)?;
     for part in image.libos.iter().filter(|part| part.memory > 0) {
-        tables.map(part.va, part.gpa, part.content.next_multiple_of(PAGE), part.flags | PTE_U)?;
+        tables.map(
+            part.va,
+            part.gpa,
+            part.content.next_multiple_of(PAGE),
+            part.flags | PTE_U,
+        )?;
     }
     let zeros = division.zeros;
     tables.map(zeros.va, zeros.gpa, zeros.len, user)?;
@@ -262,7 +267,12 @@ impl Platform for Snp {
     }
 
     fn report(&self, context: &Context, cpu: &Cpu, certificates: bool) -> Result<i64, KcallError> {
-        let words = || block(cpu).ops.iter().flat_map(|op| [&op.va_kind, &op.len, &op.gpa, &op.flags]);
+        let words = || {
+            block(cpu)
+                .ops
+                .iter()
+                .flat_map(|op| [&op.va_kind, &op.len, &op.gpa, &op.flags])
+        };
         let mut data = [0; REPORT_DATA];
         for (part, word) in data.as_chunks_mut::<8>().0.iter_mut().zip(words()) {
             *part = word.load(Ordering::Relaxed).to_le_bytes();
@@ -275,10 +285,11 @@ impl Platform for Snp {
                 ghcb: ghcb_of(cpu.index),
                 certificates,
             };
-            let response = report::ask(&mut state.channel, &data, &mut carrier).map_err(|error| match error {
-                MessageError::Length => KcallError::Invalid,
-                _ => KcallError::Platform,
-            })?;
+            let response =
+                report::ask(&mut state.channel, &data, &mut carrier).map_err(|error| match error {
+                    MessageError::Length => KcallError::Invalid,
+                    _ => KcallError::Platform,
+                })?;
             let report = response.report();
             for (word, part) in words().zip(report.as_chunks::<8>().0) {
                 word.store(u64::from_le_bytes(*part), Ordering::Relaxed);

@@ -245,7 +245,11 @@ impl Node for Directory {
     }
 
     fn remove(&self, name: &[u8], directory: bool) -> SysResult<()> {
-        if directory { self.source.unmake(name) } else { Err(Errno::EPERM) }
+        if directory {
+            self.source.unmake(name)
+        } else {
+            Err(Errno::EPERM)
+        }
     }
 
     fn entries(&self, from: u64, each: &mut dyn FnMut(&Entry<'_>) -> bool) -> SysResult<()> {

@@ -130,9 +130,15 @@ fn directory(report: Arc<Mutex<Report>>) -> Item {
     let provider = made(|| format!("{}\n", providers::get().attester().unwrap_or_default()));
     Fixed::default()
         .with("provider", provider)
-        .with("generation", read(|r| Ok(format!("{}\n", r.generation).into_bytes())))
+        .with(
+            "generation",
+            read(|r| Ok(format!("{}\n", r.generation).into_bytes())),
+        )
         .with("inblob", write(Report::write))
-        .with("outblob", read(|r| r.answer().map(|(_, report, _)| report.clone())))
+        .with(
+            "outblob",
+            read(|r| r.answer().map(|(_, report, _)| report.clone())),
+        )
         .with("auxblob", read(|r| r.answer().map(|(_, _, aux)| aux.clone())))
         .with("privlevel", write(Report::level))
         .with("privlevel_floor", made(|| "0\n"))
@@ -177,6 +183,10 @@ mod tests {
         report.answer = Some((3, b"report".to_vec(), b"aux".to_vec()));
         assert_eq!(report.answer().expect("kept").1, b"report");
         report.write(&[2; 64]).expect("taken");
-        assert_eq!(report.answer().err(), Some(Errno::ENXIO), "the old one is another's");
+        assert_eq!(
+            report.answer().err(),
+            Some(Errno::ENXIO),
+            "the old one is another's"
+        );
     }
 }
