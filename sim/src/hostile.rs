@@ -106,8 +106,10 @@ impl Hostile {
             }
         }
         if kind == KVM_SEV_SNP_PAGE_TYPE_NORMAL && self == Self::Shim && data.gfn_start == 0x200 {
-            // In the kernel's read-only data, so that it runs all the same.
-            source[0x3ff8] ^= 1;
+            // The last of the kernel's zeros, which belong to a vCPU that there is not: it runs all the same.
+            if let Some(last) = source.last_mut() {
+                *last ^= 1;
+            }
         }
     }
 }

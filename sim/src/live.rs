@@ -293,6 +293,10 @@ impl Live {
     /// PVALIDATE.
     fn pvalidate(&mut self, address: u64, accept: bool) -> u64 {
         let (gpa, large) = (address & !(PAGE_BYTES - 1), address & 1 != 0);
+        const WRONG_INPUT: u64 = 1;
+        if large && !gpa.is_multiple_of(LARGE) {
+            return WRONG_INPUT;
+        }
         let pages = gpa / PAGE_BYTES..gpa / PAGE_BYTES + if large { 512 } else { 1 };
         match self.hostile {
             // Another page that was accepted at another time, in the place of a new one.
