@@ -230,7 +230,7 @@ mod tests {
     fn another_page_is_not_taken_for_ours() {
         let page = 0x7000;
         assert!(Ghcb::register(&mut answering(page | REGISTER.1), page).is_ok());
-        for answer in [0x8000 | REGISTER.1, page | REGISTER.0, !0 & !KIND | REGISTER.1, 0] {
+        for answer in [0x8000 | REGISTER.1, page | REGISTER.0, !KIND | REGISTER.1, 0] {
             assert_eq!(Ghcb::register(&mut answering(answer), page), Err(Stop::Register));
         }
     }

@@ -55,7 +55,7 @@ fn respond(message: &[u8], expected: u64) -> Option<Answer> {
         return None;
     }
     let mut payload = message[HEADER..].to_vec();
-    let tag = Tag::clone_from_slice(&message[..16]);
+    let tag = Tag::from(*message.first_chunk::<16>().expect("a header"));
     let opened =
         cipher.decrypt_in_place_detached(&nonce(number), &message[AUTHENTICATED], &mut payload, &tag);
     opened.expect("authentic");

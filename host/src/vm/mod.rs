@@ -453,6 +453,12 @@ struct Loaded {
     hardware: Option<Hardware>,
 }
 
+/// How memory is to be filled.
+enum Plan<'a> {
+    Plain(Layout<'a>),
+    Simulated(Box<dyn Simulated>, Measured),
+}
+
 fn load_vm(
     kvm: &Kvm,
     vm: &VmFd,
@@ -463,17 +469,13 @@ fn load_vm(
     let machine = std::mem::take(&mut options.machine);
     let contexts = &options.contexts;
     let shares: Vec<Share<'_>> = contexts.iter().map(ContextOptions::share).collect();
-    let (plain, measured) = match machine {
-        Machine::Plain => (
-            Some(Layout::new(&shares, &options.segments, options.own_tables)?),
-            None,
-        ),
-        Machine::SimulatedSnp(hardware) => (None, Some((hardware, Measured::new(&contexts[0])?))),
+    let plan = match machine {
+        Machine::Plain => Plan::Plain(Layout::new(&shares, &options.segments, options.own_tables)?),
+        Machine::SimulatedSnp(hardware) => Plan::Simulated(hardware, Measured::new(&contexts[0])?),
     };
-    let memory = match (&plain, &measured) {
-        (Some(layout), _) => kvm::ram::reserve(layout.ram)?,
-        (_, Some((_, measured))) => measured.memory.clone(),
-        (None, None) => return Err(VmError::Shim("no machine")),
+    let memory = match &plan {
+        Plan::Plain(layout) => kvm::ram::reserve(layout.ram)?,
+        Plan::Simulated(_, measured) => measured.memory.clone(),
     };
     add_memory(vm, &memory, borders)?;
     for (index, border) in (0..).zip(borders) {
@@ -487,16 +489,16 @@ fn load_vm(
     let tsc_khz = u64::from(first.get_tsc_khz().step("reading the TSC frequency")?);
     let clock = Clock::new(tsc_khz, guest_tsc_offset(&first)?);
     phases.done("first vCPU");
-    let mut hardware = None;
-    let (entry, placed) = match (plain, measured) {
-        (Some(layout), _) => layout.load(&memory, tsc_khz)?,
-        (_, Some((mut simulated, measured))) => {
-            eprintln!("cloak: {}", simulated.notice());
-            let (entry, placed) = measured.launch(&mut *simulated, &contexts[0], &cpuid, tsc_khz)?;
-            hardware = Some(Arc::new(Mutex::new(simulated)));
-            (entry, vec![placed])
+    let (entry, placed, hardware) = match plan {
+        Plan::Plain(layout) => {
+            let (entry, placed) = layout.load(&memory, tsc_khz)?;
+            (entry, placed, None)
         }
-        (None, None) => return Err(VmError::Shim("no machine")),
+        Plan::Simulated(mut hardware, measured) => {
+            eprintln!("cloak: {}", hardware.notice());
+            let (entry, placed) = measured.launch(&mut *hardware, &contexts[0], &cpuid, tsc_khz)?;
+            (entry, vec![placed], Some(Arc::new(Mutex::new(hardware))))
+        }
     };
     phases.done("loading the shim");
     Ok(Loaded {
