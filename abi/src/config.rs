@@ -56,6 +56,9 @@ tags! {
     Link = 16,
     /// A segment shared with other contexts: u64 index in [`crate::boot::ContextBlock::segments`], u64 bytes, name.
     Segment = 17,
+    /// One more process ([`crate::exec`]; never in the first configuration): u64 [`crate::exec::exec_flags`], u64 ticket of
+    /// its streams ([`crate::hostop::HostOp::Streams`]), u64 rows, u64 columns of its terminal.
+    Exec = 18,
 }
 
 /// Bits of a mount.
@@ -78,6 +81,8 @@ pub mod run_flags {
     pub const NO_PATCH: u64 = 2;
     /// No socket of the host: the network is an empty one.
     pub const NO_NETWORK: u64 = 4;
+    /// The owner may start further processes ([`crate::exec`]).
+    pub const EXEC: u64 = 8;
 }
 
 /// A protected volume. Layout: u32 host mount index, u32 [`mount_flags`], u32 anchor (0 none, 1 it has seen the mark, 2

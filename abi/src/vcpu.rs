@@ -83,6 +83,8 @@ pub enum MonitorCall {
     Panic = 4,
     /// Remember the mark in slot `argument` of the [`crate::anchor::AnchorPage`], durably, before going on.
     Anchor = 5,
+    /// The process of slot `argument` of the [`crate::exec::ExecPage`] has ended.
+    Ended = 6,
 }
 
 impl MonitorCall {
@@ -96,6 +98,7 @@ impl MonitorCall {
             3 => Self::Exit,
             4 => Self::Panic,
             5 => Self::Anchor,
+            6 => Self::Ended,
             _ => return None,
         };
         Some((call, value >> 8))

@@ -67,6 +67,9 @@ pub struct Program {
     /// Whether the untrusted caller may choose the arguments; `args` are then the first of them.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub untrusted_args: bool,
+    /// Whether the owner may start further programs in the running context, and see its memory.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub exec: bool,
 }
 
 /// How much the context gets.

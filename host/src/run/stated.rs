@@ -98,6 +98,8 @@ pub struct Stated {
     pub canonical: String,
     /// What follows from both.
     pub identity: Identity,
+    /// Whether the owner may start further programs, and see the context's memory.
+    pub exec: bool,
 }
 
 impl Stated {
@@ -112,6 +114,7 @@ impl Stated {
         Ok(Self {
             shim,
             canonical,
+            exec: manifest.program.exec,
             identity: Identity::of(&shim, &digests),
         })
     }
@@ -296,6 +299,7 @@ pub fn of_options(options: &RunOptions, program: &std::path::Path, vcpus: usize)
                 })
                 .collect(),
             untrusted_args: true,
+            exec: true,
         },
         resources: Resources {
             memory_mib: options.memory >> 20,

@@ -650,11 +650,16 @@ fn poll_for_work(index: usize) -> bool {
         if timer::next_deadline() <= arch::ticks() {
             timer::expire(arch::ticks());
         }
-        found = others_wait() || host::header().signals.load(Ordering::Relaxed) != 0;
+        found = others_wait() || called();
         core::hint::spin_loop();
     }
     POLLER.store(false, Ordering::SeqCst);
     found
+}
+
+/// Whether the monitor has something for this context: signals, or a further process.
+fn called() -> bool {
+    host::header().signals.load(Ordering::SeqCst) != 0 || crate::process::outside::is_asked()
 }
 
 /// Halts until woken. Whoever makes work looks at the state after making it; we look for work after
@@ -664,10 +669,7 @@ fn halt(index: usize) {
     host::queue(index).deadline.store(deadline, Ordering::SeqCst);
     set_state(index, VcpuState::Halted);
     fence(Ordering::SeqCst);
-    let work = others_wait()
-        || host::has_news(vcpus())
-        || host::header().signals.load(Ordering::SeqCst) != 0
-        || timer::next_deadline() < deadline;
+    let work = others_wait() || host::has_news(vcpus()) || called() || timer::next_deadline() < deadline;
     if !work {
         HALTS.fetch_add(1, Ordering::Relaxed);
         arch::monitor(MonitorCall::Halt, 0);
