@@ -38,6 +38,9 @@ use spin::Mutex;
 
 pub use open::{Record, mount};
 
+#[cfg(test)]
+pub(crate) use self::anchor::to_words as mark_words;
+
 use self::node::Inode;
 use self::store::Container;
 use crate::errno::SysResult;
