@@ -71,6 +71,8 @@ pub mod mount_flags {
     pub const MEASURED: u32 = 4;
     /// A host mount that is only read, with changes in guest memory.
     pub const OVERLAY: u32 = 8;
+    /// The host mount is the container of a protected volume whose key is not there: its ciphertext is shown.
+    pub const CIPHERTEXT: u32 = 16;
 }
 
 /// Bits of [`Tag::Flags`].

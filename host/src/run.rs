@@ -52,8 +52,8 @@ pub struct Protected {
     pub guest: PathBuf,
     /// Whether the program may only read it.
     pub read_only: bool,
-    /// Its key.
-    pub key: Box<Zeroizing<[u8; 32]>>,
+    /// Its key; without it the program finds the ciphertext, to be read.
+    pub key: Option<Box<Zeroizing<[u8; 32]>>>,
     /// What remembers its last root.
     pub anchor: Option<Box<dyn Anchor>>,
     /// Files that the OS side must not read or change: of the key, of the anchor.
@@ -389,7 +389,8 @@ fn open_roots(options: &RunOptions) -> Result<Vec<(OwnedFd, Access)>, VmError> {
     let root = options.host_root.map(|_| (&host_root, true));
     let shared = options.volumes.iter().map(|v| (&v.host, v.read_only));
     let measured = options.measured.volumes.iter().map(|(source, _)| (source, true));
-    let protected = options.protected.iter().map(|v| (&v.container, v.read_only));
+    let only_read = |v: &Protected| v.read_only || v.key.is_none();
+    let protected = options.protected.iter().map(|v| (&v.container, only_read(v)));
     let mut roots = Vec::new();
     // In the order of the numbers that the configuration gives them.
     for (path, read_only) in root.into_iter().chain(shared).chain(measured).chain(protected) {
@@ -558,6 +559,11 @@ fn mounts(options: &RunOptions, config: &mut Writer) -> u32 {
 fn protected_volumes(options: &RunOptions, first: u32, config: &mut Writer) {
     let mut anchors = 0..;
     for (index, volume) in (first..).zip(&options.protected) {
+        let path = volume.guest.as_os_str().as_bytes();
+        let Some(key) = &volume.key else {
+            config.mount(index, mount_flags::READ_ONLY | mount_flags::CIPHERTEXT, path);
+            continue;
+        };
         let anchor = volume.anchor.as_ref().map(|anchor| Anchored {
             number: anchors.next().unwrap_or_default(),
             seen: anchor.seen(),
@@ -570,8 +576,8 @@ fn protected_volumes(options: &RunOptions, first: u32, config: &mut Writer) {
                 0
             },
             anchor,
-            key: &volume.key,
-            path: volume.guest.as_os_str().as_bytes(),
+            key,
+            path,
         });
     }
 }

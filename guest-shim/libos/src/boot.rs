@@ -5,7 +5,7 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::sync::atomic::Ordering;
 
-use cloak_abi::config::{self, ConfigError, Records, Tag, number, run_flags};
+use cloak_abi::config::{self, ConfigError, Records, Tag, mount_flags, number, run_flags};
 use cloak_abi::hostop::HostOp;
 use cloak_abi::kcall::Kcall;
 use cloak_abi::layout::PAGE;
@@ -104,6 +104,7 @@ extern "C" fn run_program(_: u64) -> ! {
     let mut volumes = measured::mounts(&config.mounts, &config.measured, &folders)
         .unwrap_or_else(|why| arch::exit(exit_status::refused(125), &why));
     volumes.extend(mount_protected(config, memory));
+    volumes.extend(mount_ciphertext(config));
     let segments = config.segments();
     if crate::fs::init(&config.mounts, volumes, segments, config.stdio, memory, &files).is_err() {
         arch::panic_exit("the mounts of the configuration make no name space");
@@ -139,6 +140,16 @@ fn mount_protected(config: &Config, memory: u64) -> Vec<Mount> {
     let mounts = records.into_iter().map(|record| {
         protected::mount(record, each as usize)
             .unwrap_or_else(|why| arch::exit(exit_status::refused(125), &why))
+    });
+    mounts.collect()
+}
+
+/// Opens the protected volumes of which this context has no key.
+fn mount_ciphertext(config: &Config) -> Vec<Mount> {
+    let asked = config.mounts.iter();
+    let asked = asked.filter(|record| record.flags & mount_flags::CIPHERTEXT != 0);
+    let mounts = asked.map(|record| {
+        protected::ciphertext::mount(record).unwrap_or_else(|why| arch::exit(exit_status::refused(125), &why))
     });
     mounts.collect()
 }

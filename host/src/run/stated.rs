@@ -238,11 +238,19 @@ fn add_volume(
                 container: source,
                 guest: volume.guest.clone().into(),
                 read_only: volume.read_only,
-                key: root.derive(identity, Purpose::Volume(&volume.guest)),
+                key: Some(root.derive(identity, Purpose::Volume(&volume.guest))),
                 anchor: caller.anchors.remove(&volume.guest),
                 withheld: Vec::new(),
             });
         }
+        VolumeKind::Ciphertext => options.protected.push(Protected {
+            container: source,
+            guest: volume.guest.clone().into(),
+            read_only: true,
+            key: None,
+            anchor: None,
+            withheld: Vec::new(),
+        }),
     }
     Ok(())
 }
@@ -274,7 +282,10 @@ pub fn of_options(options: &RunOptions, program: &std::path::Path, vcpus: usize)
     volumes.extend(options.protected.iter().map(|v| {
         volume(
             text(&v.guest),
-            VolumeKind::Protected,
+            match v.key {
+                Some(_) => VolumeKind::Protected,
+                None => VolumeKind::Ciphertext,
+            },
             Some(text(&v.container)),
             v.read_only,
         )
