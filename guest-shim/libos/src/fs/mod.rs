@@ -62,7 +62,7 @@ pub mod poll;
 pub mod protected;
 pub mod providers;
 pub mod pty;
-mod read_cache;
+pub mod read_cache;
 pub mod readiness;
 pub mod shared_pages;
 pub mod signalfd;

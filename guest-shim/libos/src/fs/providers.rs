@@ -19,8 +19,14 @@ pub struct Memory {
     pub total: u64,
     /// Unused.
     pub free: u64,
-    /// In pages of files.
+    /// In pages of files that the host has, too.
     pub cached: u64,
+    /// In pages of files that are only here.
+    pub in_memory_files: u64,
+    /// What the libos made its small objects from.
+    pub slabs: u64,
+    /// Of it, what is in use.
+    pub objects: u64,
 }
 
 /// One memory area, for `/proc/PID/maps`.
@@ -147,7 +153,7 @@ pub trait Providers: Send + Sync {
         Memory {
             total: 1 << 30,
             free: 1 << 29,
-            cached: 0,
+            ..Memory::default()
         }
     }
     /// Host name.
@@ -166,6 +172,10 @@ pub trait Providers: Send + Sync {
     /// Numbers of a process's threads.
     fn threads(&self, pid: i32) -> Vec<i32> {
         alloc::vec![pid]
+    }
+    /// Number of threads of all processes.
+    fn all_threads(&self) -> usize {
+        self.processes().iter().map(|&pid| self.threads(pid).len()).sum()
     }
     /// A process (`tid` = `pid`) or one of its threads.
     fn task(&self, pid: i32, tid: i32) -> Option<Task> {

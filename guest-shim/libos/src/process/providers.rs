@@ -12,7 +12,7 @@ use crate::fs::providers::{Area, Memory, Providers, Task};
 use crate::fs::signals::{SignalInfo, Signals};
 use crate::fs::{FdTable, FsContext, file::Stat};
 use crate::mem::area::Backing;
-use crate::mem::frames;
+use crate::mem::{file_frames, frames, heap, pages};
 use crate::sched::time_calls::{self, CpuClock};
 use crate::sched::{self, clock};
 use crate::signal::pending::{Info, code};
@@ -101,10 +101,14 @@ impl Providers for Libos {
 
     fn memory(&self) -> Memory {
         let (used, total) = frames::usage();
+        let heap = heap::usage();
         Memory {
             total: total * 4096,
             free: (total - used) * 4096,
-            cached: 0,
+            cached: (crate::fs::read_cache::used() as u64) + file_frames::kept() * 4096,
+            in_memory_files: pages::frames_in_use() * 4096,
+            slabs: heap.slabs as u64,
+            objects: heap.small as u64,
         }
     }
 
