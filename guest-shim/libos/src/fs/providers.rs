@@ -11,6 +11,7 @@ use spin::Once;
 
 use super::{FdTable, FsContext};
 use crate::errno::{Errno, SysResult};
+use crate::mem::pages::PageCache;
 
 /// Memory of the machine, bytes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -27,6 +28,10 @@ pub struct Memory {
     pub slabs: u64,
     /// Of it, what is in use.
     pub objects: u64,
+    /// Page tables.
+    pub tables: u64,
+    /// What was taken for page tables, and is kept for them.
+    pub kept_for_tables: u64,
 }
 
 /// One memory area, for `/proc/PID/maps`.
@@ -189,6 +194,11 @@ pub trait Providers: Send + Sync {
     fn areas(&self, pid: i32) -> Vec<Area> {
         let _ = pid;
         Vec::new()
+    }
+    /// Pages `[first, last)` are the file's no more: whoever has them mapped loses them, with copies that private
+    /// mappings have made if those should go, too. May park.
+    fn unmap_pages(&self, pages: &Arc<PageCache>, first: u64, last: u64, and_copies: bool) {
+        let _ = (pages, first, last, and_copies);
     }
     /// Arguments, each with a NUL.
     fn command_line(&self, pid: i32) -> Vec<u8> {

@@ -6,7 +6,7 @@
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use cloak_abi::layout::PAGE;
 use spin::Mutex;
@@ -86,6 +86,8 @@ impl Drop for Owned {
 #[derive(Debug, Default)]
 pub struct PageCache {
     inner: Mutex<Inner>,
+    /// Whether there ever was a private mapping, which may have copies of pages.
+    copied: AtomicBool,
 }
 
 #[derive(Debug, Default)]
@@ -97,6 +99,16 @@ struct Inner {
 }
 
 impl PageCache {
+    /// A private mapping is made.
+    pub fn set_copied(&self) {
+        self.copied.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether private mappings may have copies.
+    pub fn is_copied(&self) -> bool {
+        self.copied.load(Ordering::Relaxed)
+    }
+
     /// Size of the file, bytes.
     pub fn size(&self) -> u64 {
         self.inner.lock().size
