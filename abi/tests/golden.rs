@@ -277,7 +277,7 @@ fn numbers(out: &mut String) {
     variants!(out, MonitorCall: Halt, Kick, Start, Exit, Panic, Anchor, Ended);
     variants!(
         out, Stat: Calls, Trapped, Forwarded, Exceptions, Kcalls, Interrupts, Patched, Switches, Halts, Faults,
-        Doorbells, Signals, Entered
+        Doorbells, Signals, Entered, Frames, HostFiles, Threads
     );
     variants!(
         out, Tag: Program, Arg, Env, Cwd, Mount, Ids, HostName, Flags, MaxFiles, Seed, Stdio, Umask, Protected, Manifest, File, Link, Segment, Exec

@@ -638,6 +638,9 @@ impl fmt::Display for Statistics {
             (Stat::Switches, "thread switches"),
             (Stat::Halts, "halts"),
             (Stat::Signals, "signals delivered"),
+            (Stat::Frames, "frames in use at the end"),
+            (Stat::HostFiles, "  host descriptors"),
+            (Stat::Threads, "  threads"),
         ];
         for (stat, name) in rows {
             writeln!(f, "cloak: {name:<22} {:>12}", self.guest[stat as usize])?;

@@ -20,7 +20,7 @@
 
 pub mod anon;
 pub mod attributes;
-mod calls_change;
+pub mod calls_change;
 mod calls_copy;
 mod calls_fd;
 mod calls_io;
@@ -62,11 +62,12 @@ pub mod poll;
 pub mod protected;
 pub mod providers;
 pub mod pty;
-mod read_cache;
+pub mod read_cache;
 pub mod readiness;
 pub mod shared_pages;
 pub mod signalfd;
 pub mod signals;
+pub mod size_limit;
 mod special;
 pub mod synth;
 pub mod timerfd;

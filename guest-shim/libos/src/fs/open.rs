@@ -4,6 +4,7 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::sync::atomic::Ordering;
 
+use super::calls_change;
 use super::file::{File, Stat};
 use super::flags::*;
 use super::host_fifos;
@@ -88,14 +89,19 @@ fn open_host(place: &HostPlace, flags: u32, mode: u32) -> SysResult<Arc<OpenFile
         }
         result => result?,
     };
-    if flags & O_TRUNC != 0 && stat.mode & S_IFMT == S_IFREG {
+    let truncates = flags & O_TRUNC != 0 && stat.mode & S_IFMT == S_IFREG;
+    if truncates {
         truncated(&stat)?;
     }
-    Ok(OpenFile::new(
+    let open = OpenFile::new(
         host_file(fd, &stat, flags, place.read_only),
         flags & !CREATION_FLAGS,
         place.path.clone(),
-    ))
+    );
+    if truncates {
+        calls_change::ends_at(&open, 0);
+    }
+    Ok(open)
 }
 
 /// Shared mappings of a file that was truncated by opening it learn of that.
@@ -210,10 +216,15 @@ fn open_node(place: &NodePlace, flags: u32, mode: u32) -> SysResult<Arc<OpenFile
         ));
     }
     permit_open(&stat, place.read_only, flags)?;
-    if flags & O_TRUNC != 0 && stat.mode & S_IFMT == S_IFREG {
+    let truncates = flags & O_TRUNC != 0 && stat.mode & S_IFMT == S_IFREG;
+    if truncates {
         node.truncate(0)?;
     }
-    open_file(node, flags, place.path.clone())
+    let open = open_file(node, flags, place.path.clone())?;
+    if truncates {
+        calls_change::ends_at(&open, 0);
+    }
+    Ok(open)
 }
 
 fn permit_open(stat: &Stat, read_only: bool, flags: u32) -> SysResult<()> {
@@ -263,6 +274,7 @@ fn reopen(open: &Arc<OpenFile>, flags: u32) -> SysResult<Arc<OpenFile>> {
         permit_open(&node.stat()?, false, flags)?;
         if flags & O_TRUNC != 0 {
             node.truncate(0)?;
+            calls_change::ends_at(open, 0);
         }
         return open_file(node, flags, path);
     }

@@ -38,6 +38,11 @@ pub fn is_wanted() -> bool {
     WANTED.load(Ordering::Relaxed)
 }
 
+/// How many are kept.
+pub fn kept() -> u64 {
+    KEPT.load(Ordering::Relaxed)
+}
+
 /// The frame of a page; the caller becomes another owner of it.
 pub fn share(version: &Version, page: u64) -> Option<u64> {
     let files = FILES.lock();

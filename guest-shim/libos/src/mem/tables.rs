@@ -2,7 +2,7 @@
 //! maps. Changes do too where the context has its VM to itself; else they are batched into kernel calls.
 
 use alloc::vec::Vec;
-use core::sync::atomic::Ordering;
+use core::sync::atomic::{AtomicU64, Ordering};
 
 use cloak_abi::kcall::{
     ALL_SPACES, Kcall, KcallError, MAX_SPACES, PTE_A, PTE_ADDR, PTE_D, PTE_NX, PTE_P, PTE_PS, PTE_SHARED,
@@ -432,6 +432,22 @@ impl OwnTables {
     }
 }
 
+/// Frames that became page tables after the start.
+static ADDED: AtomicU64 = AtomicU64::new(0);
+
+/// Page tables in use, and frames of the context that are or were tables and are kept for it. None where the kernel has
+/// the tables.
+#[must_use]
+pub fn usage() -> (u64, u64) {
+    if !OWN.is_own() {
+        return (0, 0);
+    }
+    let boot = arch::boot();
+    let added = ADDED.load(Ordering::Relaxed);
+    let all = (boot.table_pool_end - boot.table_pool_next) / PAGE + added;
+    (all - OWN.edit(0, |editor| editor.pool.free(editor.memory)), added)
+}
+
 /// Frames that become page tables at a time, when those that were set aside at the start are used up.
 const MORE_TABLES: u64 = 64;
 
@@ -453,6 +469,7 @@ fn with_tables<R: PartialEq>(
             for i in 0..MORE_TABLES {
                 editor.pool.give(editor.memory, first + i * PAGE);
             }
+            ADDED.fetch_add(MORE_TABLES, Ordering::Relaxed);
         }
         editor.pool.settle(editor.memory);
     }
