@@ -9,6 +9,7 @@
 #![forbid(unsafe_code)]
 
 pub mod case;
+pub mod compat;
 pub mod cpython;
 pub mod differences;
 pub mod launcher;
@@ -16,8 +17,10 @@ pub mod needs;
 pub mod outcome;
 pub mod process;
 pub mod programs;
+pub mod results;
 pub mod scratch;
 pub mod server;
+pub mod unit;
 
 pub use case::Case;
 pub use launcher::Launcher;
