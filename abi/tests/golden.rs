@@ -152,8 +152,7 @@ fn structures(out: &mut String) {
             start,
             syscall,
             syscall_stashed,
-            upcall_user,
-            upcall_libos,
+            upcall,
             kcall,
             boot_copy,
             syscall_probe
@@ -179,7 +178,9 @@ fn structures(out: &mut String) {
             interrupts,
             exceptions,
             kcalls,
-            reserved,
+            rax,
+            rcx,
+            cs,
             ops
         }
     );
