@@ -10,9 +10,14 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::thread;
+use std::time::{Duration, Instant};
 
 /// The user that PostgreSQL runs as where the benchmarks run as root, which it refuses.
 const USER: &str = "postgres";
+
+/// How long it may take to serve.
+const START: Duration = Duration::from_secs(120);
 
 /// What a client needs: a name that has no meaning on the host.
 const OWNER: [&str; 4] = ["-h", "127.0.0.1", "-U", "owner"];
@@ -99,10 +104,19 @@ pub fn prepare(folder: &Path) -> Result<PathBuf, MeasureError> {
     Ok(data)
 }
 
-/// It listens before it serves.
+/// It listens before it serves: asks until it does.
 fn ready(port: &str) -> Result<(), MeasureError> {
-    let arguments: Vec<&str> = OWNER.into_iter().chain(["-p", port, "-t", "60"]).collect();
-    client(&program("pg_isready")?, &arguments).map(drop)
+    let arguments: Vec<&str> = OWNER.into_iter().chain(["-p", port]).collect();
+    let asked = program("pg_isready")?;
+    let deadline = Instant::now() + START;
+    loop {
+        match client(&asked, &arguments) {
+            Err(MeasureError::Failed { .. }) if Instant::now() < deadline => {
+                thread::sleep(Duration::from_millis(50));
+            }
+            answer => return answer.map(drop),
+        }
+    }
 }
 
 /// A run of `program` by a user who owns the files and is not root.
