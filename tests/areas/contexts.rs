@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use cloak_tests::os_side::children_of;
 use cloak_tests::process::Running;
 use cloak_tests::programs::{Linkage, built};
 use cloak_tests::{Case, Launcher, Outcome, Scratch, Status, needs};
@@ -417,7 +418,7 @@ fn one_context_goes_on_when_the_os_service_of_another_dies() {
         .context("two", &["/usr/bin/python3", "-c", wait], &shared);
     let mut running = pod.start();
     assert!(running.prints("one", PATIENCE) && running.prints("two", PATIENCE));
-    let services = children(running.pid().as_raw_pid());
+    let services = children_of(running.pid().as_raw_pid());
     assert_eq!(services.len(), 2, "an OS service each");
     // They are started in the order of the contexts.
     let first = services.iter().min().expect("two");
@@ -432,12 +433,6 @@ fn one_context_goes_on_when_the_os_service_of_another_dies() {
     has_line(&errors, "cloak: context two: exited with 0");
     assert_eq!(out.matches("went on").count(), 1, "{out}{errors}");
     assert_ne!(outcome.status, Status::Exit(0));
-}
-
-fn children(pid: i32) -> Vec<i32> {
-    let path = format!("/proc/{pid}/task/{pid}/children");
-    let text = fs::read_to_string(path).expect("it runs");
-    text.split_whitespace().filter_map(|n| n.parse().ok()).collect()
 }
 
 #[test]

@@ -10,6 +10,7 @@ use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
+use cloak_tests::os_side::children_of;
 use cloak_tests::outcome::Outcome;
 use cloak_tests::process::Running;
 use cloak_tests::programs::{Linkage, built};
@@ -838,13 +839,4 @@ fn a_database_survives_killed_monitors_and_services() {
             String::from_utf8_lossy(&check.stderr)
         );
     }
-}
-
-fn children_of(parent: i32) -> Vec<i32> {
-    let listed = fs::read_to_string(format!("/proc/{parent}/task/{parent}/children"));
-    let listed = listed.expect("it runs");
-    listed
-        .split_whitespace()
-        .filter_map(|pid| pid.parse().ok())
-        .collect()
 }
