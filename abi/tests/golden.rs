@@ -155,8 +155,7 @@ fn structures(out: &mut String) {
             start,
             syscall,
             syscall_stashed,
-            upcall_user,
-            upcall_libos,
+            upcall,
             kcall,
             boot_copy,
             syscall_probe
@@ -201,7 +200,9 @@ fn structures(out: &mut String) {
             interrupts,
             exceptions,
             kcalls,
-            reserved,
+            rax,
+            rcx,
+            cs,
             ops
         }
     );
