@@ -127,23 +127,36 @@ fn host_file(fd: HostFd, stat: &Stat, flags: u32, read_only: bool) -> Arc<dyn Fi
     }
 }
 
+/// A stream that was handed over as standard stream `number`.
+///
+/// # Errors
+/// What the host says of it.
+pub fn handed_stream(number: u32, fd: HostFd) -> SysResult<Arc<OpenFile>> {
+    let stat = hostops::fstat(&fd)?;
+    Ok(stream(number, fd, &stat))
+}
+
 /// Standard stream `number` of this mode.
 #[must_use]
 pub fn standard_stream(number: u32, mode: u32) -> Arc<OpenFile> {
     let fd = HostFd::standard(number);
-    let access = match mode & S_IFMT {
-        S_IFCHR | S_IFSOCK => O_RDWR,
-        _ if number == 0 => 0,
-        _ => O_WRONLY,
-    };
     let stat = hostops::fstat(&fd).unwrap_or(Stat {
         mode,
         ..Stat::default()
     });
+    stream(number, fd, &stat)
+}
+
+fn stream(number: u32, fd: HostFd, stat: &Stat) -> Arc<OpenFile> {
+    let access = match stat.mode & S_IFMT {
+        S_IFCHR | S_IFSOCK => O_RDWR,
+        _ if number == 0 => 0,
+        _ => O_WRONLY,
+    };
     let (file, name): (Arc<dyn File>, &[u8]) = match stat.mode & S_IFMT {
         S_IFDIR => (Arc::new(HostDir::new(fd)), b"/dev/fd"),
         S_IFREG | S_IFBLK => (
-            Arc::new(HostFile::new(fd, &stat, access, Position::Host)),
+            Arc::new(HostFile::new(fd, stat, access, Position::Host)),
             b"/dev/stdio",
         ),
         S_IFIFO => (Arc::new(HostStream::new(fd)), b"pipe:"),

@@ -219,6 +219,19 @@ pub trait Providers: Send + Sync {
     fn set_comm(&self, pid: i32, tid: i32, name: &[u8]) {
         let _ = (pid, tid, name);
     }
+    /// A process's place in the order in which processes are killed for want of memory.
+    fn oom_score_adj(&self, pid: i32) -> i32 {
+        let _ = pid;
+        0
+    }
+    /// Sets it.
+    ///
+    /// # Errors
+    /// EACCES for less than a privileged process has set; ESRCH.
+    fn set_oom_score_adj(&self, pid: i32, value: i32) -> SysResult<()> {
+        let _ = (pid, value);
+        Err(Errno::ESRCH)
+    }
     /// Soft and hard limit of each `RLIMIT_*`; `u64::MAX`: unlimited.
     fn limits(&self, pid: i32) -> [[u64; 2]; 16] {
         let _ = pid;

@@ -65,6 +65,8 @@ const MAP_FIXED: u32 = 0x10;
 const MAP_ANONYMOUS: u32 = 0x20;
 const MAP_32BIT: u32 = 0x40;
 const MAP_POPULATE: u32 = 0x8000;
+/// Has no effect on Linux.
+const MAP_DENYWRITE: u32 = 0x800;
 const MAP_STACK: u32 = 0x2_0000;
 const MAP_FIXED_NOREPLACE: u32 = 0x10_0000;
 
@@ -150,6 +152,10 @@ fn mmap(a: &Args) -> SysResult {
         populate,
         name: "",
     })?;
+    // Loaders say so of what they will map other parts over.
+    if place == Place::Anywhere && flags & (MAP_ANONYMOUS | MAP_DENYWRITE) == 0 {
+        space::current().lock().map_file_ahead(at);
+    }
     if flags & MAP_STACK != 0 {
         let areas = &mut space::current().lock().areas;
         areas.change(at, at + len, |area| area.small_pages = true);

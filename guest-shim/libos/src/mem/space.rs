@@ -8,7 +8,7 @@
 //! | `place` | where mappings go |
 
 use alloc::collections::{BTreeMap, BTreeSet};
-use alloc::sync::Arc;
+use alloc::sync::{Arc, Weak};
 use alloc::vec::Vec;
 use core::sync::atomic::AtomicUsize;
 
@@ -76,6 +76,10 @@ pub struct Inner {
     /// Pages that were copied when written after a `fork`, here and in relatives since the last `execve`: a few, which
     /// the next `fork` copies at once.
     hot: Arc<Mutex<BTreeSet<u64>>>,
+    /// Where its copies leave what the next one can use.
+    nest: Arc<Mutex<cow::Nest>>,
+    /// The same of the address space that this one was copied from.
+    home: Weak<Mutex<cow::Nest>>,
     /// The vCPU on which the fault that is being served happened.
     faulted_on: usize,
     brk_start: u64,
@@ -202,6 +206,10 @@ impl Inner {
         self.areas.insert(start, area);
         if request.populate && !request.protection.is_empty() {
             self.populate(start, end);
+        } else if request.place == Place::Fixed {
+            self.map_ahead(start);
+        } else if request.len <= fault::AHEAD_ZERO && request.file.is_none() && !request.shared {
+            self.map_zeros_ahead(start, end);
         }
         Ok(start)
     }

@@ -224,7 +224,8 @@ fn child(what: &Clone, parent: &Arc<Process>) -> SysResult<Arc<Process>> {
     let space = if what.has(CLONE_VM) {
         parent.space().share()
     } else {
-        space::current().copy()?
+        let space = parent.space();
+        space.copy(space.is_sole() && parent.threads().len() == 1)?
     };
     let files = if what.has(CLONE_FILES) {
         parent.files.share()

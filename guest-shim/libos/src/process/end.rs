@@ -46,7 +46,7 @@ impl Status {
 }
 
 /// What threads that have given up their memory run in.
-static NOWHERE: Lazy<Arc<Space>> = Lazy::new(Space::first);
+pub(super) static NOWHERE: Lazy<Arc<Space>> = Lazy::new(Space::first);
 
 /// Page faults of processes that ended, for `--stats`.
 static FAULTS: AtomicU64 = AtomicU64::new(0);
@@ -117,6 +117,7 @@ fn finish(process: &Arc<Process>, otherwise: Status, name: [u8; 16]) {
     if process.family.session() == process.pid {
         crate::fs::pty::session_ended(process.pid);
     }
+    super::outside::ended(process.pid, status);
     family::ended(process, Remains { status, usage, name });
 }
 

@@ -6,7 +6,7 @@ use core::sync::atomic::Ordering;
 
 use super::{Process, family};
 use crate::arch;
-use crate::errno::SysResult;
+use crate::errno::{Errno, SysResult};
 use crate::fs::jobs::Job;
 use crate::fs::providers::{Area, Memory, Providers, Task};
 use crate::fs::signals::{SignalInfo, Signals};
@@ -274,6 +274,16 @@ impl Providers for Libos {
             new[..len].copy_from_slice(&name[..len]);
             *thread.name.lock() = new;
         }
+    }
+
+    fn oom_score_adj(&self, pid: i32) -> i32 {
+        process(pid).map_or(0, |p| p.family.oom_score_adj.lock().value)
+    }
+
+    fn set_oom_score_adj(&self, pid: i32, value: i32) -> SysResult<()> {
+        let target = process(pid).ok_or(Errno::ESRCH)?;
+        let privileged = Process::current().credentials.lock().uid[1] == 0;
+        target.family.oom_score_adj.lock().set(value, privileged)
     }
 
     fn limits(&self, pid: i32) -> [[u64; 2]; 16] {

@@ -370,7 +370,10 @@ fn ignore(_: &[u8]) -> crate::errno::SysResult<()> {
 }
 
 fn setting(value: &'static str) -> Item {
-    Item::Writable(Arc::new(move || Ok(format!("{value}\n").into_bytes())), ignore)
+    Item::Writable(
+        Arc::new(move || Ok(format!("{value}\n").into_bytes())),
+        Arc::new(ignore),
+    )
 }
 
 fn uuid() -> String {
