@@ -11,7 +11,7 @@ use cloak_abi::kcall::{
 use cloak_abi::layout::{LARGE, PAGE};
 use cloak_abi::vcpu::MAX_OPS;
 use cloak_pagetables::frames::{Memory, Owned, Pool};
-use cloak_pagetables::tables::{Editor, Op};
+use cloak_pagetables::tables::{Editor, Op, with_more};
 use spin::Mutex;
 
 use super::area::Protection;
@@ -509,28 +509,20 @@ pub fn usage() -> (u64, u64) {
 /// Frames that become page tables at a time, when those that were set aside at the start are used up.
 const MORE_TABLES: u64 = 64;
 
-/// Work that takes page tables: where only resting ones are left, every vCPU forgets them, and where none is, frames
-/// become tables. Then it is done anew.
-fn with_tables<R: PartialEq>(
+/// Work that takes page tables, with frames of the context where those that were set aside are used up.
+fn with_tables<R>(
     editor: &mut Editor<'_, Window>,
-    mut work: impl FnMut(&mut Editor<'_, Window>) -> Result<R, KcallError>,
+    work: impl FnMut(&mut Editor<'_, Window>) -> Result<R, KcallError>,
 ) -> SysResult<R> {
-    loop {
-        let result = work(editor);
-        if result != Err(KcallError::Tables) {
-            return result.map_err(|_| Errno::ENOMEM);
-        }
-        if editor.pool.is_resting() {
-            arch::kcall(Kcall::Shoot, ALL_SPACES);
-        } else {
-            let first = super::frames::take_run_dirty(MORE_TABLES as usize)?;
-            for i in 0..MORE_TABLES {
-                editor.pool.give(editor.memory, first + i * PAGE);
-            }
-            ADDED.fetch_add(MORE_TABLES, Ordering::Relaxed);
-        }
-        editor.pool.settle(editor.memory);
-    }
+    let forget = || {
+        arch::kcall(Kcall::Shoot, ALL_SPACES);
+    };
+    let more = || {
+        let first = super::frames::take_run_dirty(MORE_TABLES as usize).ok()?;
+        ADDED.fetch_add(MORE_TABLES, Ordering::Relaxed);
+        Some((first, MORE_TABLES))
+    };
+    with_more(editor, forget, more, work).map_err(|_| Errno::ENOMEM)
 }
 
 /// Guest-physical memory through the libos's window.
