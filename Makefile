@@ -7,6 +7,7 @@
 #   make lane          the stock-kernel lane alone (tests/lane/run)
 #   make bench         Cloak beside native and its peers; writes docs/benchmarks.md; then bench-attestation
 #   make test-suites   the long suites under tests/suites
+#   make soak          PostgreSQL and Redis under load for SOAK_SECONDS, half an hour by default
 #   make compat        those of them that nobody here wrote, compared with native; writes docs/compat.md
 #   make suite-broker  one of them: the key broker against its OpenAPI document and a guest in Python
 #   make bench-attestation  verification and the key broker, beside their peers; writes docs/attestation-benchmarks.md
@@ -67,6 +68,10 @@ compat: program
 compat-table:
 	$(CARGO) run --quiet --release --locked --package cloak-tests --bin compat -- table docs/compat.md
 
+soak: build
+	scripts/install-test-packages --suites
+	SOAK_SECONDS=$${SOAK_SECONDS:-1800} tests/suites/run soak
+
 # It runs nothing under Cloak, so it needs no launcher.
 suite-broker:
 	$(CARGO) build --release --locked --package cloak-broker
@@ -85,4 +90,4 @@ fuzz:
 packages:
 	scripts/install-test-packages
 
-.PHONY: program build test lint fmt clippy docs unit integration lane bench test-suites compat compat-table suite-broker bench-attestation examples fuzz packages
+.PHONY: program build test lint fmt clippy docs unit integration lane bench test-suites compat compat-table soak suite-broker bench-attestation examples fuzz packages

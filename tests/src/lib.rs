@@ -14,6 +14,7 @@ pub mod cpython;
 pub mod differences;
 pub mod launcher;
 pub mod needs;
+pub mod os_side;
 pub mod outcome;
 pub mod process;
 pub mod programs;

@@ -152,6 +152,18 @@ impl Family {
         family
     }
 
+    /// That of a process that nobody in here started: of no parent, with a group and a session of its own.
+    #[must_use]
+    pub fn outside(pid: i32) -> Self {
+        let family = Self {
+            started: clock::boottime(),
+            ..Self::default()
+        };
+        family.group.store(pid, Ordering::Relaxed);
+        family.session.store(pid, Ordering::Relaxed);
+        family
+    }
+
     /// A child of `parent`'s, or its sibling.
     #[must_use]
     pub fn child(parent: &Process, sibling: bool, exit_signal: u32) -> Self {
