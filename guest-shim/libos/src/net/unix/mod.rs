@@ -143,17 +143,24 @@ impl UnixSocket {
     /// Ends it: at the close of its descriptor, because who waits to connect holds on to it; and at its drop,
     /// because one that was never accepted has had no descriptor.
     fn end(&self) {
+        self.end_after(true);
+    }
+
+    /// Who was never accepted, or left something unread, resets its peer.
+    fn end_after(&self, accepted: bool) {
         let state = core::mem::take(&mut *self.state.lock());
         names::release(&state.binding, core::ptr::from_ref(self));
         let unread = self.inbox.close();
         // A datagram socket is one of many that may send to its peer.
         if let Some(peer) = state.peer.filter(|_| self.kind != Kind::Datagram) {
-            if unread {
+            if unread || !accepted {
                 peer.inbox.reset();
             }
             peer.inbox.end();
         }
-        // Connections that nobody accepted end as `state` goes.
+        for waiting in state.listener.into_iter().flat_map(|l| l.waiting) {
+            waiting.end_after(false);
+        }
     }
 }
 
@@ -211,6 +218,7 @@ impl File for UnixSocket {
                 read | if room { WRITE } else { 0 }
                     | if hung { ready::RDHUP } else { 0 }
                     | if gone { ready::HUP } else { 0 }
+                    | if self.inbox.is_reset() { ready::ERR } else { 0 }
             }
         }
     }
