@@ -1,7 +1,8 @@
 //! KVM: opening it, and the registers that a vCPU starts with.
 //!
-//! One of the crate's unsafe islands, together with [`ram`] and [`snp::kernel`].
+//! One of the crate's unsafe islands, together with [`ram`], [`private`] and [`snp::kernel`].
 
+pub mod private;
 pub mod ram;
 pub mod snp;
 mod start;
