@@ -2,6 +2,8 @@
 //!
 //! One of the crate's unsafe islands, together with [`ram`], [`private`] and [`snp::kernel`].
 
+#[cfg(test)]
+mod headers;
 pub mod private;
 pub mod ram;
 pub mod snp;
