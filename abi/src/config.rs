@@ -56,6 +56,9 @@ tags! {
     Link = 16,
     /// A segment shared with other contexts: u64 index in [`crate::boot::ContextBlock::segments`], u64 bytes, name.
     Segment = 17,
+    /// One more process ([`crate::exec`]; never in the first configuration): u64 [`crate::exec::exec_flags`], u64 ticket of
+    /// its streams ([`crate::hostop::HostOp::Streams`]), u64 rows, u64 columns of its terminal.
+    Exec = 18,
 }
 
 /// Bits of a mount.
@@ -68,6 +71,8 @@ pub mod mount_flags {
     pub const MEASURED: u32 = 4;
     /// A host mount that is only read, with changes in guest memory.
     pub const OVERLAY: u32 = 8;
+    /// The host mount is the container of a protected volume whose key is not there: its ciphertext is shown.
+    pub const CIPHERTEXT: u32 = 16;
 }
 
 /// Bits of [`Tag::Flags`].
@@ -78,6 +83,8 @@ pub mod run_flags {
     pub const NO_PATCH: u64 = 2;
     /// No socket of the host: the network is an empty one.
     pub const NO_NETWORK: u64 = 4;
+    /// The owner may start further processes ([`crate::exec`]).
+    pub const EXEC: u64 = 8;
 }
 
 /// A protected volume. Layout: u32 host mount index, u32 [`mount_flags`], u32 anchor (0 none, 1 it has seen the mark, 2

@@ -81,7 +81,7 @@ pub fn examine() -> Vec<Finding> {
             ));
         }
     }
-    findings.extend([large_pages(), user_faults(), open_files()]);
+    findings.extend([large_pages(), user_faults(), open_files(), namespaces()]);
     let machine = Machine {
         root: "/".into(),
         vm_types,
@@ -89,6 +89,18 @@ pub fn examine() -> Vec<Finding> {
     findings.push(hardware::snp(&machine));
     findings.extend(hardware::tdx(&machine));
     findings
+}
+
+fn namespaces() -> Finding {
+    const SUBJECT: &str = "namespaces";
+    if crate::jail::namespaces::allowed() {
+        return Finding::good(SUBJECT, "OS service and monitor have mounts of their own");
+    }
+    Finding::missing(
+        SUBJECT,
+        "not for this user",
+        "the OS service is held by Landlock and seccomp alone (docs/jail.md); as root it has namespaces too",
+    )
 }
 
 fn processor() -> Finding {

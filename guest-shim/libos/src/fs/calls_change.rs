@@ -1,13 +1,17 @@
 //! System calls that change files' attributes and sizes: `chmod`, `chown`, `utimensat`, `truncate`,
 //! `fallocate`, `fsync` and their forms.
 
+use alloc::sync::Arc;
+
+use cloak_abi::layout::PAGE;
+
 use super::calls_open::path_argument;
 use super::file::Stat;
 use super::flags::*;
 use super::hostops::{self, At};
 use super::node::{self, Node};
 use super::walk::{self, Last, Place};
-use super::{OpenFile, fd, open, providers};
+use super::{OpenFile, fd, open, providers, size_limit};
 use crate::errno::{Errno, SysResult};
 use crate::syscall::{Args, Entry, full};
 use crate::user;
@@ -302,10 +306,39 @@ fn truncate(args: &Args) -> SysResult {
     let path = path_argument(args.u64(0))?;
     // Opening checks what is to be checked: permission, kind, read-only mounts.
     let open = open::open_at(AT_FDCWD, &path, O_WRONLY | O_NONBLOCK, 0)?;
-    open.file.truncate(size).map(|()| 0)
+    size_limit::check(&open, size)?;
+    open.file.truncate(size)?;
+    ends_at(&open, size);
+    Ok(0)
 }
 
-fn writer(number: i32) -> SysResult<alloc::sync::Arc<OpenFile>> {
+/// The file ends here now: what was mapped behind its last page is gone, with the copies of private mappings.
+pub(super) fn ends_at(open: &OpenFile, size: u64) {
+    unmap(open, size.div_ceil(PAGE), u64::MAX, true);
+}
+
+fn unmap(open: &OpenFile, first: u64, last: u64, and_copies: bool) {
+    // One owner is the file itself, one is here: no shared mapping.
+    if first < last
+        && let Some(pages) = open.file.mapped_pages()
+        && (Arc::strong_count(&pages) > 2 || and_copies && pages.is_copied())
+    {
+        providers::get().unmap_pages(&pages, first, last, and_copies);
+    }
+}
+
+/// Frees the whole pages of `[offset, offset + len)`, which read as zeros from now on.
+///
+/// # Errors
+/// What the file says to it.
+pub fn punch(open: &OpenFile, offset: u64, len: u64) -> SysResult<()> {
+    open.file
+        .allocate(FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, offset, len)?;
+    unmap(open, offset.div_ceil(PAGE), (offset + len) / PAGE, false);
+    Ok(())
+}
+
+fn writer(number: i32) -> SysResult<Arc<OpenFile>> {
     let open = fd::get(number)?;
     if open.writable() {
         Ok(open)
@@ -324,7 +357,10 @@ fn ftruncate(args: &Args) -> SysResult {
             Errno::EINVAL
         });
     }
-    open.file.truncate(size).map(|()| 0)
+    size_limit::check(&open, size)?;
+    open.file.truncate(size)?;
+    ends_at(&open, size);
+    Ok(0)
 }
 
 fn fallocate(args: &Args) -> SysResult {
@@ -336,8 +372,20 @@ fn fallocate(args: &Args) -> SysResult {
     if offset.checked_add(len).is_none_or(|end| end > i64::MAX as u64) {
         return Err(Errno::EFBIG);
     }
-    open.file.allocate(args.u32(1), offset, len).map(|()| 0)
+    if args.u32(1) & FALLOC_FL_KEEP_SIZE == 0 {
+        size_limit::check(&open, offset + len)?;
+    }
+    open.file.allocate(args.u32(1), offset, len)?;
+    if args.u32(1) & !FALLOC_FL_KEEP_SIZE != 0 {
+        // A hole, or zeros: pages were dropped.
+        unmap(&open, offset.div_ceil(PAGE), (offset + len) / PAGE, false);
+    }
+    Ok(0)
 }
+
+/// `fallocate` leaves the size as it is.
+const FALLOC_FL_KEEP_SIZE: u32 = 1;
+const FALLOC_FL_PUNCH_HOLE: u32 = 2;
 
 fn synced(number: i32, data_only: bool) -> SysResult {
     let open = fd::get(number)?;

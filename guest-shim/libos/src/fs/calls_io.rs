@@ -3,7 +3,7 @@
 use alloc::sync::Arc;
 
 use super::flags::O_APPEND;
-use super::{OpenFile, fd};
+use super::{OpenFile, fd, size_limit};
 use crate::errno::{Errno, SysResult};
 use crate::syscall::{Args, Entry, full, partial};
 use crate::user::Buf;
@@ -56,6 +56,7 @@ fn do_read(open: &OpenFile, to: &mut Buf) -> SysResult {
 }
 
 fn do_write(open: &OpenFile, from: &mut Buf) -> SysResult {
+    size_limit::cut(open, None, from)?;
     restartable(open.file.write(open, from)).map(|n| n as u64)
 }
 
@@ -90,6 +91,7 @@ fn read_at(open: &OpenFile, offset: u64, to: &mut Buf) -> SysResult {
 /// Writes at the end without moving the position.
 fn append(open: &OpenFile, from: &mut Buf) -> SysResult {
     let size = u64::try_from(open.file.stat()?.size).unwrap_or(0);
+    size_limit::cut(open, Some(size), from)?;
     open.file.write_at(size, from).map(|n| n as u64)
 }
 
@@ -98,6 +100,7 @@ fn write_at(open: &OpenFile, offset: u64, from: &mut Buf) -> SysResult {
         // As on Linux (pwrite(2), BUGS): the data goes to the end, the position stays.
         return append(open, from);
     }
+    size_limit::cut(open, Some(offset), from)?;
     restartable(open.file.write_at(offset, from)).map(|n| n as u64)
 }
 
