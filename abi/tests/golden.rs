@@ -76,14 +76,14 @@ fn constants(out: &mut String) {
         PTE_ALLOWED
     );
     constants!(
-        out, ring: SHARED_MAGIC, SLOTS, BUFFER, QUEUE, EVENTS, QUEUES_AT, QUEUE_PAGE, EVENTS_AT, SLOTS_AT,
+        out, ring: SHARED_MAGIC, TYPED, SLOTS, BUFFER, QUEUE, EVENTS, QUEUES_AT, QUEUE_PAGE, EVENTS_AT, SLOTS_AT,
         BUFFERS_AT, SHARED_LEN, STATS
     );
     constants!(out, exit_status: PANIC);
     constants!(out, hostop: ROOT_FD, MAX_MOUNTS, MAX_IO, PATH_MAX, ADDR_MAX, CONTROL_MAX);
     constants!(out, resolve: ROOTED, COMPONENT);
     constants!(out, mount_flags: READ_ONLY, MEMORY, MEASURED, OVERLAY);
-    constants!(out, run_flags: TRACE, NO_PATCH, NO_NETWORK);
+    constants!(out, run_flags: TRACE, NO_PATCH, NO_NETWORK, PRIVATE_NETWORK);
 }
 
 fn structures(out: &mut String) {
@@ -258,7 +258,8 @@ fn numbers(out: &mut String) {
         Doorbells, Signals, Entered
     );
     variants!(
-        out, Tag: Program, Arg, Env, Cwd, Mount, Ids, HostName, Flags, MaxFiles, Seed, Stdio, Umask, Protected, Manifest, File, Link, Segment
+        out, Tag: Program, Arg, Env, Cwd, Mount, Ids, HostName, Flags, MaxFiles, Seed, Stdio, Umask, Protected, Manifest, File, Link, Segment, Published,
+            NameServer, Resolver
     );
 }
 
