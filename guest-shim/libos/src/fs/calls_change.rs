@@ -5,10 +5,12 @@ use super::calls_open::path_argument;
 use super::file::Stat;
 use super::flags::*;
 use super::hostops::{self, At};
+use super::inotify::{self, event};
 use super::node::{self, Node};
-use super::walk::{self, Last, Place};
-use super::{OpenFile, fd, open, providers};
+use super::walk::{self, Last, Place, Start};
+use super::{OpenFile, fd, open, providers, signals};
 use crate::errno::{Errno, SysResult};
+use crate::process::{Process, limits};
 use crate::syscall::{Args, Entry, full};
 use crate::user;
 
@@ -55,10 +57,15 @@ fn change(
         if flags & AT_EMPTY_PATH == 0 {
             return Err(Errno::ENOENT);
         }
-        return change_open(&*fd::get(dirfd)?, &host, &change_node);
+        let open = fd::get(dirfd)?;
+        return change_open(&open, &host, &change_node);
     }
     walk::with_object(dirfd, path, last(follow), |place| match place {
-        Place::Host(place) => host(place.at(), follow).map(|()| 0),
+        Place::Host(place) => {
+            host(place.at(), follow)?;
+            inotify::happened(&place.path, event::ATTRIB);
+            Ok(0)
+        }
         Place::Node(place) => {
             if let Some(open) = &place.open {
                 return change_open(open, &host, &change_node);
@@ -67,7 +74,9 @@ fn change(
             if place.read_only {
                 return Err(Errno::EROFS);
             }
-            change_node(&**node, &node.stat()?).map(|()| 0)
+            change_node(&**node, &node.stat()?)?;
+            inotify::happened(&place.path, event::ATTRIB);
+            Ok(0)
         }
     })
 }
@@ -78,18 +87,19 @@ fn change_open(
     change_node: &impl Fn(&dyn Node, &Stat) -> SysResult<()>,
 ) -> SysResult {
     if let Some(node) = open.file.node() {
-        return change_node(&**node, &node.stat()?).map(|()| 0);
+        change_node(&**node, &node.stat()?)?;
+        inotify::happened_to(open, event::ATTRIB);
+        return Ok(0);
     }
     let number = open.file.host_fd().ok_or(Errno::EPERM)?;
-    host(
-        At {
-            dir: u64::from(number),
-            path: b"",
-            how: 0,
-        },
-        true,
-    )
-    .map(|()| 0)
+    let at = At {
+        dir: u64::from(number),
+        path: b"",
+        how: 0,
+    };
+    host(at, true)?;
+    inotify::happened_to(open, event::ATTRIB);
+    Ok(0)
 }
 
 /// Only its owner changes a file's mode and times to what he likes.
@@ -301,8 +311,9 @@ fn truncate(args: &Args) -> SysResult {
     let size = size(args, 1)?;
     let path = path_argument(args.u64(0))?;
     // Opening checks what is to be checked: permission, kind, read-only mounts.
-    let open = open::open_at(AT_FDCWD, &path, O_WRONLY | O_NONBLOCK, 0)?;
-    open.file.truncate(size).map(|()| 0)
+    let flags = O_WRONLY | O_NONBLOCK | inotify::UNNOTICED;
+    let open = open::open_from(&Start::of(AT_FDCWD, &path)?, &path, flags, 0)?;
+    truncate_open(&open, size)
 }
 
 fn writer(number: i32) -> SysResult<alloc::sync::Arc<OpenFile>> {
@@ -324,7 +335,24 @@ fn ftruncate(args: &Args) -> SysResult {
             Errno::EINVAL
         });
     }
-    open.file.truncate(size).map(|()| 0)
+    truncate_open(&open, size)
+}
+
+fn truncate_open(open: &OpenFile, size: u64) -> SysResult {
+    if i64::try_from(size).is_ok_and(|size| size > open.file.stat().map_or(0, |stat| stat.size)) {
+        limit(size)?;
+    }
+    open.file.truncate(size)?;
+    inotify::happened_to(open, event::MODIFY);
+    Ok(0)
+}
+
+/// `RLIMIT_FSIZE`
+fn limit(size: u64) -> SysResult<()> {
+    match Process::current().limits.soft(limits::FILE_SIZE) {
+        Some(most) if size > most => Err(signals::file_too_large()),
+        _ => Ok(()),
+    }
 }
 
 fn fallocate(args: &Args) -> SysResult {
@@ -336,7 +364,13 @@ fn fallocate(args: &Args) -> SysResult {
     if offset.checked_add(len).is_none_or(|end| end > i64::MAX as u64) {
         return Err(Errno::EFBIG);
     }
-    open.file.allocate(args.u32(1), offset, len).map(|()| 0)
+    const KEEP_SIZE: u32 = 1;
+    if args.u32(1) & KEEP_SIZE == 0 {
+        limit(offset.saturating_add(len))?;
+    }
+    open.file.allocate(args.u32(1), offset, len)?;
+    inotify::happened_to(&open, event::MODIFY);
+    Ok(0)
 }
 
 fn synced(number: i32, data_only: bool) -> SysResult {

@@ -2,9 +2,11 @@
 
 use alloc::sync::Arc;
 
-use super::flags::O_APPEND;
-use super::{OpenFile, fd};
+use super::flags::{O_APPEND, S_IFMT, S_IFREG};
+use super::inotify::{self, event};
+use super::{OpenFile, fd, signals};
 use crate::errno::{Errno, SysResult};
+use crate::process::{Process, limits};
 use crate::syscall::{Args, Entry, full, partial};
 use crate::user::Buf;
 
@@ -51,12 +53,51 @@ fn writer(number: i32) -> SysResult<Arc<OpenFile>> {
     }
 }
 
+/// Tells who watches the file.
+pub(super) fn was_read(open: &OpenFile, bytes: usize) -> u64 {
+    if bytes > 0 {
+        inotify::happened_to(open, event::ACCESS);
+    }
+    bytes as u64
+}
+
+/// Tells who watches the file.
+pub(super) fn was_written(open: &OpenFile, bytes: usize) -> u64 {
+    if bytes > 0 {
+        inotify::happened_to(open, event::MODIFY);
+    }
+    bytes as u64
+}
+
 fn do_read(open: &OpenFile, to: &mut Buf) -> SysResult {
-    restartable(open.file.read(open, to)).map(|n| n as u64)
+    restartable(open.file.read(open, to)).map(|n| was_read(open, n))
+}
+
+/// `RLIMIT_FSIZE`: cuts what is to be written at `at`, if that is into a file.
+fn limit(open: &OpenFile, from: &mut Buf, at: impl FnOnce() -> SysResult<u64>) -> SysResult<()> {
+    let Some(most) = Process::current().limits.soft(limits::FILE_SIZE) else {
+        return Ok(());
+    };
+    if from.is_empty() || open.file.stat()?.mode & S_IFMT != S_IFREG {
+        return Ok(());
+    }
+    match most.checked_sub(at()?) {
+        Some(room @ 1..) => from.truncate(usize::try_from(room).unwrap_or(usize::MAX).min(from.len())),
+        _ => return Err(signals::file_too_large()),
+    }
+    Ok(())
+}
+
+fn size_of(open: &OpenFile) -> SysResult<u64> {
+    Ok(u64::try_from(open.file.stat()?.size).unwrap_or(0))
 }
 
 fn do_write(open: &OpenFile, from: &mut Buf) -> SysResult {
-    restartable(open.file.write(open, from)).map(|n| n as u64)
+    limit(open, from, || match open.flags() & O_APPEND {
+        0 => Ok(open.position.with(|position| *position)),
+        _ => size_of(open),
+    })?;
+    restartable(open.file.write(open, from)).map(|n| was_written(open, n))
 }
 
 fn offset(args: &Args, n: usize) -> SysResult<u64> {
@@ -84,13 +125,14 @@ fn writev(args: &Args) -> SysResult {
 }
 
 fn read_at(open: &OpenFile, offset: u64, to: &mut Buf) -> SysResult {
-    restartable(open.file.read_at(offset, to)).map(|n| n as u64)
+    restartable(open.file.read_at(offset, to)).map(|n| was_read(open, n))
 }
 
 /// Writes at the end without moving the position.
 fn append(open: &OpenFile, from: &mut Buf) -> SysResult {
-    let size = u64::try_from(open.file.stat()?.size).unwrap_or(0);
-    open.file.write_at(size, from).map(|n| n as u64)
+    let size = size_of(open)?;
+    limit(open, from, || Ok(size))?;
+    open.file.write_at(size, from).map(|n| was_written(open, n))
 }
 
 fn write_at(open: &OpenFile, offset: u64, from: &mut Buf) -> SysResult {
@@ -98,7 +140,8 @@ fn write_at(open: &OpenFile, offset: u64, from: &mut Buf) -> SysResult {
         // As on Linux (pwrite(2), BUGS): the data goes to the end, the position stays.
         return append(open, from);
     }
-    restartable(open.file.write_at(offset, from)).map(|n| n as u64)
+    limit(open, from, || Ok(offset))?;
+    restartable(open.file.write_at(offset, from)).map(|n| was_written(open, n))
 }
 
 fn pread64(args: &Args) -> SysResult {

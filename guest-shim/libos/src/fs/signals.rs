@@ -7,6 +7,7 @@ use spin::Once;
 
 use super::jobs::Job;
 use crate::errno::{Errno, SysResult};
+use crate::process::Process;
 use crate::sched::WaitQueue;
 use crate::user;
 
@@ -63,6 +64,14 @@ pub fn broken_pipe() -> Errno {
         signals.raise_sigpipe();
     }
     Errno::EPIPE
+}
+
+/// A file would be larger than the caller's limit: raises SIGXFSZ and gives EFBIG.
+#[must_use]
+pub fn file_too_large() -> Errno {
+    const SIGXFSZ: u32 = 25;
+    raise_in_process(Process::current().pid, SIGXFSZ);
+    Errno::EFBIG
 }
 
 /// Whether a signal of `set` is pending for the caller.

@@ -6,6 +6,7 @@ use super::area::{Backing, Protection};
 use super::space::{self, Place, Request};
 use crate::errno::{Errno, SysResult};
 use crate::fs::{self};
+use crate::process::{Process, limits};
 use crate::syscall::{Args, Entry, enosys, full, partial, refused};
 use crate::user;
 
@@ -101,6 +102,18 @@ fn protection(bits: u64) -> Protection {
     Protection::from_bits_truncate(bits as u8)
 }
 
+/// `RLIMIT_AS`: whether `more` bytes may be mapped.
+fn permit(more: u64) -> SysResult<()> {
+    let Some(most) = Process::current().limits.soft(limits::ADDRESS_SPACE) else {
+        return Ok(());
+    };
+    let mapped = space::current().lock().areas.total();
+    match mapped.checked_add(more) {
+        Some(all) if all <= most => Ok(()),
+        _ => Err(Errno::ENOMEM),
+    }
+}
+
 fn mmap(a: &Args) -> SysResult {
     let flags = a.u32(3);
     let shared = matches!(flags & MAP_TYPE, MAP_SHARED | 3);
@@ -131,6 +144,7 @@ fn mmap(a: &Args) -> SysResult {
     } else {
         Place::Anywhere
     };
+    permit(len)?;
     let populate = flags & MAP_POPULATE != 0;
     let at = space::current().map(Request {
         hint: a.u64(0),
@@ -182,7 +196,13 @@ fn munmap(a: &Args) -> SysResult {
 }
 
 fn brk(a: &Args) -> SysResult {
-    Ok(space::current().lock().set_brk(a.u64(0)))
+    let now = space::current().lock().brk_range().1;
+    let wanted = if permit(a.u64(0).saturating_sub(now)).is_ok() {
+        a.u64(0)
+    } else {
+        0
+    };
+    Ok(space::current().lock().set_brk(wanted))
 }
 
 fn mremap(a: &Args) -> SysResult {
@@ -195,6 +215,7 @@ fn mremap(a: &Args) -> SysResult {
         pages(a.u64(2)).map_err(|_| Errno::EINVAL)?,
     );
     let (fixed, keeps) = (flags & FIXED != 0, flags & DONTUNMAP != 0);
+    permit(new_len.saturating_sub(old_len))?;
     if flags & !7 != 0
         || (fixed || keeps) && flags & MAYMOVE == 0
         || keeps && old_len != new_len

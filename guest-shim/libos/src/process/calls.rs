@@ -51,7 +51,7 @@ pub const SYSCALLS: &[Entry] = &[
         302,
         "prlimit64",
         "iixx",
-        "held for open files and the stack",
+        "held for open files, processes, the stack, sizes of files and the address space",
         prlimit,
     ),
     partial(98, "getrusage", "ix", "CPU time and faults", getrusage),
