@@ -58,12 +58,15 @@ tags! {
     Link = 16,
     /// A segment shared with other contexts: u64 index in [`crate::boot::ContextBlock::segments`], u64 bytes, name.
     Segment = 17,
+    /// One more process ([`crate::exec`]; never in the first configuration): u64 [`crate::exec::exec_flags`], u64 ticket of
+    /// its streams ([`crate::hostop::HostOp::Streams`]), u64 rows, u64 columns of its terminal.
+    Exec = 18,
     /// A port of a private network that the host publishes: a [`Published`].
-    Published = 18,
+    Published = 19,
     /// A server of names that a private network reaches: its address, 4 or 16 bytes.
-    NameServer = 19,
+    NameServer = 20,
     /// Further lines of the host's `/etc/resolv.conf`.
-    Resolver = 20,
+    Resolver = 21,
 }
 
 /// Bits of a mount.
@@ -76,6 +79,8 @@ pub mod mount_flags {
     pub const MEASURED: u32 = 4;
     /// A host mount that is only read, with changes in guest memory.
     pub const OVERLAY: u32 = 8;
+    /// The host mount is the container of a protected volume whose key is not there: its ciphertext is shown.
+    pub const CIPHERTEXT: u32 = 16;
 }
 
 /// Bits of [`Tag::Flags`].
@@ -86,9 +91,11 @@ pub mod run_flags {
     pub const NO_PATCH: u64 = 2;
     /// No socket of the host: the network is an empty one.
     pub const NO_NETWORK: u64 = 4;
+    /// The owner may start further processes ([`crate::exec`]).
+    pub const EXEC: u64 = 8;
     /// The context has a network of its own: what is said on it stays inside, but for connections that the program makes to
     /// others, and for ports that are published.
-    pub const PRIVATE_NETWORK: u64 = 8;
+    pub const PRIVATE_NETWORK: u64 = 16;
 }
 
 /// A published port. Layout: u16 IP protocol (6 or 17), u16 port in the guest, u16 port of the host, then the host's address, 4 or

@@ -115,6 +115,12 @@ pub enum Stat {
     Signals = 11,
     /// When the program's first instruction came, guest TSC.
     Entered = 12,
+    /// Frames in use at the end.
+    Frames = 13,
+    /// Host descriptors held at the end.
+    HostFiles = 14,
+    /// Threads that there were at the end.
+    Threads = 15,
 }
 
 /// Encoding of [`SharedHeader::exit_status`].

@@ -74,8 +74,27 @@ pub fn examine() -> Vec<Finding> {
             ));
         }
     }
-    findings.extend([large_pages(), user_faults(), open_files(), snp(), tdx()]);
+    findings.extend([
+        large_pages(),
+        user_faults(),
+        open_files(),
+        namespaces(),
+        snp(),
+        tdx(),
+    ]);
     findings
+}
+
+fn namespaces() -> Finding {
+    const SUBJECT: &str = "namespaces";
+    if crate::jail::namespaces::allowed() {
+        return Finding::good(SUBJECT, "OS service and monitor have mounts of their own");
+    }
+    Finding::missing(
+        SUBJECT,
+        "not for this user",
+        "the OS service is held by Landlock and seccomp alone (docs/jail.md); as root it has namespaces too",
+    )
 }
 
 fn processor() -> Finding {

@@ -176,6 +176,7 @@ impl InitArgs {
                 .into(),
                 untrusted_environment: Vec::new(),
                 untrusted_args: false,
+                exec: false,
             },
             resources: Resources::default(),
             platform: Platform::default(),

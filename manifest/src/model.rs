@@ -67,6 +67,9 @@ pub struct Program {
     /// Whether the untrusted caller may choose the arguments; `args` are then the first of them.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub untrusted_args: bool,
+    /// Whether the owner may start further programs in the running context, and see its memory.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub exec: bool,
 }
 
 /// How much the context gets.
@@ -152,7 +155,7 @@ pub struct Volume {
     pub guest: String,
     /// What kind.
     pub kind: VolumeKind,
-    /// A host path (`shared`, `measured`) or the volume's file (`protected`); `memory` has none.
+    /// A host path (`shared`, `measured`) or the volume's file (`protected`, `ciphertext`); `memory` has none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub source: Option<String>,
     /// Whether the program may only read it. A measured volume is read-only anyway.
@@ -168,6 +171,8 @@ pub enum VolumeKind {
     Measured,
     /// Encrypted and authenticated with a key that follows from the identity.
     Protected,
+    /// The file of somebody else's protected volume, without its key: opaque names and bytes, read-only.
+    Ciphertext,
     /// The host's, as it is, and as trustworthy.
     Shared,
     /// In the context's own memory; gone with it.

@@ -58,6 +58,7 @@ fn every_field_counts() {
         ("C.UTF-8", "C.UTF-9"),
         ("[\"TERM\"]", "[\"TERMS\"]"),
         ("untrusted_args = true", "untrusted_args = false"),
+        ("exec = true", "exec = false"),
         ("memory_mib = 512", "memory_mib = 513"),
         ("cpus = 2", "cpus = 3"),
         ("[\"snp\", \"plain\"]", "[\"snp\"]"),

@@ -8,6 +8,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use cloak_host::control::folder::Name;
 use cloak_host::run::{
     self, Environment, Network, Outcome, Published, Resident, RootTree, RunOptions, Volume,
 };
@@ -80,9 +81,9 @@ pub struct Args {
     /// Where sealed pages go with --resident. What was in the file is gone
     #[arg(long, value_name = "FILE", requires = "resident")]
     swap: Option<PathBuf>,
-    /// Name of the VM, and the host name inside
+    /// Name of the VM, and the host name inside. Under it `cloak ps`, `exec` and `inspect` find the VM while it runs
     #[arg(long)]
-    name: Option<String>,
+    name: Option<Name>,
     /// Kind of machine: `plain` KVM, or the best that there is
     #[arg(long, value_enum, default_value_t = Platform::Auto)]
     platform: Platform,
@@ -221,7 +222,8 @@ fn plain(args: Args) -> Result<RunOptions, String> {
             .resident
             .zip(args.swap)
             .map(|(bytes, swap)| Resident { bytes, swap }),
-        name: args.name,
+        name: args.name.as_ref().map(|name| name.as_str().to_owned()),
+        control: args.name,
         trace: args.trace,
         patch: !args.no_patch,
         kernel_tables: args.kernel_tables,

@@ -10,6 +10,7 @@ use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
+use cloak_tests::os_side::children_of;
 use cloak_tests::outcome::Outcome;
 use cloak_tests::process::Running;
 use cloak_tests::programs::{Linkage, built};
@@ -74,7 +75,11 @@ fn cloak() -> Command {
         unreachable!("the launcher under test is a binary")
     };
     let mut command = Command::new(path);
-    command.env_clear().env("PATH", "/usr/bin:/bin");
+    let sockets = format!("sockets-{}", std::process::id());
+    command.env_clear().env("PATH", "/usr/bin:/bin").env(
+        "CLOAK_RUNTIME_DIR",
+        Path::new(env!("CARGO_TARGET_TMPDIR")).join(sockets),
+    );
     command
 }
 
@@ -838,13 +843,4 @@ fn a_database_survives_killed_monitors_and_services() {
             String::from_utf8_lossy(&check.stderr)
         );
     }
-}
-
-fn children_of(parent: i32) -> Vec<i32> {
-    let listed = fs::read_to_string(format!("/proc/{parent}/task/{parent}/children"));
-    let listed = listed.expect("it runs");
-    listed
-        .split_whitespace()
-        .filter_map(|pid| pid.parse().ok())
-        .collect()
 }

@@ -32,21 +32,6 @@ fn processes_begin_and_end() {
 }
 
 #[test]
-fn limits_on_resources_hold() {
-    let Some(python) = needs::cloaked_program("/usr/bin/python3") else {
-        return;
-    };
-    if !needs::root() {
-        return; // another user's processes are counted
-    }
-    let scratch = Scratch::new();
-    let script = include_str!("../data/limits.py");
-    let case = |folder: &std::path::Path| Case::new(&python).args(["-c", script]).arg(folder);
-    case(scratch.path()).volume(scratch.path()).succeeds_as_native();
-    case(&scratch.join("made")).succeeds_as_native();
-}
-
-#[test]
 fn processes_have_memory_of_their_own() {
     conforms("process_memory", &[Linkage::Dynamic, Linkage::Static]);
 }
@@ -70,6 +55,11 @@ fn processes_use_system_v_semaphores_and_queues() {
         "semaphores_queues",
         &[Linkage::Dynamic, Linkage::Static, Linkage::Musl],
     );
+}
+
+#[test]
+fn what_other_suites_found_is_mended() {
+    conforms("found_by_suites", &[Linkage::Dynamic, Linkage::Static]);
 }
 
 /// Memory of a thousand children comes back: the program compares free memory itself.

@@ -9,15 +9,19 @@
 #![forbid(unsafe_code)]
 
 pub mod case;
+pub mod compat;
 pub mod cpython;
 pub mod differences;
 pub mod launcher;
 pub mod needs;
+pub mod os_side;
 pub mod outcome;
 pub mod process;
 pub mod programs;
+pub mod results;
 pub mod scratch;
 pub mod server;
+pub mod unit;
 
 pub use case::Case;
 pub use launcher::Launcher;

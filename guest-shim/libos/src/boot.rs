@@ -6,7 +6,7 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::sync::atomic::Ordering;
 
-use cloak_abi::config::{self, ConfigError, Published, Records, Tag, number, run_flags};
+use cloak_abi::config::{self, ConfigError, Published, Records, Tag, mount_flags, number, run_flags};
 use cloak_abi::hostop::HostOp;
 use cloak_abi::kcall::Kcall;
 use cloak_abi::layout::PAGE;
@@ -14,7 +14,6 @@ use cloak_abi::ring::{SHARED_MAGIC, Stat, exit_status};
 use spin::{Mutex, Once};
 
 use crate::arch::{self, Frame};
-use crate::errno::Errno;
 use crate::fs::mount::Mount;
 use crate::fs::tmpfs::Tmpfs;
 use crate::fs::{FdTable, FsContext, MountRecord, Segment, measured, protected};
@@ -114,6 +113,7 @@ extern "C" fn run_program(_: u64) -> ! {
         .unwrap_or_else(|why| arch::exit(exit_status::refused(125), &why));
     volumes.extend(mount_protected(config, memory));
     volumes.extend(network_files(config));
+    volumes.extend(mount_ciphertext(config));
     let segments = config.segments();
     if crate::fs::init(&config.mounts, volumes, segments, config.stdio, memory, &files).is_err() {
         arch::panic_exit("the mounts of the configuration make no name space");
@@ -127,6 +127,9 @@ extern "C" fn run_program(_: u64) -> ! {
     let started = process::open(program).and_then(|found| Ok(found.load()?));
     match started {
         Ok(start) => {
+            if config.flags & run_flags::EXEC != 0 {
+                process::outside::allow(config.defaults());
+            }
             set_name(&config.program);
             host::header().stats[Stat::Entered as usize].store(arch::ticks(), Ordering::Relaxed);
             sched::enter_program(Frame::start(start.rip, start.rsp))
@@ -147,15 +150,18 @@ fn network_files(config: &Config) -> Vec<Mount> {
         ("resolv.conf", net::private::network::resolver()),
     ];
     let files = Tmpfs::new(1 << 20, 0o755);
-    let mounts = texts.into_iter().filter_map(|(name, content)| {
+    let mut mounts = Vec::new();
+    for (name, content) in texts {
         let path = [b"/etc/", name.as_bytes()].concat();
         if config.names(&path) {
-            return None;
+            continue;
         }
-        let node = files.file(name.as_bytes(), content.as_bytes()).ok()?;
-        Some(Mount::node("tmpfs", &path, node, false))
-    });
-    mounts.collect()
+        let Ok(node) = files.file(name.as_bytes(), content.as_bytes()) else {
+            arch::exit(exit_status::refused(125), "the host's resolv.conf is too large");
+        };
+        mounts.push(Mount::node("tmpfs", &path, node, false));
+    }
+    mounts
 }
 
 /// Bytes of decrypted blocks that all protected volumes keep.
@@ -173,7 +179,18 @@ fn mount_protected(config: &Config, memory: u64) -> Vec<Mount> {
     mounts.collect()
 }
 
-fn set_name(path: &[u8]) {
+/// Opens the protected volumes of which this context has no key.
+fn mount_ciphertext(config: &Config) -> Vec<Mount> {
+    let asked = config.mounts.iter();
+    let asked = asked.filter(|record| record.flags & mount_flags::CIPHERTEXT != 0);
+    let mounts = asked.map(|record| {
+        protected::ciphertext::mount(record).unwrap_or_else(|why| arch::exit(exit_status::refused(125), &why))
+    });
+    mounts.collect()
+}
+
+/// The running thread's name: that of the file.
+pub fn set_name(path: &[u8]) {
     let base = path.rsplit(|&b| b == b'/').next().unwrap_or(path);
     let mut name = [0u8; 16];
     let len = base.len().min(15);
@@ -181,28 +198,10 @@ fn set_name(path: &[u8]) {
     *sched::current().name.lock() = name;
 }
 
-/// The program can't be started: codes as shells give them.
+/// The program can't be started.
 fn refuse(name: &str, refused: &NotStarted) -> ! {
-    let errno = refused.errno;
-    let (code, why) = match errno {
-        Errno::ENOENT | Errno::ENOTDIR => (127, "no such file; is it on a mounted volume?"),
-        Errno::EACCES => (126, "permission denied: not a regular file, or not executable"),
-        Errno::ENOEXEC => (126, "not a 64-bit x86 ELF program or script, or damaged"),
-        Errno::EISDIR => (126, "it is a directory"),
-        Errno::ENOMEM => (125, "not enough guest memory; try a larger --memory"),
-        Errno::ELOOP => (126, "too many levels of symbolic links or interpreters"),
-        Errno::EIO => (126, "can't be read, or is not what it should be"),
-        Errno::E2BIG => (126, "arguments and environment are too long"),
-        _ => (126, "can't be loaded"),
-    };
-    let blamed = refused.interpreter.as_deref().map(|path| {
-        let path = String::from_utf8_lossy(path);
-        format!(" its interpreter {path}:")
-    });
-    arch::exit(
-        exit_status::refused(code),
-        &format!("{name}:{} {why} ({})", blamed.unwrap_or_default(), errno.name()),
-    )
+    let (code, why) = process::outside::told(name, refused);
+    arch::exit(exit_status::refused(code), &why)
 }
 
 /// Asks the OS side what time it is, once; from then on time comes from the CPU.
@@ -320,6 +319,7 @@ impl Config {
                 len: n(1)?,
                 name: value.get(16..).unwrap_or_default().to_vec(),
             }),
+            Tag::Exec => return Err(ConfigError::Size(tag)),
             Tag::Manifest => {
                 identity::take(value, &arch::boot().identity).map_err(|_| ConfigError::Size(tag))?
             }
@@ -369,6 +369,17 @@ impl Config {
             })
         });
         all.collect()
+    }
+
+    /// What a further process has, unless it is asked for with something else.
+    fn defaults(&self) -> process::outside::Defaults {
+        process::outside::Defaults {
+            environment: self.environment.clone(),
+            cwd: self.cwd.clone(),
+            umask: self.umask,
+            max_files: self.max_files,
+            credentials: self.credentials.clone(),
+        }
     }
 
     fn descriptors(&self) -> FdTable {

@@ -237,3 +237,97 @@ fn a_copy_that_lacks_tables_can_be_removed() {
     assert_eq!(pool.take(&mut ram), Err(KcallError::Tables));
     assert!(lookup(&ram, BASE + 2 * LARGE).is_some());
 }
+
+/// Random changes on both sides, and each time the second is made a copy of the first again: it maps what a fresh copy
+/// would, with pages of its own where it was told so, and the tables that it does not need are given back.
+#[test]
+fn a_former_copy_becomes_a_copy_again() {
+    for seed in 1..20 {
+        let mut rng = Rng(seed * 0x2545_f491);
+        let mut ram = Ram(vec![0; 0x80_000 / 8]);
+        let mut pool = Pool::new(POOL.0, POOL.1);
+        let root = pool.take(&mut ram).expect("enough tables");
+        let (mut model, mut former) = (Model::new(), Model::new());
+        for _ in 0..8 {
+            for _ in 0..6 {
+                for (root, model) in [(ROOT, &mut model), (root, &mut former)] {
+                    let mut editor = Editor {
+                        root,
+                        memory: &mut ram,
+                        pool: &mut pool,
+                    };
+                    let flags = [
+                        PTE_P | PTE_U | PTE_W | PTE_SHARED,
+                        PTE_P | PTE_U | PTE_W | PTE_D,
+                        PTE_NX,
+                    ];
+                    random_operation(&mut editor, model, &mut rng, &flags);
+                }
+            }
+            let is_small = |page: &u64| is_table(ram.read(directory_entry(&ram, *page)));
+            let own: Vec<(u64, u64)> = model
+                .keys()
+                .filter(|page| **page / PAGE % 7 == seed % 7 && is_small(page))
+                .map(|&page| (page, 5 * LARGE | PTE_P | PTE_U | PTE_W))
+                .collect();
+            let is_own = |page: &u64| own.binary_search_by_key(page, |&(page, _)| page).is_ok();
+            let loses = |(page, &(_, flags)): (&u64, &(u64, u64))| !is_own(page) && copied(flags) != flags;
+            let wanted = model.iter().any(loses);
+            let mut mirror = |ram: &mut Ram, pool: &mut Pool| {
+                let mut reduced = false;
+                let mut editor = Editor {
+                    root,
+                    memory: ram,
+                    pool,
+                };
+                editor.mirror(ROOT, &own, &mut reduced).expect("enough tables");
+                reduced
+            };
+            assert_eq!(mirror(&mut ram, &mut pool), wanted, "seed {seed}");
+            let before = ram.0.clone();
+            assert!(!mirror(&mut ram, &mut pool), "seed {seed}");
+            assert!(ram.0 == before, "what is right is left alone");
+            former = model.clone();
+            for (page, (frame, flags)) in &mut former {
+                if is_own(page) {
+                    (*frame, *flags) = (5 * LARGE, PTE_P | PTE_U | PTE_W);
+                } else {
+                    *flags = copied(*flags);
+                }
+            }
+            for (page, (_, flags)) in &mut model {
+                if !is_own(page) {
+                    *flags = copied(*flags);
+                }
+            }
+            for (root, model) in [(ROOT, &model), (root, &former)] {
+                for page in (BASE..BASE + 8 * LARGE).step_by(4096) {
+                    let found = lookup_from(&ram, root, page);
+                    assert_eq!(
+                        found,
+                        model.get(&page).copied(),
+                        "seed {seed} root {root:#x} page {page:#x}"
+                    );
+                }
+            }
+            pool.settle(&mut ram);
+        }
+        for root in [ROOT, root] {
+            Editor {
+                root,
+                memory: &mut ram,
+                pool: &mut pool,
+            }
+            .end();
+        }
+        pool.settle(&mut ram);
+        let all = std::iter::from_fn(|| pool.take(&mut ram).ok()).count() as u64;
+        assert_eq!(all, (POOL.1 - POOL.0) / PAGE + 1, "seed {seed}");
+    }
+}
+
+/// Where the directory entry of a mapped page is.
+fn directory_entry(ram: &Ram, va: u64) -> u64 {
+    let upper = ram.read(entry(ROOT, va, 39)) & PTE_ADDR;
+    entry(ram.read(entry(upper, va, 30)) & PTE_ADDR, va, 21)
+}

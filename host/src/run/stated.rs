@@ -103,6 +103,8 @@ pub struct Stated {
     pub canonical: String,
     /// What follows from both.
     pub identity: Identity,
+    /// Whether the owner may start further programs, and see the context's memory.
+    pub exec: bool,
 }
 
 impl Stated {
@@ -117,6 +119,7 @@ impl Stated {
         Ok(Self {
             shim,
             canonical,
+            exec: manifest.program.exec,
             identity: Identity::of(&shim, &digests),
         })
     }
@@ -266,11 +269,19 @@ fn add_volume(
                 container: source,
                 guest: volume.guest.clone().into(),
                 read_only: volume.read_only,
-                key: root.derive(identity, Purpose::Volume(&volume.guest)),
+                key: Some(root.derive(identity, Purpose::Volume(&volume.guest))),
                 anchor: caller.anchors.remove(&volume.guest),
                 withheld: Vec::new(),
             });
         }
+        VolumeKind::Ciphertext => options.protected.push(Protected {
+            container: source,
+            guest: volume.guest.clone().into(),
+            read_only: true,
+            key: None,
+            anchor: None,
+            withheld: Vec::new(),
+        }),
     }
     Ok(())
 }
@@ -302,7 +313,10 @@ pub fn of_options(options: &RunOptions, program: &std::path::Path, vcpus: usize)
     volumes.extend(options.protected.iter().map(|v| {
         volume(
             text(&v.guest),
-            VolumeKind::Protected,
+            match v.key {
+                Some(_) => VolumeKind::Protected,
+                None => VolumeKind::Ciphertext,
+            },
             Some(text(&v.container)),
             v.read_only,
         )
@@ -327,6 +341,7 @@ pub fn of_options(options: &RunOptions, program: &std::path::Path, vcpus: usize)
                 })
                 .collect(),
             untrusted_args: true,
+            exec: true,
         },
         resources: Resources {
             memory_mib: options.memory >> 20,

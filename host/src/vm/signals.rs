@@ -112,7 +112,7 @@ pub fn forward(contexts: Vec<Reach>) {
 }
 
 /// One vCPU that can look at the header does: one that sleeps or polls if there is, else one that runs.
-fn notify(shared: &SharedRegion, handles: &[Arc<Handle>]) {
+pub(super) fn notify(shared: &SharedRegion, handles: &[Arc<Handle>]) {
     let state = |i: usize| shared.queue(i).state.load(Ordering::SeqCst);
     let chosen = (0..handles.len()).find(|&i| state(i) == VcpuState::Halted as u32);
     match chosen {

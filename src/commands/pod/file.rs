@@ -4,8 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
+use cloak_host::control::folder::Name;
 use cloak_host::run::stated::{Caller, of_manifest};
-use cloak_host::run::{Environment, Network, Published, RunOptions, Segment};
+use cloak_host::run::{Environment, Network, Published, Resident, RunOptions, Segment};
 use cloak_manifest::Manifest;
 use serde::Deserialize;
 
@@ -46,6 +47,8 @@ pub enum PodError {
 /// A pod file that was read.
 #[derive(Debug)]
 pub struct Pod {
+    /// Name of the VM while it runs.
+    pub name: Option<Name>,
     /// In the order of the file.
     pub contexts: Vec<Context>,
 }
@@ -55,6 +58,7 @@ pub struct Pod {
 pub struct Context {
     /// Its name in messages, and the host name inside.
     pub name: String,
+    resident: Option<Resident>,
     segments: Vec<Shared>,
     runs: Runs,
 }
@@ -78,6 +82,7 @@ enum Runs {
 #[serde(deny_unknown_fields)]
 struct File {
     version: u32,
+    name: Option<String>,
     #[serde(rename = "context")]
     contexts: Vec<Entry>,
 }
@@ -108,6 +113,9 @@ struct Entry {
     root_key: Option<PathBuf>,
     #[serde(default)]
     anchors: Vec<String>,
+    /// Most plaintext, and where the rest goes.
+    resident: Option<String>,
+    swap: Option<PathBuf>,
 }
 
 /// Memory that a context is ready to share.
@@ -146,12 +154,15 @@ impl Pod {
                 file.version
             )));
         }
+        let name = file.name.as_deref().map(Name::new).transpose();
+        let name = name.map_err(|error| content(error.to_string()))?;
         let folder = path.parent().unwrap_or(Path::new(""));
         let contexts = file
             .contexts
             .into_iter()
             .map(|entry| entry.context(folder, &content));
         let pod = Self {
+            name,
             contexts: contexts.collect::<Result<_, _>>()?,
         };
         pod.check().map_err(content)?;
@@ -160,7 +171,16 @@ impl Pod {
 
     fn check(&self) -> Result<(), String> {
         let mut names = BTreeSet::new();
-        for Context { name, .. } in &self.contexts {
+        let mut swaps = BTreeSet::new();
+        for Context { name, resident, .. } in &self.contexts {
+            if let Some(limit) = resident
+                && !swaps.insert(&limit.swap)
+            {
+                return Err(format!(
+                    "two contexts have the swap file {}",
+                    limit.swap.display()
+                ));
+            }
             if name.is_empty() || name.contains(char::is_whitespace) {
                 return Err(format!("{name:?} is not the name of a context"));
             }
@@ -246,6 +266,9 @@ fn read(path: &Path) -> Result<String, PodError> {
 impl Entry {
     /// The context that it describes. Files that it names lie in `folder`.
     fn context(mut self, folder: &Path, bad: &impl Fn(String) -> PodError) -> Result<Context, PodError> {
+        let resident = self
+            .limit(folder)
+            .map_err(|why| bad(format!("context {}: {why}", self.called())))?;
         let Some(file) = self.manifest.take() else {
             let name = self
                 .name
@@ -264,6 +287,7 @@ impl Entry {
             let segments = std::mem::take(&mut self.segments);
             return Ok(Context {
                 name,
+                resident,
                 segments,
                 runs: Runs::Told(Box::new(self)),
             });
@@ -278,7 +302,7 @@ impl Entry {
         );
         if rest != (true, true, true) {
             return Err(bad(format!(
-                "{}: beside a manifest only name, root_key, anchors, publish and user can be said",
+                "{}: beside a manifest only name, root_key, anchors, publish, user, resident and swap can be said",
                 file.display()
             )));
         }
@@ -289,6 +313,7 @@ impl Entry {
         });
         Ok(Context {
             name: self.name.unwrap_or_else(|| manifest.name.clone()),
+            resident,
             segments: segments.collect(),
             runs: Runs::Stated {
                 root_key: self.root_key.map(|key| folder.join(key)),
@@ -298,6 +323,24 @@ impl Entry {
                 manifest: Box::new(manifest),
             },
         })
+    }
+
+    /// For messages.
+    fn called(&self) -> String {
+        let file = self.manifest.as_ref().map(|file| file.display().to_string());
+        self.name.clone().or(file).unwrap_or_default()
+    }
+
+    /// Its limit on plaintext.
+    fn limit(&self, folder: &Path) -> Result<Option<Resident>, String> {
+        match (&self.resident, &self.swap) {
+            (Some(bytes), Some(swap)) => Ok(Some(Resident {
+                bytes: parse_size(bytes).map_err(|why| format!("resident: {why}"))?,
+                swap: folder.join(swap),
+            })),
+            (None, None) => Ok(None),
+            _ => Err("resident and swap go together".to_owned()),
+        }
     }
 
     fn options(self, name: String) -> Result<RunOptions, Box<dyn std::error::Error>> {
@@ -406,6 +449,7 @@ impl Context {
         };
         options.device = device.to_owned();
         options.name = Some(self.name);
+        options.resident = self.resident;
         options.kernel_tables = true;
         Ok(options)
     }

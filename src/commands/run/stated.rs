@@ -119,7 +119,10 @@ pub fn options(args: Args) -> Result<RunOptions, Error> {
     let mut options = of_manifest(&manifest, root, caller)?;
     options.device = args.device;
     options.user = args.user;
-    options.name = args.name.or(options.name);
+    if let Some(name) = args.name {
+        options.name = Some(name.as_str().to_owned());
+        options.control = Some(name);
+    }
     options.trace = args.trace;
     options.patch = !args.no_patch;
     options.kernel_tables = args.kernel_tables;

@@ -1,6 +1,10 @@
 //! System calls that change files' attributes and sizes: `chmod`, `chown`, `utimensat`, `truncate`,
 //! `fallocate`, `fsync` and their forms.
 
+use alloc::sync::Arc;
+
+use cloak_abi::layout::PAGE;
+
 use super::calls_open::path_argument;
 use super::file::Stat;
 use super::flags::*;
@@ -8,9 +12,8 @@ use super::hostops::{self, At};
 use super::inotify::{self, event};
 use super::node::{self, Node};
 use super::walk::{self, Last, Place, Start};
-use super::{OpenFile, fd, open, providers, signals};
+use super::{OpenFile, fd, open, providers, size_limit};
 use crate::errno::{Errno, SysResult};
-use crate::process::{Process, limits};
 use crate::syscall::{Args, Entry, full};
 use crate::user;
 
@@ -316,7 +319,41 @@ fn truncate(args: &Args) -> SysResult {
     truncate_open(&open, size)
 }
 
-fn writer(number: i32) -> SysResult<alloc::sync::Arc<OpenFile>> {
+fn truncate_open(open: &OpenFile, size: u64) -> SysResult {
+    size_limit::check(open, size)?;
+    open.file.truncate(size)?;
+    ends_at(open, size);
+    inotify::happened_to(open, event::MODIFY);
+    Ok(0)
+}
+
+/// The file ends here now: what was mapped behind its last page is gone, with the copies of private mappings.
+pub(super) fn ends_at(open: &OpenFile, size: u64) {
+    unmap(open, size.div_ceil(PAGE), u64::MAX, true);
+}
+
+fn unmap(open: &OpenFile, first: u64, last: u64, and_copies: bool) {
+    // One owner is the file itself, one is here: no shared mapping.
+    if first < last
+        && let Some(pages) = open.file.mapped_pages()
+        && (Arc::strong_count(&pages) > 2 || and_copies && pages.is_copied())
+    {
+        providers::get().unmap_pages(&pages, first, last, and_copies);
+    }
+}
+
+/// Frees the whole pages of `[offset, offset + len)`, which read as zeros from now on.
+///
+/// # Errors
+/// What the file says to it.
+pub fn punch(open: &OpenFile, offset: u64, len: u64) -> SysResult<()> {
+    open.file
+        .allocate(FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, offset, len)?;
+    unmap(open, offset.div_ceil(PAGE), (offset + len) / PAGE, false);
+    Ok(())
+}
+
+fn writer(number: i32) -> SysResult<Arc<OpenFile>> {
     let open = fd::get(number)?;
     if open.writable() {
         Ok(open)
@@ -338,23 +375,6 @@ fn ftruncate(args: &Args) -> SysResult {
     truncate_open(&open, size)
 }
 
-fn truncate_open(open: &OpenFile, size: u64) -> SysResult {
-    if i64::try_from(size).is_ok_and(|size| size > open.file.stat().map_or(0, |stat| stat.size)) {
-        limit(size)?;
-    }
-    open.file.truncate(size)?;
-    inotify::happened_to(open, event::MODIFY);
-    Ok(0)
-}
-
-/// `RLIMIT_FSIZE`
-fn limit(size: u64) -> SysResult<()> {
-    match Process::current().limits.soft(limits::FILE_SIZE) {
-        Some(most) if size > most => Err(signals::file_too_large()),
-        _ => Ok(()),
-    }
-}
-
 fn fallocate(args: &Args) -> SysResult {
     let open = writer(args.i32(0))?;
     let (offset, len) = (size(args, 2)?, size(args, 3)?);
@@ -364,14 +384,21 @@ fn fallocate(args: &Args) -> SysResult {
     if offset.checked_add(len).is_none_or(|end| end > i64::MAX as u64) {
         return Err(Errno::EFBIG);
     }
-    const KEEP_SIZE: u32 = 1;
-    if args.u32(1) & KEEP_SIZE == 0 {
-        limit(offset.saturating_add(len))?;
+    if args.u32(1) & FALLOC_FL_KEEP_SIZE == 0 {
+        size_limit::check(&open, offset + len)?;
     }
     open.file.allocate(args.u32(1), offset, len)?;
+    if args.u32(1) & !FALLOC_FL_KEEP_SIZE != 0 {
+        // A hole, or zeros: pages were dropped.
+        unmap(&open, offset.div_ceil(PAGE), (offset + len) / PAGE, false);
+    }
     inotify::happened_to(&open, event::MODIFY);
     Ok(0)
 }
+
+/// `fallocate` leaves the size as it is.
+const FALLOC_FL_KEEP_SIZE: u32 = 1;
+const FALLOC_FL_PUNCH_HOLE: u32 = 2;
 
 fn synced(number: i32, data_only: bool) -> SysResult {
     let open = fd::get(number)?;

@@ -2,11 +2,10 @@
 
 use alloc::sync::Arc;
 
-use super::flags::{O_APPEND, S_IFMT, S_IFREG};
+use super::flags::O_APPEND;
 use super::inotify::{self, event};
-use super::{OpenFile, fd, signals};
+use super::{OpenFile, fd, size_limit};
 use crate::errno::{Errno, SysResult};
-use crate::process::{Process, limits};
 use crate::syscall::{Args, Entry, full, partial};
 use crate::user::Buf;
 
@@ -73,30 +72,8 @@ fn do_read(open: &OpenFile, to: &mut Buf) -> SysResult {
     restartable(open.file.read(open, to)).map(|n| was_read(open, n))
 }
 
-/// `RLIMIT_FSIZE`: cuts what is to be written at `at`, if that is into a file.
-fn limit(open: &OpenFile, from: &mut Buf, at: impl FnOnce() -> SysResult<u64>) -> SysResult<()> {
-    let Some(most) = Process::current().limits.soft(limits::FILE_SIZE) else {
-        return Ok(());
-    };
-    if from.is_empty() || open.file.stat()?.mode & S_IFMT != S_IFREG {
-        return Ok(());
-    }
-    match most.checked_sub(at()?) {
-        Some(room @ 1..) => from.truncate(usize::try_from(room).unwrap_or(usize::MAX).min(from.len())),
-        _ => return Err(signals::file_too_large()),
-    }
-    Ok(())
-}
-
-fn size_of(open: &OpenFile) -> SysResult<u64> {
-    Ok(u64::try_from(open.file.stat()?.size).unwrap_or(0))
-}
-
 fn do_write(open: &OpenFile, from: &mut Buf) -> SysResult {
-    limit(open, from, || match open.flags() & O_APPEND {
-        0 => Ok(open.position.with(|position| *position)),
-        _ => size_of(open),
-    })?;
+    size_limit::cut(open, None, from)?;
     restartable(open.file.write(open, from)).map(|n| was_written(open, n))
 }
 
@@ -130,8 +107,8 @@ fn read_at(open: &OpenFile, offset: u64, to: &mut Buf) -> SysResult {
 
 /// Writes at the end without moving the position.
 fn append(open: &OpenFile, from: &mut Buf) -> SysResult {
-    let size = size_of(open)?;
-    limit(open, from, || Ok(size))?;
+    let size = u64::try_from(open.file.stat()?.size).unwrap_or(0);
+    size_limit::cut(open, Some(size), from)?;
     open.file.write_at(size, from).map(|n| was_written(open, n))
 }
 
@@ -140,7 +117,7 @@ fn write_at(open: &OpenFile, offset: u64, from: &mut Buf) -> SysResult {
         // As on Linux (pwrite(2), BUGS): the data goes to the end, the position stays.
         return append(open, from);
     }
-    limit(open, from, || Ok(offset))?;
+    size_limit::cut(open, Some(offset), from)?;
     restartable(open.file.write_at(offset, from)).map(|n| was_written(open, n))
 }
 

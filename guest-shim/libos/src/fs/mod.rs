@@ -20,7 +20,7 @@
 
 pub mod anon;
 pub mod attributes;
-mod calls_change;
+pub mod calls_change;
 mod calls_copy;
 mod calls_fd;
 mod calls_io;
@@ -63,11 +63,12 @@ pub mod poll;
 pub mod protected;
 pub mod providers;
 pub mod pty;
-mod read_cache;
+pub mod read_cache;
 pub mod readiness;
 pub mod shared_pages;
 pub mod signalfd;
 pub mod signals;
+pub mod size_limit;
 mod special;
 pub mod synth;
 pub mod timerfd;
@@ -84,7 +85,7 @@ pub use context::FsContext;
 pub use fd::{FdTable, OpenFile};
 pub use file::File;
 pub use init::{MountRecord, Segment, init, open_executable};
-pub use open::open_kernel;
+pub use open::{handed_stream, open_kernel};
 pub use providers::Providers;
 
 use crate::errno::SysResult;

@@ -135,6 +135,7 @@ pub fn send_group(group: i32, signal: u32) {
 
 /// Signals that the monitor received for the program.
 pub fn take_outside() {
+    process::outside::attend();
     let mut bits = host::header().signals.swap(0, Ordering::AcqRel);
     let Some(init) = process::initial() else { return };
     while bits != 0 {

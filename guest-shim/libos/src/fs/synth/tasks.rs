@@ -145,12 +145,31 @@ fn ignore(_: &[u8]) -> SysResult<()> {
 }
 
 fn setting(value: &'static str) -> Item {
-    Item::Writable(Arc::new(move || Ok(value.as_bytes().to_vec())), ignore)
+    Item::Writable(Arc::new(move || Ok(value.as_bytes().to_vec())), Arc::new(ignore))
+}
+
+/// How the kernel would choose whom to kill for want of memory. Kept, and inherited, for programs that set it and look
+/// at it; nobody is killed by it.
+fn oom_score_adj(pid: i32) -> Item {
+    let make = move || Ok(format!("{}\n", providers::get().oom_score_adj(pid)).into_bytes());
+    let take = move |text: &[u8]| {
+        let text = core::str::from_utf8(text).map_err(|_| Errno::EINVAL)?;
+        let value: i32 = text.trim().parse().map_err(|_| Errno::EINVAL)?;
+        if !(-1000..=1000).contains(&value) {
+            return Err(Errno::EINVAL);
+        }
+        providers::get().set_oom_score_adj(pid, value)
+    };
+    Item::Writable(Arc::new(make), Arc::new(take))
 }
 
 impl Source for Process {
     fn owner(&self) -> (u32, u32) {
         self.owner
+    }
+
+    fn process(&self) -> Option<i32> {
+        (!self.is_thread).then_some(self.pid)
     }
 
     fn names(&self) -> SysResult<Vec<Vec<u8>>> {
@@ -170,7 +189,7 @@ impl Source for Process {
             b"cmdline" => this.of_pid(|pid| providers::get().command_line(pid)),
             b"comm" => {
                 let make = move || this.task().map(|t| [&t.comm[..], b"\n"].concat());
-                Item::Writable(Arc::new(make), set_comm)
+                Item::Writable(Arc::new(make), Arc::new(set_comm))
             }
             b"cwd" => link_to(move || {
                 let fs = providers::get().fs(this.pid).ok_or(Errno::ESRCH)?;
@@ -209,7 +228,8 @@ impl Source for Process {
             b"mounts" => made(machine::mounts),
             b"net" => net(),
             b"ns" => Fixed::default().done(),
-            b"oom_adj" | b"oom_score_adj" => setting("0\n"),
+            b"oom_adj" => setting("0\n"),
+            b"oom_score_adj" => oom_score_adj(this.pid),
             b"oom_score" => text("0\n"),
             b"personality" => text("00000000\n"),
             b"wchan" => text("0"),

@@ -220,6 +220,8 @@ impl Socket for HostSocket {
             HostOp::Listen,
             [self.fd(), u64::from(backlog.cast_unsigned()), 0, 0, 0, 0],
         )?;
+        // A fresh socket counts as one that takes data; one that listens never does.
+        self.link.readiness.doubt(ready::OUT);
         self.link.readiness.suspect(ready::IN);
         self.enter(phase::LISTENING)
     }
