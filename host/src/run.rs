@@ -1,5 +1,6 @@
 //! From what a user asks for to a running VM, and back to how the program ended. [`stated`] does the same for a manifest.
 
+mod network;
 pub mod stated;
 
 use std::ffi::{OsStr, OsString};
@@ -26,6 +27,8 @@ use crate::os::{self, Access, OsService, Root, SpawnConfig};
 use crate::user;
 use crate::vm::error::{Step, VmError};
 use crate::vm::{self, Border, ContextOptions, Options, Statistics};
+
+pub use cloak_abi::config::Published;
 
 pub use crate::vm::anchors::{Anchor, Mark};
 pub use crate::vm::resident::Resident;
@@ -107,6 +110,8 @@ pub enum Network {
     Host,
     /// None: sockets answer as in an empty network namespace.
     None,
+    /// Its own: what is said there stays inside, but for connections to others and ports that are published.
+    Private,
 }
 
 /// What a user asks for.
@@ -138,6 +143,8 @@ pub struct RunOptions {
     pub withheld: Vec<PathBuf>,
     /// Network.
     pub network: Network,
+    /// Ports of a private network that the host publishes.
+    pub published: Vec<Published>,
     /// The manifest that all of this follows from; none: one is made of it.
     pub stated: Option<Stated>,
     /// Key of guest memory that is sealed; none: one for this run.
@@ -176,6 +183,7 @@ impl RunOptions {
             protected: Vec::new(),
             withheld: Vec::new(),
             network: Network::Host,
+            published: Vec::new(),
             stated: None,
             memory_key: None,
             resident: None,
@@ -293,7 +301,7 @@ impl OsSide {
                 })
                 .collect(),
             spin: SpawnConfig::SPIN,
-            network: self.network == Network::Host,
+            network: self.network != Network::None,
             user: self.user.filter(|user| user != caller),
             withheld: withheld.to_vec(),
         };
@@ -499,8 +507,12 @@ fn configuration<'a>(
         &[flag(options.trace, run_flags::TRACE)
             | flag(!options.patch, run_flags::NO_PATCH)
             | flag(options.network == Network::None, run_flags::NO_NETWORK)
-            | flag(exec, run_flags::EXEC)],
+            | flag(exec, run_flags::EXEC)
+            | flag(options.network == Network::Private, run_flags::PRIVATE_NETWORK)],
     );
+    if options.network == Network::Private {
+        network::put(&options.published, &mut config);
+    }
     let files = rustix::process::getrlimit(Resource::Nofile);
     config.numbers(
         Tag::MaxFiles,
