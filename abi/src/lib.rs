@@ -33,7 +33,7 @@ pub mod ring;
 pub mod vcpu;
 
 /// Version of everything in this crate. Both sides refuse another one.
-pub const VERSION: u32 = 10;
+pub const VERSION: u32 = 11;
 
 /// Asserts a size at compile time, with the reason when it no longer holds.
 #[macro_export]

@@ -77,14 +77,14 @@ fn constants(out: &mut String) {
         PTE_ALLOWED
     );
     constants!(
-        out, ring: SHARED_MAGIC, SLOTS, BUFFER, QUEUE, EVENTS, QUEUES_AT, QUEUE_PAGE, EVENTS_AT, SLOTS_AT,
+        out, ring: SHARED_MAGIC, TYPED, SLOTS, BUFFER, QUEUE, EVENTS, QUEUES_AT, QUEUE_PAGE, EVENTS_AT, SLOTS_AT,
         BUFFERS_AT, SHARED_LEN, STATS
     );
     constants!(out, exit_status: PANIC);
     constants!(out, hostop: ROOT_FD, MAX_MOUNTS, MAX_IO, PATH_MAX, ADDR_MAX, CONTROL_MAX);
     constants!(out, resolve: ROOTED, COMPONENT);
-    constants!(out, mount_flags: READ_ONLY, MEMORY, MEASURED, OVERLAY);
-    constants!(out, run_flags: TRACE, NO_PATCH, NO_NETWORK, EXEC);
+    constants!(out, mount_flags: READ_ONLY, MEMORY, MEASURED, OVERLAY, CIPHERTEXT);
+    constants!(out, run_flags: TRACE, NO_PATCH, NO_NETWORK, EXEC, PRIVATE_NETWORK);
     constants!(out, exec: EXECS, MESSAGE_WORDS, HEAD_LEN, REQUEST_MAX, LEN);
     constants!(out, exec_flags: TERMINAL);
 }
@@ -155,8 +155,7 @@ fn structures(out: &mut String) {
             start,
             syscall,
             syscall_stashed,
-            upcall_user,
-            upcall_libos,
+            upcall,
             kcall,
             boot_copy,
             syscall_probe
@@ -201,7 +200,9 @@ fn structures(out: &mut String) {
             interrupts,
             exceptions,
             kcalls,
-            reserved,
+            rax,
+            rcx,
+            cs,
             ops
         }
     );
@@ -277,10 +278,11 @@ fn numbers(out: &mut String) {
     variants!(out, MonitorCall: Halt, Kick, Start, Exit, Panic, Anchor, Ended);
     variants!(
         out, Stat: Calls, Trapped, Forwarded, Exceptions, Kcalls, Interrupts, Patched, Switches, Halts, Faults,
-        Doorbells, Signals, Entered
+        Doorbells, Signals, Entered, Frames, HostFiles, Threads
     );
     variants!(
-        out, Tag: Program, Arg, Env, Cwd, Mount, Ids, HostName, Flags, MaxFiles, Seed, Stdio, Umask, Protected, Manifest, File, Link, Segment, Exec
+        out, Tag: Program, Arg, Env, Cwd, Mount, Ids, HostName, Flags, MaxFiles, Seed, Stdio, Umask, Protected, Manifest, File, Link, Segment, Exec, Published,
+            NameServer, Resolver
     );
 }
 

@@ -14,6 +14,7 @@ pub mod os;
 pub mod run;
 #[cfg(test)]
 mod skipped;
+pub mod tdvmcall;
 #[cfg(not(fuzzing))]
 pub mod user;
 #[cfg(not(fuzzing))]

@@ -1,5 +1,6 @@
 //! From what a user asks for to a running VM, and back to how the program ended. [`stated`] does the same for a manifest.
 
+mod network;
 pub mod stated;
 
 use std::ffi::{OsStr, OsString};
@@ -27,6 +28,8 @@ use crate::user;
 use crate::vm::error::{Step, VmError};
 use crate::vm::{self, Border, ContextOptions, Options, Statistics};
 
+pub use cloak_abi::config::Published;
+
 pub use crate::vm::anchors::{Anchor, Mark};
 pub use crate::vm::resident::Resident;
 pub use crate::vm::{Ended, Outcome};
@@ -52,8 +55,8 @@ pub struct Protected {
     pub guest: PathBuf,
     /// Whether the program may only read it.
     pub read_only: bool,
-    /// Its key.
-    pub key: Box<Zeroizing<[u8; 32]>>,
+    /// Its key; without it the program finds the ciphertext, to be read.
+    pub key: Option<Box<Zeroizing<[u8; 32]>>>,
     /// What remembers its last root.
     pub anchor: Option<Box<dyn Anchor>>,
     /// Files that the OS side must not read or change: of the key, of the anchor.
@@ -107,6 +110,8 @@ pub enum Network {
     Host,
     /// None: sockets answer as in an empty network namespace.
     None,
+    /// Its own: what is said there stays inside, but for connections to others and ports that are published.
+    Private,
 }
 
 /// What a user asks for.
@@ -138,6 +143,8 @@ pub struct RunOptions {
     pub withheld: Vec<PathBuf>,
     /// Network.
     pub network: Network,
+    /// Ports of a private network that the host publishes.
+    pub published: Vec<Published>,
     /// The manifest that all of this follows from; none: one is made of it.
     pub stated: Option<Stated>,
     /// Key of guest memory that is sealed; none: one for this run.
@@ -176,6 +183,7 @@ impl RunOptions {
             protected: Vec::new(),
             withheld: Vec::new(),
             network: Network::Host,
+            published: Vec::new(),
             stated: None,
             memory_key: None,
             resident: None,
@@ -293,7 +301,7 @@ impl OsSide {
                 })
                 .collect(),
             spin: SpawnConfig::SPIN,
-            network: self.network == Network::Host,
+            network: self.network != Network::None,
             user: self.user.filter(|user| user != caller),
             withheld: withheld.to_vec(),
         };
@@ -389,7 +397,8 @@ fn open_roots(options: &RunOptions) -> Result<Vec<(OwnedFd, Access)>, VmError> {
     let root = options.host_root.map(|_| (&host_root, true));
     let shared = options.volumes.iter().map(|v| (&v.host, v.read_only));
     let measured = options.measured.volumes.iter().map(|(source, _)| (source, true));
-    let protected = options.protected.iter().map(|v| (&v.container, v.read_only));
+    let only_read = |v: &Protected| v.read_only || v.key.is_none();
+    let protected = options.protected.iter().map(|v| (&v.container, only_read(v)));
     let mut roots = Vec::new();
     // In the order of the numbers that the configuration gives them.
     for (path, read_only) in root.into_iter().chain(shared).chain(measured).chain(protected) {
@@ -498,8 +507,12 @@ fn configuration<'a>(
         &[flag(options.trace, run_flags::TRACE)
             | flag(!options.patch, run_flags::NO_PATCH)
             | flag(options.network == Network::None, run_flags::NO_NETWORK)
-            | flag(exec, run_flags::EXEC)],
+            | flag(exec, run_flags::EXEC)
+            | flag(options.network == Network::Private, run_flags::PRIVATE_NETWORK)],
     );
+    if options.network == Network::Private {
+        network::put(&options.published, &mut config);
+    }
     let files = rustix::process::getrlimit(Resource::Nofile);
     config.numbers(
         Tag::MaxFiles,
@@ -558,6 +571,11 @@ fn mounts(options: &RunOptions, config: &mut Writer) -> u32 {
 fn protected_volumes(options: &RunOptions, first: u32, config: &mut Writer) {
     let mut anchors = 0..;
     for (index, volume) in (first..).zip(&options.protected) {
+        let path = volume.guest.as_os_str().as_bytes();
+        let Some(key) = &volume.key else {
+            config.mount(index, mount_flags::READ_ONLY | mount_flags::CIPHERTEXT, path);
+            continue;
+        };
         let anchor = volume.anchor.as_ref().map(|anchor| Anchored {
             number: anchors.next().unwrap_or_default(),
             seen: anchor.seen(),
@@ -570,8 +588,8 @@ fn protected_volumes(options: &RunOptions, first: u32, config: &mut Writer) {
                 0
             },
             anchor,
-            key: &volume.key,
-            path: volume.guest.as_os_str().as_bytes(),
+            key,
+            path,
         });
     }
 }
@@ -632,6 +650,9 @@ impl fmt::Display for Statistics {
             (Stat::Switches, "thread switches"),
             (Stat::Halts, "halts"),
             (Stat::Signals, "signals delivered"),
+            (Stat::Frames, "frames in use at the end"),
+            (Stat::HostFiles, "  host descriptors"),
+            (Stat::Threads, "  threads"),
         ];
         for (stat, name) in rows {
             writeln!(f, "cloak: {name:<22} {:>12}", self.guest[stat as usize])?;

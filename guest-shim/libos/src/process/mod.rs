@@ -27,7 +27,7 @@ mod family;
 #[cfg(feature = "bare")]
 mod groups;
 #[cfg(feature = "bare")]
-mod limits;
+pub mod limits;
 #[cfg(feature = "bare")]
 mod load;
 #[cfg(feature = "bare")]

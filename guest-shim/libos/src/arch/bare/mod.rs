@@ -126,6 +126,7 @@ pub fn kcall(call: Kcall, argument: u64) -> i64 {
 
 /// A kernel call with two arguments.
 pub fn kcall2(call: Kcall, first: u64, second: u64) -> i64 {
+    vcpu_block(vcpu_index()).kcalls.fetch_add(1, Ordering::Relaxed);
     entry::kernel_call(call as u64, first, second)
 }
 
