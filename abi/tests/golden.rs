@@ -10,6 +10,7 @@ use std::path::Path;
 use cloak_abi::anchor::{self, AnchorPage, AnchorSlot};
 use cloak_abi::boot::{self, BootBlock, ContextBlock, LaunchBlock, LibosHeader, PartBlock, platform};
 use cloak_abi::config::{Tag, mount_flags, run_flags};
+use cloak_abi::exec::{self, ExecPage, ExecSlot, exec_flags};
 use cloak_abi::hostop::{self, HostOp, resolve};
 use cloak_abi::kcall::{self, Kcall, KcallError, PageOp, PageOpKind};
 use cloak_abi::layout;
@@ -76,14 +77,16 @@ fn constants(out: &mut String) {
         PTE_ALLOWED
     );
     constants!(
-        out, ring: SHARED_MAGIC, SLOTS, BUFFER, QUEUE, EVENTS, QUEUES_AT, QUEUE_PAGE, EVENTS_AT, SLOTS_AT,
+        out, ring: SHARED_MAGIC, TYPED, SLOTS, BUFFER, QUEUE, EVENTS, QUEUES_AT, QUEUE_PAGE, EVENTS_AT, SLOTS_AT,
         BUFFERS_AT, SHARED_LEN, STATS
     );
     constants!(out, exit_status: PANIC);
     constants!(out, hostop: ROOT_FD, MAX_MOUNTS, MAX_IO, PATH_MAX, ADDR_MAX, CONTROL_MAX);
     constants!(out, resolve: ROOTED, COMPONENT);
     constants!(out, mount_flags: READ_ONLY, MEMORY, MEASURED, OVERLAY, CIPHERTEXT);
-    constants!(out, run_flags: TRACE, NO_PATCH, NO_NETWORK);
+    constants!(out, run_flags: TRACE, NO_PATCH, NO_NETWORK, EXEC, PRIVATE_NETWORK);
+    constants!(out, exec: EXECS, MESSAGE_WORDS, HEAD_LEN, REQUEST_MAX, LEN);
+    constants!(out, exec_flags: TERMINAL);
 }
 
 fn structures(out: &mut String) {
@@ -152,8 +155,7 @@ fn structures(out: &mut String) {
             start,
             syscall,
             syscall_stashed,
-            upcall_user,
-            upcall_libos,
+            upcall,
             kcall,
             boot_copy,
             syscall_probe
@@ -161,6 +163,25 @@ fn structures(out: &mut String) {
     );
     structure!(out, AnchorSlot { mark, result });
     structure!(out, AnchorPage { slots });
+    structure!(
+        out,
+        ExecSlot {
+            signals,
+            window,
+            status,
+            message_len,
+            message
+        }
+    );
+    structure!(
+        out,
+        ExecPage {
+            asked,
+            len,
+            news,
+            slots
+        }..
+    );
     structure!(
         out,
         VcpuBlock {
@@ -179,7 +200,9 @@ fn structures(out: &mut String) {
             interrupts,
             exceptions,
             kcalls,
-            reserved,
+            rax,
+            rcx,
+            cs,
             ops
         }
     );
@@ -252,13 +275,14 @@ fn numbers(out: &mut String) {
     variants!(out, KcallError: Invalid, Address, Frame, Tables, Busy);
     variants!(out, PageOpKind: Map, Unmap, Protect, Shoot, Clean);
     variants!(out, VcpuState: Offline, Running, Polling, Halted);
-    variants!(out, MonitorCall: Halt, Kick, Start, Exit, Panic, Anchor);
+    variants!(out, MonitorCall: Halt, Kick, Start, Exit, Panic, Anchor, Ended);
     variants!(
         out, Stat: Calls, Trapped, Forwarded, Exceptions, Kcalls, Interrupts, Patched, Switches, Halts, Faults,
-        Doorbells, Signals, Entered
+        Doorbells, Signals, Entered, Frames, HostFiles, Threads
     );
     variants!(
-        out, Tag: Program, Arg, Env, Cwd, Mount, Ids, HostName, Flags, MaxFiles, Seed, Stdio, Umask, Protected, Manifest, File, Link, Segment
+        out, Tag: Program, Arg, Env, Cwd, Mount, Ids, HostName, Flags, MaxFiles, Seed, Stdio, Umask, Protected, Manifest, File, Link, Segment, Exec, Published,
+            NameServer, Resolver
     );
 }
 

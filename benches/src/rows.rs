@@ -73,7 +73,7 @@ const fn at_most(key: &'static str, title: &'static str, unit: &'static str, lim
 }
 
 /// Every row, in the table's order.
-pub const ROWS: [Row; 29] = [
+pub const ROWS: [Row; 35] = [
     cost("python-loop", "pure-Python loop", "ms", 1.03),
     cost("alu", "ALU loop, an iteration", "ns", 1.03),
     cost(
@@ -124,12 +124,32 @@ pub const ROWS: [Row; 29] = [
     ),
     cost("fork-exit-wait", "`fork`, `_exit` and `wait`", "ns", 5.0),
     cost("spawn-true", "`posix_spawn` of `true` and `wait`", "ns", 4.0),
+    cost(
+        "spawn-python",
+        "`posix_spawn` of `python3 -c pass` and `wait`",
+        "ns",
+        2.0,
+    ),
     cost("pipe-ping-pong", "pipe ping-pong between two threads", "ns", 1.0),
+    cost(
+        "pipe-ping-pong-processes",
+        "pipe ping-pong between two processes",
+        "ns",
+        2.0,
+    ),
+    cost("make-j2", "`make -j2` of 24 C files", "ms", 1.5),
     rate("redis-get-1", "redis GET, 50 clients, pipeline 1", 0.6),
     rate("redis-set-1", "redis SET, 50 clients, pipeline 1", 0.6),
     rate("redis-get-16", "redis GET, 50 clients, pipeline 16", 0.8),
     rate("redis-set-16", "redis SET, 50 clients, pipeline 16", 0.8),
     rate("nginx-1k", "nginx, 1 KiB, 32 connections", 0.5),
+    rate(
+        "nginx-1k-workers",
+        "nginx with 2 workers, 1 KiB, 32 connections",
+        0.5,
+    ),
+    rate("pgbench-select", "`pgbench` select-only, 8 clients", 0.6),
+    rate("pgbench-tpcb", "`pgbench` TPC-B, 8 clients", 0.6),
     at_most("start-python", "`python3 -c pass`, start to end", "ms", 80.0),
     at_most("start-busybox", "`busybox true`, start to end", "ms", 40.0),
     at_most(

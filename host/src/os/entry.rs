@@ -12,7 +12,8 @@ use crate::jail::files::{self, Granted};
 use crate::jail::namespaces::{self, Network, Owners};
 use crate::jail::{JailError, calls, limits, privileges};
 
-use super::handover::{DOORBELL, Handover, LIFELINE, MARK, REGION, WAKES};
+use super::handed::Handed;
+use super::handover::{DOORBELL, Handover, LIFELINE, MARK, REGION, STREAMS, WAKES};
 use super::region::Region;
 use super::server::{Parts, Server};
 use super::table::{Entry, Kind, Table};
@@ -57,6 +58,7 @@ fn serve(arguments: impl Iterator<Item = String>) -> Result<(), OsError> {
         table: table(roots)?,
         doorbell: inherited("taking the doorbell", DOORBELL)?,
         lifeline: inherited("taking the lifeline", LIFELINE)?,
+        handed: Handed::new(inherited("taking the socket for streams", STREAMS)?),
         region,
         wakes,
         spin: handover.spin,

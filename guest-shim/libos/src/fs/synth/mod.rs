@@ -57,7 +57,7 @@ const PROC_MAGIC: i64 = 0x9fa0;
 /// Makes a file's content.
 pub type Make = Arc<dyn Fn() -> SysResult<Vec<u8>> + Send + Sync>;
 /// Takes what is written to a file.
-pub type Take = fn(&[u8]) -> SysResult<()>;
+pub type Take = Arc<dyn Fn(&[u8]) -> SysResult<()> + Send + Sync>;
 
 /// What a name in a synthetic directory is.
 #[derive(Clone)]
@@ -98,6 +98,16 @@ pub trait Source: Send + Sync {
     fn mode(&self) -> u32 {
         0o555
     }
+    /// The process that the directory stands for.
+    fn process(&self) -> Option<i32> {
+        None
+    }
+}
+
+/// The process whose directory under `/proc` this is.
+#[must_use]
+pub fn process_of(node: &dyn Node) -> Option<i32> {
+    node.as_any().downcast_ref::<Directory>()?.source.process()
 }
 
 /// A directory whose content does not change.
@@ -358,7 +368,7 @@ impl File for Generated {
     }
 
     fn write_at(&self, _offset: u64, from: &mut Buf) -> SysResult<usize> {
-        let take = self.leaf.take.ok_or(Errno::EACCES)?;
+        let take = self.leaf.take.as_ref().ok_or(Errno::EACCES)?;
         let mut bytes = alloc::vec![0; from.len().min(4096)];
         let len = from.take(&mut bytes)?;
         take(&bytes[..len])?;
