@@ -177,10 +177,9 @@ pub struct LibosHeader {
     pub syscall: u64,
     /// The same, when RCX and R11 have been stashed in the [`crate::vcpu::VcpuBlock`].
     pub syscall_stashed: u64,
-    /// An exception or interrupt came while the program ran.
-    pub upcall_user: u64,
-    /// An exception came while the libos ran; its stack is in use.
-    pub upcall_libos: u64,
+    /// An exception came, or an interrupt while the program ran. What is not in the [`crate::vcpu::VcpuBlock`] is in
+    /// the registers as it was. RAX, RCX, RSP and the flags mean nothing.
+    pub upcall: u64,
     /// Return address of the one kernel-call instruction.
     pub kcall: u64,
     /// Where in the image the monitor leaves a copy of the [`ContextBlock`].
@@ -194,7 +193,7 @@ crate::tripwire!(
     size_of::<BootBlock>() <= crate::layout::PAGE as usize,
     "BootBlock fits a page"
 );
-crate::tripwire!(size_of::<LibosHeader>() == 80, "LibosHeader");
+crate::tripwire!(size_of::<LibosHeader>() == 72, "LibosHeader");
 crate::tripwire!(size_of::<PartBlock>() == 40, "PartBlock");
 crate::tripwire!(size_of::<Parameters>() == 96, "Parameters");
 crate::tripwire!(size_of::<LaunchBlock>() == 232, "LaunchBlock");

@@ -7,6 +7,7 @@
 //! |---|---|---|
 //! | [`layout`] | monitor, kernel, libos | guest-physical and guest-virtual address plan |
 //! | [`anchor`] | libos → monitor | what a protected volume's last root is |
+//! | [`exec`] | monitor ↔ libos | one more process, its signals and its end |
 //! | [`boot`] | monitor → kernel, libos | boot block, libos header |
 //! | [`config`] | monitor → libos | what to run: program, arguments, environment, mounts |
 //! | [`kcall`] | libos → kernel | kernel calls and page-table operations |
@@ -26,6 +27,7 @@ extern crate alloc;
 pub mod anchor;
 pub mod boot;
 pub mod config;
+pub mod exec;
 pub mod hostop;
 pub mod kcall;
 pub mod layout;
@@ -35,7 +37,7 @@ pub mod stop;
 pub mod vcpu;
 
 /// Version of everything in this crate. Both sides refuse another one.
-pub const VERSION: u32 = 10;
+pub const VERSION: u32 = 11;
 
 /// Asserts a size at compile time, with the reason when it no longer holds.
 #[macro_export]

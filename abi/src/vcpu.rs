@@ -25,7 +25,7 @@ pub struct VcpuBlock {
     pub vector: AtomicU64,
     /// Error code that the CPU pushed, else 0.
     pub error: AtomicU64,
-    /// CR2 at a page fault, else 0.
+    /// CR2 at a page fault, else what it was.
     pub cr2: AtomicU64,
     /// Return address of a `SYSCALL` that entered CPL 0.
     pub syscall_rip: AtomicU64,
@@ -42,12 +42,16 @@ pub struct VcpuBlock {
     pub index: AtomicU32,
     /// Interrupts taken, for `--stats`.
     pub interrupts: AtomicU64,
-    /// Exceptions taken (page faults and others), for `--stats`.
+    /// Exceptions taken (page faults and others), for `--stats`. Counted by the libos.
     pub exceptions: AtomicU64,
-    /// Kernel calls taken, for `--stats`.
+    /// Kernel calls made, for `--stats`. Counted by the libos.
     pub kcalls: AtomicU64,
-    /// Reserved, zero.
-    pub reserved: [AtomicU64; 3],
+    /// RAX of the upcall.
+    pub rax: AtomicU64,
+    /// RCX of the upcall.
+    pub rcx: AtomicU64,
+    /// Code segment of the upcall.
+    pub cs: AtomicU64,
     /// Arguments of [`crate::kcall::Kcall::PageOps`].
     pub ops: [PageOp; MAX_OPS],
 }
@@ -83,6 +87,8 @@ pub enum MonitorCall {
     Panic = 4,
     /// Remember the mark in slot `argument` of the [`crate::anchor::AnchorPage`], durably, before going on.
     Anchor = 5,
+    /// The process of slot `argument` of the [`crate::exec::ExecPage`] has ended.
+    Ended = 6,
 }
 
 impl MonitorCall {
@@ -96,6 +102,7 @@ impl MonitorCall {
             3 => Self::Exit,
             4 => Self::Panic,
             5 => Self::Anchor,
+            6 => Self::Ended,
             _ => return None,
         };
         Some((call, value >> 8))

@@ -12,6 +12,7 @@ use cloak_abi::boot::{
     self, BootBlock, ContextBlock, LaunchBlock, LibosHeader, Parameters, PartBlock, platform,
 };
 use cloak_abi::config::{Tag, mount_flags, run_flags};
+use cloak_abi::exec::{self, ExecPage, ExecSlot, exec_flags};
 use cloak_abi::hostop::{self, HostOp, resolve};
 use cloak_abi::kcall::{self, Kcall, KcallError, PageOp, PageOpKind};
 use cloak_abi::layout;
@@ -82,14 +83,16 @@ fn constants(out: &mut String) {
         PTE_ALLOWED
     );
     constants!(
-        out, ring: SHARED_MAGIC, SLOTS, BUFFER, QUEUE, EVENTS, QUEUES_AT, QUEUE_PAGE, EVENTS_AT, SLOTS_AT,
+        out, ring: SHARED_MAGIC, TYPED, SLOTS, BUFFER, QUEUE, EVENTS, QUEUES_AT, QUEUE_PAGE, EVENTS_AT, SLOTS_AT,
         BUFFERS_AT, SHARED_LEN, STATS
     );
     constants!(out, exit_status: PANIC);
     constants!(out, hostop: ROOT_FD, MAX_MOUNTS, MAX_IO, PATH_MAX, ADDR_MAX, CONTROL_MAX);
     constants!(out, resolve: ROOTED, COMPONENT);
-    constants!(out, mount_flags: READ_ONLY, MEMORY, MEASURED, OVERLAY);
-    constants!(out, run_flags: TRACE, NO_PATCH, NO_NETWORK);
+    constants!(out, mount_flags: READ_ONLY, MEMORY, MEASURED, OVERLAY, CIPHERTEXT);
+    constants!(out, run_flags: TRACE, NO_PATCH, NO_NETWORK, EXEC, PRIVATE_NETWORK);
+    constants!(out, exec: EXECS, MESSAGE_WORDS, HEAD_LEN, REQUEST_MAX, LEN);
+    constants!(out, exec_flags: TERMINAL);
 }
 
 fn structures(out: &mut String) {
@@ -171,8 +174,7 @@ fn structures(out: &mut String) {
             start,
             syscall,
             syscall_stashed,
-            upcall_user,
-            upcall_libos,
+            upcall,
             kcall,
             boot_copy,
             syscall_probe
@@ -180,6 +182,25 @@ fn structures(out: &mut String) {
     );
     structure!(out, AnchorSlot { mark, result });
     structure!(out, AnchorPage { slots });
+    structure!(
+        out,
+        ExecSlot {
+            signals,
+            window,
+            status,
+            message_len,
+            message
+        }
+    );
+    structure!(
+        out,
+        ExecPage {
+            asked,
+            len,
+            news,
+            slots
+        }..
+    );
     structure!(
         out,
         VcpuBlock {
@@ -198,7 +219,9 @@ fn structures(out: &mut String) {
             interrupts,
             exceptions,
             kcalls,
-            reserved,
+            rax,
+            rcx,
+            cs,
             ops
         }
     );
@@ -276,13 +299,14 @@ fn numbers(out: &mut String) {
     for stop in Stop::ALL {
         writeln!(out, "  {:>3} {stop:?}", *stop as u8).unwrap();
     }
-    variants!(out, MonitorCall: Halt, Kick, Start, Exit, Panic, Anchor);
+    variants!(out, MonitorCall: Halt, Kick, Start, Exit, Panic, Anchor, Ended);
     variants!(
         out, Stat: Calls, Trapped, Forwarded, Exceptions, Kcalls, Interrupts, Patched, Switches, Halts, Faults,
-        Doorbells, Signals, Entered
+        Doorbells, Signals, Entered, Frames, HostFiles, Threads
     );
     variants!(
-        out, Tag: Program, Arg, Env, Cwd, Mount, Ids, HostName, Flags, MaxFiles, Seed, Stdio, Umask, Protected, Manifest, File, Link, Segment
+        out, Tag: Program, Arg, Env, Cwd, Mount, Ids, HostName, Flags, MaxFiles, Seed, Stdio, Umask, Protected, Manifest, File, Link, Segment, Exec, Published,
+            NameServer, Resolver
     );
 }
 

@@ -126,11 +126,15 @@ static void map_touch_unmap(long count) {
 
 static int there[2], back[2];
 
-static void *answer(void *unused) {
+static void answer_all(void) {
     char byte;
-    (void)unused;
     while (read(there[0], &byte, 1) == 1 && write(back[1], &byte, 1) == 1)
         ;
+}
+
+static void *answer(void *unused) {
+    (void)unused;
+    answer_all();
     return NULL;
 }
 
@@ -201,13 +205,42 @@ static void fork_wait(long count) {
     }
 }
 
-static void spawn_true(long count) {
-    char *arguments[] = {"true", NULL};
+static void spawn(long count, char **arguments) {
     while (count--) {
         pid_t child;
-        if (posix_spawn(&child, "/bin/true", NULL, NULL, arguments, NULL) != 0 || waitpid(child, NULL, 0) != child)
-            fail("/bin/true");
+        if (posix_spawn(&child, arguments[0], NULL, NULL, arguments, NULL) != 0 || waitpid(child, NULL, 0) != child)
+            fail(arguments[0]);
     }
+}
+
+static void spawn_true(long count) {
+    spawn(count, (char *[]){"/bin/true", NULL});
+}
+
+static void spawn_python(long count) {
+    spawn(count, (char *[]){"/usr/bin/python3", "-c", "pass", NULL});
+}
+
+/* The other process ends when nobody can write to it any more. */
+static void ping_pong_with_process(const char *name) {
+    if (pipe(there) != 0 || pipe(back) != 0)
+        fail("pipe");
+    pid_t child = fork();
+    if (child < 0)
+        fail("fork");
+    if (child == 0) {
+        close(there[1]);
+        close(back[0]);
+        answer_all();
+        _exit(0);
+    }
+    row(name, ping_pong);
+    close(there[1]);
+    if (waitpid(child, NULL, 0) != child)
+        fail("waitpid");
+    close(there[0]);
+    close(back[0]);
+    close(back[1]);
 }
 
 int main(int argc, char **argv) {
@@ -215,7 +248,7 @@ int main(int argc, char **argv) {
         return 2;
     file_name = argv[1];
     file = open(file_name, O_RDONLY | O_CLOEXEC);
-    if (file < 0 || pipe(there) != 0 || pipe(back) != 0)
+    if (file < 0)
         fail(file_name);
     if (argc == 3) {
         row("pread-1-shared", read_one);
@@ -235,9 +268,11 @@ int main(int argc, char **argv) {
     row("mmap-touch-munmap", map_touch_unmap);
     row("fork-exit-wait", fork_wait);
     row("spawn-true", spawn_true);
+    row("spawn-python", spawn_python);
+    ping_pong_with_process("pipe-ping-pong-processes");
     pthread_t thread;
-    if (pthread_create(&thread, NULL, answer, NULL) != 0)
-        fail("pthread_create");
+    if (pipe(there) != 0 || pipe(back) != 0 || pthread_create(&thread, NULL, answer, NULL) != 0)
+        fail("two threads");
     row("pipe-ping-pong", ping_pong);
     row("alu", alu);
     make_chain();

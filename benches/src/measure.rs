@@ -1,7 +1,9 @@
 //! The work: each [`Group`] is run once a round under each peer and fills some of the rows.
 
+use crate::compile;
+use crate::database;
 use crate::peer::{Peer, Started};
-use crate::serving;
+use crate::{serving, volumes};
 use cloak_tests::launcher::workspace_root;
 use cloak_tests::process::RunError;
 use cloak_tests::scratch::noise;
@@ -10,6 +12,7 @@ use cloak_tests::{Case, Outcome, Scratch};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::OnceLock;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -43,6 +46,18 @@ pub enum MeasureError {
         /// What it printed.
         output: String,
     },
+    /// What it needs is not installed.
+    #[error("{what} is not installed")]
+    Absent {
+        /// What is missing.
+        what: &'static str,
+    },
+    /// Its files could not be made.
+    #[error("{what} failed before the measurement")]
+    Unprepared {
+        /// The program that failed.
+        what: &'static str,
+    },
 }
 
 /// A figure for the row with this key.
@@ -52,6 +67,7 @@ pub type Figure = (String, f64);
 pub struct World {
     scratch: Scratch,
     micro: PathBuf,
+    database: OnceLock<Option<PathBuf>>,
 }
 
 impl World {
@@ -76,7 +92,12 @@ impl World {
         scratch.write("large", noise(256 * MIB, 1));
         scratch.write("medium", noise(2 * MIB, 2));
         scratch.write("1k", "x".repeat(1024));
-        World { scratch, micro }
+        compile::write_project(&scratch.join("project"));
+        World {
+            scratch,
+            micro,
+            database: OnceLock::new(),
+        }
     }
 }
 
@@ -84,6 +105,27 @@ impl World {
     /// The folder with the files.
     pub fn folder(&self) -> &Path {
         self.scratch.path()
+    }
+
+    /// A project in C with its `Makefile`.
+    pub fn project(&self) -> PathBuf {
+        self.scratch.join("project")
+    }
+
+    /// The files of a database, made when first asked for.
+    ///
+    /// # Errors
+    /// When that fails, each time.
+    pub fn database(&self) -> Result<&Path, MeasureError> {
+        if let Some(made) = self.database.get() {
+            return made
+                .as_deref()
+                .ok_or(MeasureError::Unprepared { what: "postgresql" });
+        }
+        let made = database::prepare(&self.scratch.join("database"));
+        let kept = self.database.get_or_init(|| made.as_ref().ok().cloned());
+        kept.as_deref()
+            .ok_or_else(|| made.err().unwrap_or(MeasureError::Absent { what: "postgresql" }))
     }
 }
 
@@ -103,7 +145,7 @@ pub struct Group {
 }
 
 /// All groups, the long ones last.
-pub const GROUPS: [Group; 8] = [
+pub const GROUPS: [Group; 11] = [
     Group {
         name: "start",
         run: start_up,
@@ -136,6 +178,18 @@ pub const GROUPS: [Group; 8] = [
         name: "nginx",
         run: serving::nginx,
     },
+    Group {
+        name: "nginx-workers",
+        run: serving::nginx_workers,
+    },
+    Group {
+        name: "make",
+        run: compile::make,
+    },
+    Group {
+        name: "postgresql",
+        run: database::postgresql,
+    },
 ];
 
 /// Files on a volume that is given read-only, as most of what programs read is.
@@ -158,12 +212,25 @@ fn shared_files(world: &World, peer: &Peer) -> Result<Vec<Figure>, MeasureError>
 }
 
 fn figures_of(peer: &Peer, case: &Case) -> Result<Vec<Figure>, MeasureError> {
-    let (outcome, _) = run("micro", peer, &case.clone().memory("1G"))?;
+    figures("micro", peer, &case.clone().memory("1G"))
+}
+
+/// What a program prints that prints rows.
+///
+/// # Errors
+/// As [`run`], and when it prints something else.
+pub fn figures(what: &'static str, peer: &Peer, case: &Case) -> Result<Vec<Figure>, MeasureError> {
+    let (outcome, _) = run(what, peer, case)?;
     let figures: Option<Vec<Figure>> = outcome.text().lines().map(row_of_micro).collect();
     figures.ok_or_else(|| MeasureError::NoFigure {
-        what: "micro",
+        what,
         output: outcome.text(),
     })
+}
+
+/// All groups: these, and those of other files.
+pub fn groups() -> impl Iterator<Item = &'static Group> {
+    GROUPS.iter().chain(&volumes::GROUPS)
 }
 
 fn row_of_micro(line: &str) -> Option<Figure> {
@@ -289,7 +356,8 @@ pub fn run(what: &'static str, peer: &Peer, case: &Case) -> Result<(Outcome, Dur
     Ok((outcome, took))
 }
 
-fn milliseconds(time: Duration) -> f64 {
+/// A time as a figure.
+pub fn milliseconds(time: Duration) -> f64 {
     time.as_secs_f64() * 1000.0
 }
 

@@ -57,10 +57,24 @@ pub fn redis(_: &World, peer: &Peer) -> Result<Vec<Figure>, MeasureError> {
 /// # Errors
 /// When the server or its client fails.
 pub fn nginx(world: &World, peer: &Peer) -> Result<Vec<Figure>, MeasureError> {
+    nginx_with(world, peer, "nginx-1k", "master_process off;")
+}
+
+/// The same with two worker processes, as a distribution sets it up.
+///
+/// # Errors
+/// When the server or its client fails.
+pub fn nginx_workers(world: &World, peer: &Peer) -> Result<Vec<Figure>, MeasureError> {
+    // Its own user may not reach the files.
+    let processes = "user root root; worker_processes 2;";
+    nginx_with(world, peer, "nginx-1k-workers", processes)
+}
+
+fn nginx_with(world: &World, peer: &Peer, key: &str, processes: &str) -> Result<Vec<Figure>, MeasureError> {
     let (port, own) = (free_port(), Scratch::new());
     let (root, files) = (own.path().display(), world.folder().display());
     let settings = format!(
-        "daemon off; master_process off; pid {root}/pid; error_log {root}/error.log; events {{ worker_connections 256; }}\n\
+        "daemon off; {processes} pid {root}/pid; error_log {root}/error.log; events {{ worker_connections 256; }}\n\
          http {{ access_log off; client_body_temp_path {root}/1; proxy_temp_path {root}/2; fastcgi_temp_path {root}/3;\n\
          uwsgi_temp_path {root}/4; scgi_temp_path {root}/5; sendfile on; keepalive_requests 1000000;\n\
          server {{ listen 127.0.0.1:{port}; root {files}; }} }}\n"
@@ -85,11 +99,14 @@ pub fn nginx(world: &World, peer: &Peer) -> Result<Vec<Figure>, MeasureError> {
         what: "nginx",
         output: table,
     })?;
-    Ok(vec![("nginx-1k".into(), figure)])
+    Ok(vec![(key.into(), figure)])
 }
 
 /// A load generator on the host, the same for every peer.
-fn client(program: &str, arguments: &[&str]) -> Result<String, MeasureError> {
-    let case = Case::new(Path::new(program)).args(arguments.iter().copied());
+///
+/// # Errors
+/// When it fails.
+pub fn client(program: impl AsRef<Path>, arguments: &[&str]) -> Result<String, MeasureError> {
+    let case = Case::new(program.as_ref()).args(arguments.iter().copied());
     Ok(run("client", &Peer::native(), &case)?.0.text())
 }

@@ -1,6 +1,8 @@
 //! The host side of a VM: the monitor ([`vm`], over [`kvm`]) and the OS service ([`os`]).
 
 #[cfg(not(fuzzing))]
+pub mod control;
+#[cfg(not(fuzzing))]
 pub mod doctor;
 #[cfg(not(fuzzing))]
 pub mod image;
@@ -14,6 +16,7 @@ pub mod platform;
 pub mod run;
 #[cfg(test)]
 mod skipped;
+pub mod tdvmcall;
 #[cfg(not(fuzzing))]
 pub mod user;
 #[cfg(not(fuzzing))]

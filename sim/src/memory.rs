@@ -14,8 +14,7 @@
 
 use std::collections::HashMap;
 
-use aes::Aes256;
-use aes::cipher::{BlockDecrypt, BlockEncrypt, KeyInit};
+use crate::cipher::Xex;
 
 /// Bytes of a page.
 pub const PAGE: usize = 4096;
@@ -157,8 +156,7 @@ pub struct Memory {
     rmp: HashMap<Hfn, Entry>,
     /// As a reader of the memory bus sees it. What was never written is zero.
     raw: HashMap<Hfn, Box<PageBytes>>,
-    data: Aes256,
-    tweak: Aes256,
+    cipher: Xex,
 }
 
 impl std::fmt::Debug for Memory {
@@ -173,13 +171,11 @@ impl Memory {
     /// RAM whose guest has this key (data, then tweak).
     #[must_use]
     pub fn new(key: &[u8; 64]) -> Self {
-        let (data, tweak) = key.split_at(32);
         Self {
             nested: HashMap::new(),
             rmp: HashMap::new(),
             raw: HashMap::new(),
-            data: Aes256::new(data.into()),
-            tweak: Aes256::new(tweak.into()),
+            cipher: Xex::new(key),
         }
     }
 
@@ -264,7 +260,7 @@ impl Memory {
     pub fn private_read(&self, gfn: Gfn) -> Result<PageBytes, Fault> {
         let page = self.accepted(gfn)?;
         let mut bytes = self.host_read(page);
-        self.xex(page, &mut bytes, false);
+        self.cipher.open(page, &mut bytes);
         Ok(bytes)
     }
 
@@ -275,7 +271,7 @@ impl Memory {
     pub fn private_write(&mut self, gfn: Gfn, bytes: &PageBytes) -> Result<(), Fault> {
         let page = self.accepted(gfn)?;
         let mut raw = Box::new(*bytes);
-        self.xex(page, &mut raw, true);
+        self.cipher.seal(page, &mut raw);
         self.raw.insert(page, raw);
         Ok(())
     }
@@ -306,28 +302,6 @@ impl Memory {
         match self.rmp.get(&page) {
             Some(entry) if entry.validated => Ok(page),
             _ => Err(Fault::NotValidated),
-        }
-    }
-
-    /// AES in XEX mode with the machine address as tweak, as the memory controller does it: the same plaintext looks
-    /// different in every page, and ciphertext moved to another page is noise there.
-    fn xex(&self, page: Hfn, bytes: &mut PageBytes, encrypt: bool) {
-        for (index, block) in bytes.chunks_exact_mut(16).enumerate() {
-            let mut tweak = [0; 16];
-            let address = page.0.wrapping_mul(PAGE as u64).wrapping_add(16 * index as u64);
-            tweak[..8].copy_from_slice(&address.to_le_bytes());
-            self.tweak.encrypt_block((&mut tweak).into());
-            let mix = |block: &mut [u8]| block.iter_mut().zip(tweak).for_each(|(byte, t)| *byte ^= t);
-            mix(block);
-            let mut inner = [0; 16];
-            inner.copy_from_slice(block);
-            if encrypt {
-                self.data.encrypt_block((&mut inner).into());
-            } else {
-                self.data.decrypt_block((&mut inner).into());
-            }
-            block.copy_from_slice(&inner);
-            mix(block);
         }
     }
 }

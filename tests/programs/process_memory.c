@@ -283,13 +283,120 @@ static void nothing_leaks(int rounds, int exact) {
     free(block);
 }
 
+/* What one process believes of some pages: value and rights of each. */
+enum { PAGES = 96, PAGE_BYTES = 4096, LARGE_BYTES = 6 << 20, LARGE_WORDS = 40 };
+enum right { ABSENT, READABLE, WRITABLE };
+static struct {
+    enum right rights[PAGES];
+    uint64_t values[PAGES], large[LARGE_WORDS];
+} believed;
+static char *pages;
+static uint64_t *large;
+static int probe[2];
+
+static uint64_t *page(int i) { return (uint64_t *)(void *)(pages + i * PAGE_BYTES) + i % 500; }
+static uint64_t *word(int i) { return large + (size_t)i * (LARGE_BYTES / 8 / LARGE_WORDS) + i; }
+
+/* Whether the kernel can read there: a pipe says so without a signal. */
+static int is_there(const void *at) {
+    char byte;
+    return write(probe[1], at, 1) == 1 && read(probe[0], &byte, 1) == 1;
+}
+
+static int all_as_believed(void) {
+    for (int i = 0; i < PAGES; i++)
+        if (is_there(page(i)) != (believed.rights[i] != ABSENT) ||
+            (believed.rights[i] != ABSENT && *page(i) != believed.values[i]))
+            return 0;
+    for (int i = 0; i < LARGE_WORDS; i++)
+        if (*word(i) != believed.large[i])
+            return 0;
+    return 1;
+}
+
+static void change_some(uint64_t *random, int count) {
+    while (count--) {
+        int i = (int)(next_random(random) % PAGES);
+        enum right *right = &believed.rights[i];
+        char *at = pages + i * PAGE_BYTES;
+        switch (next_random(random) % 6) {
+        case 0:
+            MUST(munmap(at, PAGE_BYTES) == 0);
+            *right = ABSENT;
+            break;
+        case 1:
+            MUST(mmap(at, PAGE_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0) == at);
+            *right = WRITABLE;
+            believed.values[i] = 0;
+            break;
+        case 2:
+            if (*right != ABSENT) {
+                *right = *right == READABLE ? WRITABLE : READABLE;
+                MUST(mprotect(at, PAGE_BYTES, PROT_READ | (*right == WRITABLE ? PROT_WRITE : 0)) == 0);
+            }
+            break;
+        case 3:
+            i = (int)(next_random(random) % LARGE_WORDS);
+            *word(i) = believed.large[i] = next_random(random);
+            break;
+        default:
+            if (*right == WRITABLE)
+                *page(i) = believed.values[i] = next_random(random);
+        }
+    }
+}
+
+/* Of a process that has changed its memory after each fork, each child sees what was there at its own, whatever the
+ * children before it have done to theirs; and the parent sees none of it. */
+static void again_and_again(int rounds) {
+    uint64_t random = 7;
+    pages = (char *)map(PAGES * PAGE_BYTES, MAP_PRIVATE);
+    large = map(LARGE_BYTES, MAP_PRIVATE);
+    MUST(pipe(probe) == 0);
+    for (int i = 0; i < PAGES; i++)
+        believed.rights[i] = WRITABLE;
+    int right = 1;
+    for (int round = 0; round < rounds && right; round++) {
+        pid_t children[4];
+        int count = 1 + (int)(next_random(&random) % 4);
+        for (int n = 0; n < count; n++) {
+            uint64_t seed = next_random(&random);
+            change_some(&random, 6);
+            children[n] = fork();
+            if (children[n] == 0) {
+                MUST(pipe(probe) == 0);
+                int good = all_as_believed();
+                change_some(&seed, 20);
+                if (seed % 3 == 0) {
+                    pid_t below = fork();
+                    if (below == 0) {
+                        int same = all_as_believed();
+                        change_some(&seed, 20);
+                        _exit(same && all_as_believed() ? 0 : 1);
+                    }
+                    change_some(&seed, 5);
+                    good &= ok(below);
+                }
+                _exit(good && all_as_believed() ? 0 : 1);
+            }
+        }
+        change_some(&random, 6);
+        for (int n = 0; n < count; n++)
+            right &= ok(children[n]);
+        right &= all_as_believed();
+    }
+    CHECK("each child has a copy of its own time", right);
+}
+
 int main(int argc, char **argv) {
     MUST(argc > 1);
+    int rounds = argc > 2 ? atoi(argv[2]) : 100;
     copies();
+    again_and_again(rounds < 240 ? rounds / 4 : 60);
     rights();
     advice();
     shared(argv[1]);
     while_threads_write();
-    nothing_leaks(argc > 2 ? atoi(argv[2]) : 100, getppid() == 0);
+    nothing_leaks(rounds, getppid() == 0);
     return check_result();
 }

@@ -25,8 +25,11 @@ use crate::user::Buf;
 /// Bytes of a request's buffer.
 pub const CAPACITY: usize = BUFFER;
 
-/// How long a request's thread looks for the answer itself before it parks, in polls of some 40 ns.
+/// How long a request's thread looks for the answer itself before it parks, in polls of some 40 ns; less where polling
+/// brings nothing ([`sched::patience`]).
 const SPIN: u32 = 400;
+/// Polls in a microsecond.
+const POLLS_IN_US: u64 = 25;
 
 static SEQUENCE: AtomicU64 = AtomicU64::new(1);
 static FREE: Lazy<Mutex<Vec<u8>>> = Lazy::new(|| Mutex::new((0..=255).rev().collect()));
@@ -261,7 +264,8 @@ fn answers(shared: &Slot, seq: u64) -> bool {
 }
 
 fn spin(shared: &Slot, seq: u64) -> bool {
-    for _ in 0..SPIN {
+    let most = (sched::patience() * POLLS_IN_US).min(u64::from(SPIN));
+    for _ in 0..most {
         if answers(shared, seq) {
             return true;
         }

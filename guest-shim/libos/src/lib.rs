@@ -24,6 +24,9 @@
 #![cfg_attr(feature = "bare", no_std)]
 
 extern crate alloc;
+// Tests can take its protections away, one at a time.
+#[cfg(test)]
+extern crate cloak_volumes_weakened as cloak_volumes;
 
 pub mod arch;
 #[cfg(feature = "bare")]

@@ -1,6 +1,6 @@
 //! Turning SYSCALL sites into jumps.
 //!
-//! A system call by trap costs 1 to 30 us where the host serves the trap itself; a jump into the libos costs
+//! A system call by trap costs 1 to 4 us where it stays at CPL 3; a jump into the libos costs
 //! nanoseconds. The first trap at a site (or a later one, where finding out takes a look at the whole text)
 //! replaces five bytes by `jmp trampoline`:
 //!
@@ -41,10 +41,15 @@ pub static PATCHED: AtomicU64 = AtomicU64::new(0);
 /// Set from the configuration.
 pub static DISABLED: AtomicBool = AtomicBool::new(false);
 
-/// Traps at a site before its text is searched for jumps behind the SYSCALL, which costs as much as some traps.
-const HOT: u8 = 32;
-/// Traps at a site in text that a relative has, too.
-const SHARED_HOT: u8 = 6;
+/// Traps at a site before its text is searched for jumps behind the SYSCALL: for a C library that takes some
+/// milliseconds, and a trap about one microsecond.
+const HOT: u16 = 1000;
+/// The same for a text of at most so many bytes.
+const HOT_SMALL: (u16, u64) = (32, 64 << 10);
+/// Traps at a site in text that other processes have, too: a page is copied, and the vCPU forgets the old one.
+const SHARED_HOT: u16 = 64;
+/// Such a site is never patched.
+const NEVER: u16 = u16::MAX;
 /// Bytes of trampolines mapped at a time.
 const REGION: u64 = 0x1_0000;
 /// A trampoline is at most this far from its site (a 32-bit displacement, with room).
@@ -70,8 +75,8 @@ struct State {
     sites: BTreeMap<u64, Site>,
     /// Address behind the SYSCALL, by where its trampoline goes on.
     resumes: BTreeMap<u64, u64>,
-    /// Traps at sites not patched; [`u8::MAX`]: never to be.
-    seen: HashMap<u64, u8>,
+    /// Traps at sites not patched; [`NEVER`]: not to be.
+    seen: HashMap<u64, u16>,
     /// Trampoline regions: start and bytes used.
     regions: Vec<(u64, u64)>,
     /// Texts that were looked at, by their start.
@@ -165,7 +170,7 @@ impl Drop for World {
 fn stop_others() -> SysResult<World> {
     STOPPING.store(true, Ordering::SeqCst);
     let world = World(());
-    let (me, space) = (arch::vcpu_index(), space::current().tables.number());
+    let (me, space) = (arch::vcpu_index(), space::current().tables);
     let patience = arch::ticks_per_second() / 1_000_000 * STOP_US;
     for other in (0..arch::boot().vcpus as usize).filter(|&i| i != me) {
         let begun = arch::ticks();
@@ -227,7 +232,7 @@ pub fn visit(rip: u64) {
             return; // somebody jumps to the SYSCALL itself
         }
         let count = state.seen.entry(rip).or_insert(0);
-        if *count == u8::MAX {
+        if *count == NEVER {
             return;
         }
         *count += 1;
@@ -235,17 +240,20 @@ pub fn visit(rip: u64) {
     };
     let due = match count {
         1 => !is_copied(rip),
-        SHARED_HOT => is_copied(rip),
-        HOT => true,
+        // Again and again: somebody else may be writing a site just then.
+        n if n.is_multiple_of(HOT) => true,
+        n if n.is_multiple_of(SHARED_HOT) && is_copied(rip) => true,
+        n if n == HOT_SMALL.0 => text_around(rip).is_ok_and(|(start, end)| end - start <= HOT_SMALL.1),
         _ => false,
     };
     if !due || BUSY.swap(1, Ordering::Acquire) != 0 {
         return;
     }
-    match patch(rip, count == HOT) {
+    let hot = count.is_multiple_of(HOT) || count == HOT_SMALL.0;
+    match patch(rip, hot) {
         // Another vCPU did not come out of the program: after some more traps.
-        Err(Errno::EAGAIN) => drop(sites().seen.insert(rip, HOT / 2)),
-        Err(_) if count == HOT => drop(sites().seen.insert(rip, u8::MAX)),
+        Err(Errno::EAGAIN) => drop(sites().seen.insert(rip, count / 2)),
+        Err(_) if hot => drop(sites().seen.insert(rip, NEVER)),
         _ => {}
     }
     BUSY.store(0, Ordering::Release);
@@ -377,11 +385,7 @@ fn jumped_to(rip: u64, len: usize) -> SysResult<bool> {
     {
         return Ok(is_target(&text.targets));
     }
-    let (start, end) = {
-        let space = space::current().lock();
-        let (start, area) = space.areas.find(rip).ok_or(Errno::EFAULT)?;
-        (start, area.end)
-    };
+    let (start, end) = text_around(rip)?;
     if end - start > TEXT_MAX {
         return Err(Errno::EINVAL);
     }
@@ -391,6 +395,13 @@ fn jumped_to(rip: u64, len: usize) -> SysResult<bool> {
     let found = is_target(&targets);
     sites().texts.insert(start, Arc::new(Text { end, targets }));
     Ok(found)
+}
+
+/// The mapping that `rip` is in.
+fn text_around(rip: u64) -> SysResult<(u64, u64)> {
+    let space = space::current().lock();
+    let (start, area) = space.areas.find(rip).ok_or(Errno::EFAULT)?;
+    Ok((start, area.end))
 }
 
 /// Trampoline code at `at`, and where in it the program goes on after the call.

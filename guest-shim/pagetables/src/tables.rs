@@ -239,13 +239,6 @@ impl<M: Memory> Editor<'_, M> {
         Ok(())
     }
 
-    /// A new table for the entry at `slot`, which is zero.
-    fn child(&mut self, slot: u64) -> Result<u64, KcallError> {
-        let table = self.pool.take(self.memory)?;
-        self.memory.write(slot, table | TABLE);
-        Ok(table)
-    }
-
     #[inline(always)]
     fn copy_entry(&mut self, from: u64, to: u64) {
         let value = self.memory.read(from);
@@ -257,6 +250,98 @@ impl<M: Memory> Editor<'_, M> {
             self.memory.write(from, shared);
         }
         self.memory.write(to, shared);
+    }
+
+    /// As [`Editor::copy`], for an address space that may map something already. What is right in it is not written, so
+    /// that a host that shadows page tables need not learn it again. For code at CPL 3: it takes more instructions.
+    ///
+    /// `own`: addresses of pages, in order, with the entry that they get here; they are pages of their own, and those of
+    /// `source` stay as they are. `reduced` is set when `source` lost a permission.
+    ///
+    /// # Errors
+    /// [`KcallError::Tables`]: a part is done; it can be done anew, or all removed by [`Editor::end`].
+    pub fn mirror(&mut self, source: u64, own: &[(u64, u64)], reduced: &mut bool) -> Result<(), KcallError> {
+        let mut own = own.iter().copied().peekable();
+        for i in (0..PROGRAM).filter(|&i| i != LIBOS_SLOT as u64) {
+            let upper = self.memory.read(source + 8 * i);
+            let Some(to) = self.same(upper, self.root + 8 * i, 2)? else {
+                continue;
+            };
+            for j in 0..512 {
+                let directory = self.memory.read((upper & PTE_ADDR) + 8 * j);
+                let Some(to) = self.same(directory, to + 8 * j, 1)? else {
+                    continue;
+                };
+                for k in 0..512 {
+                    let from = (directory & PTE_ADDR) + 8 * k;
+                    let value = self.memory.read(from);
+                    let slot = to + 8 * k;
+                    if !is_table(value) {
+                        if is_table(self.memory.read(slot)) {
+                            self.same(0, slot, 0)?;
+                        }
+                        *reduced |= self.mirror_entry(from, value, slot);
+                        continue;
+                    }
+                    let table = self.same(value, slot, 0)?.unwrap_or_default();
+                    let first = i << 39 | j << 30 | k << 21;
+                    for l in 0..512 {
+                        let va = first + l * PAGE;
+                        while own.next_if(|&(page, _)| page < va).is_some() {}
+                        if let Some((_, entry)) = own.next_if(|&(page, _)| page == va) {
+                            self.replace(table + 8 * l, entry);
+                            continue;
+                        }
+                        let from = (value & PTE_ADDR) + 8 * l;
+                        let value = self.memory.read(from);
+                        *reduced |= self.mirror_entry(from, value, table + 8 * l);
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// A table under the entry at `slot`, if `source`, the other side's entry, points to one: the one there, or a new
+    /// one. What is there is given back if it does not. `levels` of directories are below the table.
+    fn same(&mut self, source: u64, slot: u64, levels: u32) -> Result<Option<u64>, KcallError> {
+        let value = self.memory.read(slot);
+        if source == 0 {
+            if value != 0 {
+                self.memory.write(slot, 0);
+                self.give_below(value, levels);
+            }
+            return Ok(None);
+        }
+        if is_table(value) {
+            return Ok(Some(value & PTE_ADDR));
+        }
+        self.child(slot).map(Some)
+    }
+
+    /// A new table for the entry at `slot`, which points to none.
+    fn child(&mut self, slot: u64) -> Result<u64, KcallError> {
+        let table = self.pool.take(self.memory)?;
+        self.memory.write(slot, table | TABLE);
+        Ok(table)
+    }
+
+    /// Makes the entry at `slot` the copy of that at `from`, which is `value`. Gives whether `from` lost a permission.
+    #[inline(always)]
+    fn mirror_entry(&mut self, from: u64, value: u64, slot: u64) -> bool {
+        let shared = copied(value);
+        if shared != value {
+            self.memory.write(from, shared);
+        }
+        self.replace(slot, shared);
+        shared != value
+    }
+
+    #[inline(always)]
+    fn replace(&mut self, slot: u64, value: u64) {
+        if self.memory.read(slot) != value {
+            self.memory.write(slot, value);
+        }
     }
 
     /// Gives back all tables of the address space.
@@ -284,6 +369,21 @@ impl<M: Memory> Editor<'_, M> {
         self.pool.give(self.memory, self.root);
     }
 
+    /// Gives back the table that an entry points to, if it does, and `levels` of tables below it.
+    fn give_below(&mut self, entry: u64, levels: u32) {
+        if !is_table(entry) {
+            return;
+        }
+        let table = entry & PTE_ADDR;
+        if levels > 0 {
+            for i in 0..512 {
+                let below = self.memory.read(table + 8 * i);
+                self.give_below(below, levels - 1);
+            }
+        }
+        self.pool.give(self.memory, table);
+    }
+
     fn find_directory(&self, va: u64) -> Option<u64> {
         let mut table = self.root;
         for shift in [39, 30] {
@@ -294,6 +394,41 @@ impl<M: Memory> Editor<'_, M> {
             table = value & PTE_ADDR;
         }
         Some(entry(table, va, 21))
+    }
+}
+
+/// Does work that takes page tables, and does it anew when it lacked some. Those that rest come first, which takes that
+/// every CPU forgets (`forget`); then frames become tables: `more` gives a first one and how many follow.
+///
+/// Work that gives back what it had taken when it failed fails again with what rests alone. So that is tried once.
+///
+/// # Errors
+/// Those of `work`; [`KcallError::Tables`] when there is no more.
+pub fn with_more<M: Memory, R>(
+    editor: &mut Editor<'_, M>,
+    forget: impl Fn(),
+    mut more: impl FnMut() -> Option<(u64, u64)>,
+    mut work: impl FnMut(&mut Editor<'_, M>) -> Result<R, KcallError>,
+) -> Result<R, KcallError> {
+    let mut has_settled = false;
+    loop {
+        match work(editor) {
+            Err(KcallError::Tables) => {}
+            result => return result,
+        }
+        if editor.pool.is_resting() {
+            forget();
+            editor.pool.settle(editor.memory);
+            if !has_settled {
+                has_settled = true;
+                continue;
+            }
+        }
+        let (first, count) = more().ok_or(KcallError::Tables)?;
+        for i in 0..count {
+            editor.pool.give(editor.memory, first + i * PAGE);
+        }
+        editor.pool.settle(editor.memory);
     }
 }
 

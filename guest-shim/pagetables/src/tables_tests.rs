@@ -237,3 +237,140 @@ fn a_copy_that_lacks_tables_can_be_removed() {
     assert_eq!(pool.take(&mut ram), Err(KcallError::Tables));
     assert!(lookup(&ram, BASE + 2 * LARGE).is_some());
 }
+
+/// What rests is too little for the copy, and is as little again each time that it has failed.
+#[test]
+fn a_copy_for_which_too_few_tables_rest_gets_more() {
+    let owned = Owned::new(OWNED, (0, 0));
+    let mut ram = Ram(vec![0; 0x80_000 / 8]);
+    // Two upper levels and three tables; then one is left, and another rests.
+    let mut pool = Pool::new(POOL.0, POOL.0 + 6 * PAGE);
+    pool.give(&mut ram, POOL.0 + 10 * PAGE);
+    let mut editor = Editor {
+        root: ROOT,
+        memory: &mut ram,
+        pool: &mut pool,
+    };
+    for i in 0..3 {
+        let op = Op::check(BASE + i * LARGE, PAGE, LARGE, PTE_P | PTE_W, &owned).expect("acceptable");
+        editor.apply(&op).expect("enough tables");
+    }
+    let forgotten = std::cell::Cell::new(0);
+    let mut fresh = (20..30).map(|i| (POOL.0 + 2 * i * PAGE, 2));
+    let root = with_more(
+        &mut editor,
+        || forgotten.set(forgotten.get() + 1),
+        || fresh.next().filter(|_| forgotten.get() < 10),
+        |editor| {
+            assert!(forgotten.get() < 10, "no end");
+            editor.root = editor.pool.take(editor.memory)?;
+            editor.begin(ROOT);
+            editor.copy(ROOT).inspect_err(|_| editor.end())?;
+            Ok(editor.root)
+        },
+    );
+    let root = root.expect("enough in the end");
+    for i in 0..3 {
+        assert_eq!(
+            lookup_from(&ram, root, BASE + i * LARGE),
+            lookup(&ram, BASE + i * LARGE)
+        );
+    }
+    // Six for the copy, of which two were there.
+    assert_eq!(fresh.count(), 8);
+    assert_eq!(pool.free(&ram), 0);
+}
+
+/// Random changes on both sides, and each time the second is made a copy of the first again: it maps what a fresh copy
+/// would, with pages of its own where it was told so, and the tables that it does not need are given back.
+#[test]
+fn a_former_copy_becomes_a_copy_again() {
+    for seed in 1..20 {
+        let mut rng = Rng(seed * 0x2545_f491);
+        let mut ram = Ram(vec![0; 0x80_000 / 8]);
+        let mut pool = Pool::new(POOL.0, POOL.1);
+        let root = pool.take(&mut ram).expect("enough tables");
+        let (mut model, mut former) = (Model::new(), Model::new());
+        for _ in 0..8 {
+            for _ in 0..6 {
+                for (root, model) in [(ROOT, &mut model), (root, &mut former)] {
+                    let mut editor = Editor {
+                        root,
+                        memory: &mut ram,
+                        pool: &mut pool,
+                    };
+                    let flags = [
+                        PTE_P | PTE_U | PTE_W | PTE_SHARED,
+                        PTE_P | PTE_U | PTE_W | PTE_D,
+                        PTE_NX,
+                    ];
+                    random_operation(&mut editor, model, &mut rng, &flags);
+                }
+            }
+            let is_small = |page: &u64| is_table(ram.read(directory_entry(&ram, *page)));
+            let own: Vec<(u64, u64)> = model
+                .keys()
+                .filter(|page| **page / PAGE % 7 == seed % 7 && is_small(page))
+                .map(|&page| (page, 5 * LARGE | PTE_P | PTE_U | PTE_W))
+                .collect();
+            let is_own = |page: &u64| own.binary_search_by_key(page, |&(page, _)| page).is_ok();
+            let loses = |(page, &(_, flags)): (&u64, &(u64, u64))| !is_own(page) && copied(flags) != flags;
+            let wanted = model.iter().any(loses);
+            let mut mirror = |ram: &mut Ram, pool: &mut Pool| {
+                let mut reduced = false;
+                let mut editor = Editor {
+                    root,
+                    memory: ram,
+                    pool,
+                };
+                editor.mirror(ROOT, &own, &mut reduced).expect("enough tables");
+                reduced
+            };
+            assert_eq!(mirror(&mut ram, &mut pool), wanted, "seed {seed}");
+            let before = ram.0.clone();
+            assert!(!mirror(&mut ram, &mut pool), "seed {seed}");
+            assert!(ram.0 == before, "what is right is left alone");
+            former = model.clone();
+            for (page, (frame, flags)) in &mut former {
+                if is_own(page) {
+                    (*frame, *flags) = (5 * LARGE, PTE_P | PTE_U | PTE_W);
+                } else {
+                    *flags = copied(*flags);
+                }
+            }
+            for (page, (_, flags)) in &mut model {
+                if !is_own(page) {
+                    *flags = copied(*flags);
+                }
+            }
+            for (root, model) in [(ROOT, &model), (root, &former)] {
+                for page in (BASE..BASE + 8 * LARGE).step_by(4096) {
+                    let found = lookup_from(&ram, root, page);
+                    assert_eq!(
+                        found,
+                        model.get(&page).copied(),
+                        "seed {seed} root {root:#x} page {page:#x}"
+                    );
+                }
+            }
+            pool.settle(&mut ram);
+        }
+        for root in [ROOT, root] {
+            Editor {
+                root,
+                memory: &mut ram,
+                pool: &mut pool,
+            }
+            .end();
+        }
+        pool.settle(&mut ram);
+        let all = std::iter::from_fn(|| pool.take(&mut ram).ok()).count() as u64;
+        assert_eq!(all, (POOL.1 - POOL.0) / PAGE + 1, "seed {seed}");
+    }
+}
+
+/// Where the directory entry of a mapped page is.
+fn directory_entry(ram: &Ram, va: u64) -> u64 {
+    let upper = ram.read(entry(ROOT, va, 39)) & PTE_ADDR;
+    entry(ram.read(entry(upper, va, 30)) & PTE_ADDR, va, 21)
+}

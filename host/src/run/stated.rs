@@ -20,7 +20,7 @@ use cloak_manifest::{Digest, Identity, Manifest, ManifestDigests, ManifestError,
 
 use crate::platform::Machine;
 
-use super::{Anchor, Environment, Network, Protected, RunOptions, Volume};
+use super::{Anchor, Environment, Network, Protected, Published, RunOptions, Volume};
 
 /// What the one who starts a context may say about it beside its manifest.
 #[derive(Debug, Default)]
@@ -30,6 +30,8 @@ pub struct Caller {
     /// Values for variables that the manifest leaves to the caller. Others are an error in `insisted`, and are
     /// passed over in here.
     pub environment: BTreeMap<String, String>,
+    /// Ports to publish, of those that the manifest lets be published.
+    pub published: Vec<Published>,
     /// Names of variables that the caller set on purpose.
     pub insisted: Vec<String>,
     /// What remembers the last roots of protected volumes, by their guest paths.
@@ -71,6 +73,9 @@ pub enum StatedError {
     /// An anchor for nothing.
     #[error("there is no protected volume at {0} to be anchored")]
     Anchor(String),
+    /// A port that nobody allowed.
+    #[error("the manifest does not let the port {0} be published (network.publish)")]
+    Publish(String),
     /// Something that is not there yet: to go on without it would not be what the manifest says.
     #[error("the manifest names {what}, which cloak run does not have: {why}")]
     Missing {
@@ -104,6 +109,8 @@ pub struct Stated {
     pub canonical: String,
     /// What follows from both.
     pub identity: Identity,
+    /// Whether the owner may start further programs, and see the context's memory.
+    pub exec: bool,
     /// What a measured launch is bound to: SHA-256 of the canonical form.
     pub host_data: [u8; 32],
 }
@@ -120,6 +127,7 @@ impl Stated {
         Ok(Self {
             shim,
             canonical,
+            exec: manifest.program.exec,
             identity: Identity::of(&shim, &digests),
             host_data: digests.sha256.0,
         })
@@ -151,7 +159,9 @@ pub fn of_manifest(
         network: match manifest.network.mode {
             NetworkMode::None => Network::None,
             NetworkMode::Host => Network::Host,
+            NetworkMode::Private => Network::Private,
         },
+        published: published(manifest, std::mem::take(&mut caller.published))?,
         host_root: None,
         machine: std::mem::take(&mut caller.machine),
         withheld: std::mem::take(&mut caller.withheld),
@@ -213,6 +223,30 @@ fn refuse_what_is_not_there(manifest: &Manifest, machine: &Machine) -> Result<()
     Ok(())
 }
 
+/// The ports that the caller publishes, if the manifest lets them be.
+fn published(manifest: &Manifest, asked: Vec<Published>) -> Result<Vec<Published>, StatedError> {
+    for port in &asked {
+        let name = port_name(port);
+        if !manifest.network.publish.contains(&name) {
+            return Err(StatedError::Publish(name));
+        }
+    }
+    Ok(asked)
+}
+
+/// A guest's port as manifests name it.
+fn port_name(port: &Published) -> String {
+    let protocol = if port.datagrams { "udp" } else { "tcp" };
+    format!("{}/{protocol}", port.port)
+}
+
+fn publishable(published: &[Published]) -> Vec<String> {
+    let mut names: Vec<String> = published.iter().map(port_name).collect();
+    names.sort();
+    names.dedup();
+    names
+}
+
 /// Nothing of the caller's but what the manifest leaves to it.
 fn environment(program: &Program, caller: &Caller) -> Result<Environment, StatedError> {
     let open = |name: &String| program.untrusted_environment.contains(name);
@@ -255,11 +289,19 @@ fn add_volume(
                 container: source,
                 guest: volume.guest.clone().into(),
                 read_only: volume.read_only,
-                key: root.derive(identity, Purpose::Volume(&volume.guest)),
+                key: Some(root.derive(identity, Purpose::Volume(&volume.guest))),
                 anchor: caller.anchors.remove(&volume.guest),
                 withheld: Vec::new(),
             });
         }
+        VolumeKind::Ciphertext => options.protected.push(Protected {
+            container: source,
+            guest: volume.guest.clone().into(),
+            read_only: true,
+            key: None,
+            anchor: None,
+            withheld: Vec::new(),
+        }),
     }
     Ok(())
 }
@@ -291,7 +333,10 @@ pub fn of_options(options: &RunOptions, program: &std::path::Path, vcpus: usize)
     volumes.extend(options.protected.iter().map(|v| {
         volume(
             text(&v.guest),
-            VolumeKind::Protected,
+            match v.key {
+                Some(_) => VolumeKind::Protected,
+                None => VolumeKind::Ciphertext,
+            },
             Some(text(&v.container)),
             v.read_only,
         )
@@ -316,6 +361,7 @@ pub fn of_options(options: &RunOptions, program: &std::path::Path, vcpus: usize)
                 })
                 .collect(),
             untrusted_args: true,
+            exec: true,
         },
         resources: Resources {
             memory_mib: options.memory >> 20,
@@ -328,7 +374,9 @@ pub fn of_options(options: &RunOptions, program: &std::path::Path, vcpus: usize)
             mode: match options.network {
                 Network::None => NetworkMode::None,
                 Network::Host => NetworkMode::Host,
+                Network::Private => NetworkMode::Private,
             },
+            publish: publishable(&options.published),
         },
         volumes,
         files: Vec::new(),

@@ -43,6 +43,9 @@ pub enum VmError {
     /// Memory can't be sealed, or what the OS side gave back was not what it was given.
     #[error(transparent)]
     Memory(#[from] cloak_memory::MemoryError),
+    /// The control socket can't be had.
+    #[error(transparent)]
+    Control(#[from] crate::control::ControlError),
     /// The monitor's jail could not be closed.
     #[error(transparent)]
     Jail(#[from] crate::jail::JailError),
@@ -64,7 +67,7 @@ pub enum VmError {
     },
     /// A key or an anchor would be in the hands of the OS side.
     #[error(
-        "{file} is for the guest and lies in {volume}, which a volume gives to the OS side; keep it elsewhere",
+        "{file} is not for the OS side and lies in {volume}, which a volume gives to it; keep it elsewhere",
         file = file.display(), volume = volume.display()
     )]
     Exposed {

@@ -111,6 +111,8 @@ impl Measured {
                 if high > 0 { [beyond, beyond + high] } else { [0, 0] },
             ],
             anchors: cloak_abi::anchor::page_at(CONFIG_GPA, config.len() as u64),
+            // Never used: such a VM has no control socket.
+            exec: cloak_abi::exec::head_at(CONFIG_GPA, config.len() as u64),
             free_frames: self.first_frame,
         };
         Ok((self.image.first.rip, placed))

@@ -11,6 +11,7 @@ pub mod anchors;
 pub mod clock;
 mod context;
 pub mod error;
+pub mod exec;
 mod hidden;
 pub mod load;
 mod measured;
@@ -20,8 +21,10 @@ pub mod shared;
 pub mod signals;
 mod ticker;
 mod vcpu;
+pub mod view;
 
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
@@ -38,14 +41,20 @@ use self::anchors::{Anchor, Anchors};
 use self::clock::Clock;
 use self::context::Context;
 use self::error::{Step, VmError};
+use self::exec::Execs;
 use self::load::{Layout, Placed, Segment, Share};
 use self::measured::Measured;
 use self::phases::Phases;
 use self::resident::{Paging, Resident};
 use self::shared::SharedRegion;
+use self::view::View;
+use crate::control::folder::Bound;
+use crate::control::server::{self, Member};
+use crate::control::wire::ContextInfo;
 use crate::image::registers::Registers;
 use crate::jail;
 use crate::kvm;
+use crate::os::handed;
 use crate::platform::{Machine, Simulated};
 
 /// A VM.
@@ -57,6 +66,8 @@ pub struct Options {
     pub contexts: Vec<ContextOptions>,
     /// What contexts share.
     pub segments: Vec<Segment>,
+    /// The socket on which the owner may ask for things; none: nobody can.
+    pub control: Option<Bound>,
     /// Contexts edit their page tables themselves: only where there is one.
     pub own_tables: bool,
     /// Kind of machine.
@@ -66,6 +77,8 @@ pub struct Options {
 /// What to run in a context, and in what.
 #[derive(Debug)]
 pub struct ContextOptions {
+    /// What callers of the control socket are told of it.
+    pub info: ContextInfo,
     /// vCPUs, at least 1; all contexts' together at most [`MAX_VCPUS`].
     pub vcpus: usize,
     /// Guest RAM, bytes.
@@ -117,6 +130,8 @@ pub struct Statistics {
     pub paging: Option<Paging>,
 }
 
+type Failed = Arc<dyn Fn(cloak_memory::MemoryError) + Send + Sync>;
+
 /// What other threads tell the owner of the VM.
 #[derive(Debug)]
 pub(crate) enum Event {
@@ -153,6 +168,8 @@ pub struct Border {
     pub shared: Arc<SharedRegion>,
     /// Rung by the guest's doorbell.
     pub doorbell: OwnedFd,
+    /// The monitor's end and the service's of the socket for further standard streams.
+    pub streams: Option<(OwnedFd, OwnedFd)>,
     /// One per vCPU.
     pub wakes: Vec<OwnedFd>,
 }
@@ -197,10 +214,27 @@ pub fn prepare(options: Options) -> Result<Prepared, VmError> {
 }
 
 impl Border {
+    /// The service's end of the socket for further standard streams.
+    ///
+    /// # Panics
+    /// When the monitor has taken the ends already, which it does after the services have started.
+    pub fn service_streams(&self) -> BorrowedFd<'_> {
+        let (_, service) = self
+            .streams
+            .as_ref()
+            .expect("taken once the services have started");
+        service.as_fd()
+    }
+
     fn new(options: &ContextOptions) -> Result<Self, VmError> {
         Ok(Self {
             shared: Arc::new(SharedRegion::create(options.vcpus as u32)?),
             doorbell: eventfd()?,
+            streams: Some(
+                handed::channel()
+                    .map_err(io::Error::from)
+                    .step("making a socket")?,
+            ),
             wakes: (0..options.vcpus).map(|_| eventfd()).collect::<Result<_, _>>()?,
         })
     }
@@ -269,6 +303,9 @@ fn check_measured(options: &Options) -> Result<(), VmError> {
     if contexts.iter().any(|context| !context.anchors.is_empty()) {
         return not("an anchored volume", "the monitor would have to be believed");
     }
+    if options.control.is_some() {
+        return not("--name", "the monitor can neither show its memory nor start programs in it");
+    }
     Ok(())
 }
 
@@ -294,33 +331,52 @@ impl Prepared {
             placed,
             hardware,
         } = load_vm(&kvm, &vm, &borders, &mut phases, &mut options)?;
+        let Options {
+            contexts: all,
+            control,
+            ..
+        } = options;
         let (sender, events) = channel();
         let mut contexts = Vec::new();
-        for (index, ((context, border), placed)) in
-            options.contexts.into_iter().zip(borders).zip(placed).enumerate()
-        {
-            let pager = match &context.resident {
+        let mut members = Vec::new();
+        for (index, ((options, mut border), placed)) in all.into_iter().zip(borders).zip(placed).enumerate() {
+            let failed: Failed = {
+                let sender = sender.clone();
+                // The receiver is gone only when the monitor is already ending.
+                Arc::new(move |error| drop(sender.send((index, Event::Failed(VmError::Memory(error))))))
+            };
+            let id = ContextId(1 + index as u64);
+            let mut key = options.memory_key;
+            let paged = match &options.resident {
                 Some(limit) => {
-                    let failed = sender.clone();
-                    let failed = move |error| {
-                        // The receiver is gone only when the monitor is already ending.
-                        let _ = failed.send((index, Event::Failed(VmError::Memory(error))));
-                    };
-                    let id = ContextId(1 + index as u64);
-                    Some(resident::start(
-                        limit,
-                        context.memory_key,
-                        &memory,
-                        id,
-                        &placed,
-                        failed,
-                    )?)
+                    let failed = failed.clone();
+                    let failed = move |error| failed(error);
+                    Some(resident::start(limit, key.take(), &memory, id, &placed, failed)?)
                 }
                 None => None,
             };
-            let anchors = Anchors::new(context.anchors, &memory, placed.anchors);
+            let (pager, paged) = paged.unzip();
+            let anchors = Anchors::new(options.anchors, &memory, placed.anchors);
+            let streams = border.streams.take();
             // The configuration ends here: keys are where they belong.
-            contexts.push(Context::new(index, border, placed, anchors, pager, clock));
+            let mut context = Context::new(index, border, placed, anchors, pager, clock);
+            if control.is_some()
+                && let Some((streams, _)) = streams
+            {
+                let allowed = options.info.exec;
+                let execs = Execs::new(&memory, placed.exec, allowed, context.reach(), streams)?;
+                let execs = Arc::new(execs);
+                context.set_execs(execs.clone());
+                members.push(Member {
+                    info: options.info,
+                    execs,
+                    view: match paged {
+                        Some(paged) => View::paged(paged, id, &placed, failed),
+                        None => View::new(&memory, key, id, &placed, failed),
+                    },
+                });
+            }
+            contexts.push(context);
         }
         jail::enter_monitor()?;
         let mut running = Running {
@@ -333,6 +389,9 @@ impl Prepared {
             sender,
             events,
         };
+        if let Some(bound) = control {
+            server::start(bound, members)?;
+        }
         signals::forward(running.contexts.iter().map(Context::reach).collect());
         let mut first = Some(first);
         for index in 0..running.contexts.len() {

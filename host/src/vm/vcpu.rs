@@ -13,6 +13,7 @@ use kvm_ioctls::{VcpuExit, VcpuFd};
 
 use super::anchors::Anchors;
 use super::error::{Step, VmError};
+use super::exec::Execs;
 use super::shared::SharedRegion;
 use super::ticker::Ticker;
 use super::{Event, Hardware, clock};
@@ -90,6 +91,7 @@ pub struct Runner {
     pub all: Arc<[Arc<Handle>]>,
     pub shared: Arc<SharedRegion>,
     pub anchors: Arc<Anchors>,
+    pub execs: Option<Arc<Execs>>,
     pub events: Sender<(usize, Event)>,
     pub clock: clock::Clock,
     pub ticker: Ticker,
@@ -188,6 +190,11 @@ impl Runner {
                 Ok(None)
             }
             Some((MonitorCall::Anchor, number)) => self.anchors.call(number).map(|()| None),
+            Some((MonitorCall::Ended, slot)) => {
+                let execs = self.execs.as_ref();
+                let execs = execs.ok_or(VmError::Shim("the end of a process that nobody started"))?;
+                execs.ended(slot).map(|()| None)
+            }
             Some((MonitorCall::Exit, _)) => Ok(Some(Event::Exited)),
             Some((MonitorCall::Panic, reason)) => Err(self.stuck(format!("kernel stop {reason:#x}"))),
             None => Err(self.stuck(format!("unknown monitor call {value:#x}"))),

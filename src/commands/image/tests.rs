@@ -174,3 +174,31 @@ fn the_simulated_launch_measures_what_is_predicted_on_every_product() {
         }
     }
 }
+
+/// The same for a domain: neither vCPUs nor the page of parameters are in the MRTD.
+#[test]
+fn the_simulated_domain_measures_what_is_predicted() {
+    use cloak_host::kvm::tdx::config::SEPT_VE_DISABLE;
+    use cloak_host::kvm::tdx::{Configured, Options};
+    use cloak_sim::tdx::machine::Machine;
+
+    for vcpus in [1, 2, 8, 64] {
+        let mut machine = Machine::new(&[1; 64], [2; 32]);
+        let options = Options {
+            attributes: SEPT_VE_DISABLE,
+            vcpus,
+            mr_config_id: [4; 48],
+            parameters: Box::new([vcpus as u8; PAGE_BYTES]),
+        };
+        let image = LaunchImage::new(&Shim::embedded().expect("own"), Measuring::Tdx).expect("an image");
+        let memory = [[0, 32 << 20], [0xffff_f000, 1 << 32]];
+        Configured::new(&mut machine, image, options)
+            .and_then(Configured::init)
+            .and_then(|domain| domain.vcpus()?.back(&memory)?.add()?.finalize())
+            .expect("a launch");
+        assert_eq!(machine.module.vcpus(), vcpus);
+        let measured = machine.module.info().map(|info| Bytes48::from(info.mrtd));
+        let predicted = embedded(Platform::Tdx, vcpus).and_then(|image| image.mrtd());
+        assert_eq!(measured, predicted.ok(), "{vcpus} vCPUs");
+    }
+}

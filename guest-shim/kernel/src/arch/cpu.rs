@@ -26,16 +26,21 @@ pub struct Cpu {
     stack: [u8; STACK],
     /// This vCPU's [`cloak_abi::vcpu::VcpuBlock`] in the kernel's window. First at the stack's top.
     pub block: u64,
-    upcall_user: u64,
-    upcall_libos: u64,
-    kcall: u64,
-    syscall_stashed: u64,
+    /// The frame with which a trap goes up: the libos's entry, whose stack pointer has no meaning.
+    pub upcall: [u64; 5],
+    /// Return address of the kernel-call instruction.
+    pub kcall: u64,
+    /// First address and bytes of where root tables may be that the entry code loads at once; none where the kernel
+    /// checks what they hold.
+    pub roots: [u64; 2],
+    /// Where SYSCALL goes on when it entered CPL 0.
+    pub syscall_stashed: u64,
     /// The VM's number of the vCPU.
     pub index: u64,
     /// The context whose vCPU it is, for good.
     pub context: u64,
     /// RAX while the SYSCALL stub needs it.
-    spare: u64,
+    pub spare: u64,
     /// Number of the address space that is current. Written by this vCPU, before it loads the root table.
     pub space: AtomicU64,
     gdt: [u64; 10],
@@ -65,9 +70,9 @@ pub static mut CPUS: [Cpu; MAX_VCPUS] = [const {
     Cpu {
         stack: [0; STACK],
         block: 0,
-        upcall_user: 0,
-        upcall_libos: 0,
+        upcall: [0; 5],
         kcall: 0,
+        roots: [0; 2],
         syscall_stashed: 0,
         index: 0,
         context: 0,
@@ -103,8 +108,14 @@ struct Pointer {
     base: u64,
 }
 
-/// What a vCPU needs to enter CPL 3 and come back. `block` is its block in the kernel's window.
-pub fn install(index: usize, context: u32, block: u64, header: &LibosHeader) {
+/// Where a part of [`Cpu`] is for the entry code, which counts from the stack's top.
+pub const fn above_stack(offset: usize) -> usize {
+    offset - STACK_TOP
+}
+
+/// What a vCPU needs to enter CPL 3 and come back. `block` is its block in the kernel's window; the entry code loads any
+/// root table in `roots`.
+pub fn install(index: usize, context: u32, block: u64, header: &LibosHeader, roots: &core::ops::Range<u64>) {
     // SAFETY: each vCPU installs its own element, once, before it takes a trap from CPL 3.
     let cpu = unsafe {
         let all = &raw mut CPUS;
@@ -113,9 +124,9 @@ pub fn install(index: usize, context: u32, block: u64, header: &LibosHeader) {
     // The eight ports of its context, and no other's.
     cpu.tss.bitmap[doorbell_port(context) as usize / 8] = 0;
     cpu.block = block;
-    cpu.upcall_user = header.upcall_user;
-    cpu.upcall_libos = header.upcall_libos;
+    cpu.upcall = [header.upcall, u64::from(USER_CS), 0x202, 0, u64::from(USER_SS)];
     cpu.kcall = header.kcall;
+    cpu.roots = [roots.start, roots.end - roots.start];
     cpu.syscall_stashed = header.syscall_stashed;
     cpu.context = u64::from(context);
     // STAR: SYSCALL loads CS 0x10, SS 0x18; SYSRET loads CS 0x33, SS 0x2b.

@@ -8,10 +8,11 @@
 
 use core::arch::{asm, global_asm};
 
+use cloak_abi::kcall::Kcall;
 use cloak_abi::layout::{KERNEL_VA, KICK_VECTOR, LIBOS_SLOT};
 use cloak_abi::vcpu::VcpuBlock;
 
-use super::cpu::{KERNEL_CS, USER_CS, USER_SS};
+use super::cpu::{Cpu, KERNEL_CS, USER_CS, USER_SS};
 
 const VECTORS: usize = 48;
 /// Bytes of the interrupt descriptor table.
@@ -117,36 +118,24 @@ global_asm!(
     ".text",
 
     // --- exceptions ---------------------------------------------------------------------------------
+    // The interrupted registers that the upcall takes go to the vCPU's block, by a pop each; RAX and RCX with them. The
+    // way back is a frame that is ready: the libos finds out whose instruction it was, and takes its stack itself.
     "trap:",
     "test byte ptr [rsp + 24], 3",
     "jz kernel_trap",
-    "push rax",
     "push rcx",
-    "mov rcx, [rsp + 72]",          // block
-    "mov rax, [rsp + 56]",
-    "mov [rcx + {b_rsp}], rax",
-    "mov rax, [rsp + 48]",
-    "mov [rcx + {b_rflags}], rax",
-    "mov rax, [rsp + 16]",
-    "mov [rcx + {b_vector}], rax",
-    "mov rax, [rsp + 24]",
-    "mov [rcx + {b_error}], rax",
+    "mov rcx, [rsp + 64]",          // block
+    "pop qword ptr [rcx + {b_rcx}]",
+    "pop qword ptr [rcx + {b_vector}]",
+    "pop qword ptr [rcx + {b_error}]",
+    "pop qword ptr [rcx + {b_rip}]",
+    "pop qword ptr [rcx + {b_cs}]",
+    "pop qword ptr [rcx + {b_rflags}]",
+    "pop qword ptr [rcx + {b_rsp}]",
+    "mov [rcx + {b_rax}], rax",
     "mov rax, cr2",
     "mov [rcx + {b_cr2}], rax",
-    "inc qword ptr [rcx + {b_exceptions}]",
-    "mov rax, [rsp + 32]",          // rip
-    "mov [rcx + {b_rip}], rax",
-    "shr rax, 39",
-    "cmp eax, {slot}",
-    "mov rax, [rsp + 80]",          // upcall_user
-    "jne 1f",
-    "mov rax, [rsp + 88]",          // upcall_libos
-    "1:",
-    "mov [rsp + 32], rax",
-    "mov qword ptr [rsp + 48], 0x202",
-    "pop rcx",
-    "pop rax",
-    "add rsp, 16",
+    "add rsp, 8 + {c_upcall}",
     "iretq",
 
     // An exception in the kernel itself: the kernel is wrong, or the host is. Stop.
@@ -187,7 +176,7 @@ global_asm!(
     "push r9",
     "push r10",
     "push r11",
-    "mov edi, [rsp + 72 + 56 + 40]", // index
+    "mov edi, [rsp + 72 + 56 + {c_index}]",
     "call {on_kick}",
     "pop r11",
     "pop r10",
@@ -213,18 +202,39 @@ global_asm!(
     "iretq",
 
     // --- kernel calls -------------------------------------------------------------------------------
-    // The libos's stub is a function to its compiler: caller-saved registers are dead there. They are
-    // cleared so that nothing of the kernel's is left in them.
+    // The libos's stub is a function to its compiler: caller-saved registers are dead there. The two calls that a
+    // switch between processes makes are answered here, where the libos edits its tables itself and so answers for
+    // what is in the root table that it names (there are no roots otherwise).
     "breakpoint:",
     "push rcx",
-    "mov rcx, [rsp + 48 + 24]",     // Cpu.kcall
+    "mov rcx, [rsp + 48 + {c_kcall}]",
     "cmp [rsp + 8], rcx",
-    "pop rcx",
     "jne 3f",
-    "sub rsp, 8",
-    "mov rcx, [rsp + 48]",          // block
-    "inc qword ptr [rcx + {b_kcalls}]",
-    "mov ecx, [rsp + 48 + 40]",     // index
+    "cmp rax, {flush}",
+    "je 4f",
+    "cmp rax, {switch}",
+    "jne 5f",
+    "mov rcx, rsi",
+    "sub rcx, [rsp + 48 + {c_roots}]",
+    "cmp rcx, [rsp + 48 + {c_roots_len}]",
+    "jae 5f",
+    "test ecx, 4095",
+    "jnz 5f",
+    // The number first, as in `cpu::switch`; loading CR3 makes it seen.
+    "mov [rsp + 48 + {c_space}], rdi",
+    "mov cr3, rsi",
+    "xor eax, eax",
+    "pop rcx",
+    "iretq",
+    "4:",
+    "mov rcx, cr3",
+    "mov cr3, rcx",
+    "xor eax, eax",
+    "pop rcx",
+    "iretq",
+    // All others. Registers are cleared so that nothing of the kernel's is left in them.
+    "5:",
+    "mov ecx, [rsp + 48 + {c_index}]",
     "xchg rax, rdi",
     "xchg rax, rsi",                // number, first argument; second stays in rdx after the next
     "xchg rax, rdx",
@@ -240,6 +250,7 @@ global_asm!(
     "add rsp, 8",
     "iretq",
     "3:",
+    "pop rcx",
     "push 0",
     "push 3",
     "jmp trap",
@@ -292,14 +303,23 @@ global_asm!(
     b_error = const core::mem::offset_of!(VcpuBlock, error),
     b_cr2 = const core::mem::offset_of!(VcpuBlock, cr2),
     b_pending = const core::mem::offset_of!(VcpuBlock, pending),
-    b_exceptions = const core::mem::offset_of!(VcpuBlock, exceptions),
+    b_rax = const core::mem::offset_of!(VcpuBlock, rax),
+    b_rcx = const core::mem::offset_of!(VcpuBlock, rcx),
+    b_cs = const core::mem::offset_of!(VcpuBlock, cs),
     b_interrupts = const core::mem::offset_of!(VcpuBlock, interrupts),
-    b_kcalls = const core::mem::offset_of!(VcpuBlock, kcalls),
     b_srip = const core::mem::offset_of!(VcpuBlock, syscall_rip),
     b_srflags = const core::mem::offset_of!(VcpuBlock, syscall_rflags),
-    c_stashed = const 32,
-    c_spare = const 56,
-    cpu_size = const size_of::<super::Cpu>(),
+    c_upcall = const super::cpu::above_stack(core::mem::offset_of!(Cpu, upcall)),
+    c_kcall = const super::cpu::above_stack(core::mem::offset_of!(Cpu, kcall)),
+    c_roots = const super::cpu::above_stack(core::mem::offset_of!(Cpu, roots)),
+    c_roots_len = const super::cpu::above_stack(core::mem::offset_of!(Cpu, roots)) + 8,
+    c_index = const super::cpu::above_stack(core::mem::offset_of!(Cpu, index)),
+    c_space = const super::cpu::above_stack(core::mem::offset_of!(Cpu, space)),
+    c_stashed = const super::cpu::above_stack(core::mem::offset_of!(Cpu, syscall_stashed)),
+    c_spare = const super::cpu::above_stack(core::mem::offset_of!(Cpu, spare)),
+    flush = const Kcall::Flush as u64,
+    switch = const Kcall::SpaceSwitch as u64,
+    cpu_size = const size_of::<Cpu>(),
     cpus = sym super::cpu::CPUS,
     stack_top = const super::cpu::STACK_TOP,
     kernel_fault = sym kernel_fault,

@@ -138,8 +138,7 @@ static CONTEXTS: [Context; MAX_CONTEXTS] = [const {
                 start: 0,
                 syscall: 0,
                 syscall_stashed: 0,
-                upcall_user: 0,
-                upcall_libos: 0,
+                upcall: 0,
                 kcall: 0,
                 boot_copy: 0,
                 syscall_probe: 0,
@@ -204,8 +203,7 @@ fn check_header(header: &LibosHeader) {
         header.start,
         header.syscall,
         header.syscall_stashed,
-        header.upcall_user,
-        header.upcall_libos,
+        header.upcall,
         header.kcall,
         header.syscall_probe,
     ];
@@ -246,13 +244,16 @@ extern "C" fn start(index: u32) -> ! {
 
 /// The vCPU `index` enters its context, which has begun; the blocks of the context's vCPUs are at `blocks`.
 fn start_in(context: &'static Context, number: usize, blocks: u64, index: u32) -> ! {
-    let own = index - context.constants().first_vcpu;
-    let header = &context.constants().header;
+    let all = context.constants();
+    let own = index - all.first_vcpu;
+    let header = &all.header;
+    let roots = if all.checks { &(0..0) } else { &all.roots[0] };
     cpu::install(
         index as usize,
         number as u32,
         KERNEL_PHYS_VA + blocks + u64::from(own) * PAGE,
         header,
+        roots,
     );
     let mode = context.mode.load(Ordering::Relaxed);
     if mode != UNKNOWN_MODE {

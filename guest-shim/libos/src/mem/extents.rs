@@ -16,6 +16,10 @@ pub const FRAMES: usize = (LARGE / PAGE) as usize;
 struct Extent {
     gpa: u64,
     free: u32,
+    /// Whether it is in the list of partly free ones, and in that of free ones: once each, as the lists' memory is
+    /// never given back.
+    in_partial: bool,
+    in_empty: bool,
     used: [u64; FRAMES / 64],
     dirty: [u64; FRAMES / 64],
 }
@@ -137,15 +141,19 @@ impl Extents {
         (self.used_frames, self.total_frames)
     }
 
-    /// Takes `len` contiguous frames (1..=[`FRAMES`]).
+    /// Takes `len` contiguous frames (at least one).
     pub fn take(&mut self, len: usize) -> Option<Run> {
-        debug_assert!((1..=FRAMES).contains(&len));
+        debug_assert!(len > 0);
+        if len > FRAMES {
+            return self.take_long(len);
+        }
         if len < FRAMES {
             // Newest first: its neighbours are warm.
             for i in (0..self.partial.len()).rev() {
                 let id = self.partial[i];
                 let extent = &mut self.extents[id as usize];
                 if extent.free == 0 || extent.free as usize == FRAMES {
+                    extent.in_partial = false;
                     self.partial.swap_remove(i);
                     continue;
                 }
@@ -156,34 +164,96 @@ impl Extents {
             }
         }
         let id = self.whole()?;
-        if len < FRAMES {
-            self.partial.push(id);
-        }
         self.used_frames += len as u64;
-        Some(self.extents[id as usize].take(0, len))
+        let run = self.extents[id as usize].take(0, len);
+        self.list_partial(id);
+        Some(run)
     }
 
-    /// A wholly free extent: a used one that became free, else a fresh one.
-    fn whole(&mut self) -> Option<u32> {
-        while let Some(id) = self.empty.pop() {
-            if self.extents[id as usize].free as usize == FRAMES {
-                return Some(id);
+    /// More than an extent: neighbours that are wholly free, the last perhaps in part. Rare, so it may look at all.
+    fn take_long(&mut self, len: usize) -> Option<Run> {
+        let count = len.div_ceil(FRAMES);
+        let first = self.neighbours(count).or_else(|| self.fresh_ones(count))?;
+        let mut dirty = false;
+        let mut left = len;
+        for slot in first..first + count {
+            let id = self.index[slot];
+            let here = left.min(FRAMES);
+            dirty |= self.extents[id as usize].take(0, here).dirty;
+            self.list_partial(id);
+            left -= here;
+        }
+        self.used_frames += len as u64;
+        Some(Run {
+            gpa: first as u64 * LARGE,
+            dirty,
+        })
+    }
+
+    /// `count` wholly free extents beside each other that were used before; the first one's place in the index.
+    fn neighbours(&self, count: usize) -> Option<usize> {
+        let is_free = |id: u32| id != NONE && self.extents[id as usize].free as usize == FRAMES;
+        let mut found = 0;
+        for (slot, &id) in self.index.iter().enumerate() {
+            found = if is_free(id) { found + 1 } else { 0 };
+            if found == count {
+                return Some(slot + 1 - count);
             }
         }
-        let (next, _) = self.fresh.iter_mut().find(|(next, end)| next < end)?;
-        let gpa = *next;
-        *next += LARGE;
+        None
+    }
+
+    /// `count` fresh extents beside each other.
+    fn fresh_ones(&mut self, count: usize) -> Option<usize> {
+        let range = self
+            .fresh
+            .iter()
+            .position(|(next, end)| (end - next) / LARGE >= count as u64)?;
+        let first = (self.fresh[range].0 / LARGE) as usize;
+        for _ in 0..count {
+            self.begin_extent(range);
+        }
+        Some(first)
+    }
+
+    /// The next extent of a fresh range is in use from now on.
+    fn begin_extent(&mut self, range: usize) -> u32 {
+        let gpa = self.fresh[range].0;
+        self.fresh[range].0 += LARGE;
         (self.first_use)(gpa);
         let id = self.extents.len() as u32;
         let zero = [0; FRAMES / 64];
         self.extents.push(Extent {
             gpa,
             free: FRAMES as u32,
+            in_partial: false,
+            in_empty: false,
             used: zero,
             dirty: zero,
         });
         self.index[(gpa / LARGE) as usize] = id;
-        Some(id)
+        id
+    }
+
+    /// A wholly free extent: a used one that became free, else a fresh one.
+    fn whole(&mut self) -> Option<u32> {
+        while let Some(id) = self.empty.pop() {
+            let extent = &mut self.extents[id as usize];
+            extent.in_empty = false;
+            if extent.free as usize == FRAMES {
+                return Some(id);
+            }
+        }
+        let range = self.fresh.iter().position(|(next, end)| next < end)?;
+        Some(self.begin_extent(range))
+    }
+
+    fn list_partial(&mut self, id: u32) {
+        let extent = &mut self.extents[id as usize];
+        if extent.free > 0 && !extent.in_partial {
+            extent.in_partial = true;
+            self.partial.push(id);
+        }
     }
 
     /// Gives `len` contiguous frames back, which may cross extents.
@@ -201,12 +271,12 @@ impl Extents {
                 assert!(extent.used[w] & m == m, "frame given back twice");
                 extent.used[w] &= !m;
             }
-            let was = extent.free;
             extent.free += here as u32;
-            if extent.free as usize == FRAMES {
+            if extent.free as usize != FRAMES {
+                self.list_partial(id);
+            } else if !extent.in_empty {
+                extent.in_empty = true;
                 self.empty.push(id);
-            } else if was == 0 {
-                self.partial.push(id);
             }
             self.used_frames -= here as u64;
             gpa += here as u64 * PAGE;
@@ -234,10 +304,10 @@ mod tests {
         let mut owned = std::collections::BTreeSet::new();
         for _ in 0..20_000 {
             if random(2) == 0 {
-                let len = if random(10) == 0 {
-                    FRAMES
-                } else {
-                    1 + random(40) as usize
+                let len = match random(20) {
+                    0 => FRAMES,
+                    1 => FRAMES + random(3 * FRAMES as u64) as usize,
+                    _ => 1 + random(40) as usize,
                 };
                 if let Some(run) = extents.take(len) {
                     for i in 0..len as u64 {
@@ -253,12 +323,37 @@ mod tests {
                 }
             }
         }
+        assert!(extents.partial.len() <= extents.extents.len(), "listed once");
+        assert!(extents.empty.len() <= extents.extents.len(), "listed once");
         for (gpa, len) in held {
             extents.give(gpa, len);
         }
         assert_eq!(extents.usage().0, 0);
         let all: Vec<_> = std::iter::from_fn(|| extents.take(FRAMES)).collect();
         assert_eq!(all.len(), 8);
+    }
+
+    #[test]
+    fn more_than_an_extent_comes_in_one_piece_from_used_neighbours_first() {
+        let mut extents = Extents::new(|_| {});
+        extents.add(0, 8 * LARGE);
+        let long = extents.take(2 * FRAMES + 1).expect("fresh");
+        assert_eq!(long, Run { gpa: 0, dirty: false });
+        let small = extents.take(1).expect("the rest of the third");
+        assert_eq!(small.gpa, 2 * LARGE + 4096);
+        assert!(extents.take(6 * FRAMES).is_none(), "five are left");
+        extents.give(long.gpa, 2 * FRAMES + 1);
+        let again = extents.take(2 * FRAMES).expect("the first two");
+        assert_eq!(again, Run { gpa: 0, dirty: true });
+        let fresh = extents.take(5 * FRAMES).expect("the last five");
+        assert_eq!(
+            fresh,
+            Run {
+                gpa: 3 * LARGE,
+                dirty: false
+            }
+        );
+        assert_eq!(extents.usage(), (7 * FRAMES as u64 + 1, 8 * FRAMES as u64));
     }
 
     #[test]

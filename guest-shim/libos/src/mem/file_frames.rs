@@ -7,6 +7,7 @@
 //! A file is known by its identity, size and times, so a changed one is another.
 
 use alloc::collections::BTreeMap;
+use alloc::vec::Vec;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use cloak_abi::layout::PAGE;
@@ -38,12 +39,20 @@ pub fn is_wanted() -> bool {
     WANTED.load(Ordering::Relaxed)
 }
 
-/// The frame of a page; the caller becomes another owner of it.
-pub fn share(version: &Version, page: u64) -> Option<u64> {
+/// How many are kept.
+pub fn kept() -> u64 {
+    KEPT.load(Ordering::Relaxed)
+}
+
+/// The frames of those pages in `[first, end)` that are kept, by page; the caller becomes another owner of them.
+pub fn share(version: &Version, first: u64, end: u64) -> Vec<(u64, u64)> {
     let files = FILES.lock();
-    let gpa = *files.get(version)?.get(&page)?;
-    frames::share_run(gpa, 1);
-    Some(gpa)
+    let Some(pages) = files.get(version) else {
+        return Vec::new();
+    };
+    let kept: Vec<(u64, u64)> = pages.range(first..end).map(|(&page, &gpa)| (page, gpa)).collect();
+    kept.iter().for_each(|&(_, gpa)| frames::share_run(gpa, 1));
+    kept
 }
 
 /// Keeps contiguous frames with pages from `page` on, which stay the caller's, too.

@@ -8,7 +8,7 @@
 //! | `place` | where mappings go |
 
 use alloc::collections::{BTreeMap, BTreeSet};
-use alloc::sync::Arc;
+use alloc::sync::{Arc, Weak};
 use alloc::vec::Vec;
 use core::sync::atomic::AtomicUsize;
 
@@ -76,6 +76,10 @@ pub struct Inner {
     /// Pages that were copied when written after a `fork`, here and in relatives since the last `execve`: a few, which
     /// the next `fork` copies at once.
     hot: Arc<Mutex<BTreeSet<u64>>>,
+    /// Where its copies leave what the next one can use.
+    nest: Arc<Mutex<cow::Nest>>,
+    /// The same of the address space that this one was copied from.
+    home: Weak<Mutex<cow::Nest>>,
     /// The vCPU on which the fault that is being served happened.
     faulted_on: usize,
     brk_start: u64,
@@ -180,7 +184,11 @@ impl Inner {
             None => Backing::Anonymous,
             Some((file, offset)) => match file.file.map(request.shared)? {
                 Mapping::Pages(pages) if request.shared => Backing::Pages(pages, *offset, Some(file.clone())),
-                Mapping::Pages(_) | Mapping::Read => Backing::File(file.clone(), *offset),
+                Mapping::Pages(pages) => {
+                    pages.set_copied();
+                    Backing::File(file.clone(), *offset)
+                }
+                Mapping::Read => Backing::File(file.clone(), *offset),
                 Mapping::Zero if request.shared => Backing::Pages(Arc::new(PageCache::default()), 0, None),
                 Mapping::Zero => Backing::Anonymous,
             },
@@ -198,6 +206,10 @@ impl Inner {
         self.areas.insert(start, area);
         if request.populate && !request.protection.is_empty() {
             self.populate(start, end);
+        } else if request.place == Place::Fixed {
+            self.map_ahead(start);
+        } else if request.len <= fault::AHEAD_ZERO && request.file.is_none() && !request.shared {
+            self.map_zeros_ahead(start, end);
         }
         Ok(start)
     }
@@ -335,6 +347,45 @@ impl Inner {
         } else {
             Err(Errno::ENOMEM)
         }
+    }
+
+    /// Drops what is mapped of pages `[first, last)` of a file that gave them up: from shared mappings, and from
+    /// private ones with what was copied there if `and_copies`.
+    ///
+    /// # Errors
+    /// ENOMEM.
+    pub fn forget_pages(
+        &mut self,
+        pages: &Arc<PageCache>,
+        first: u64,
+        last: u64,
+        and_copies: bool,
+    ) -> SysResult<()> {
+        let is_same = |of: &Arc<PageCache>| Arc::ptr_eq(of, pages);
+        let mut gone = Vec::new();
+        for (start, area) in self.areas.iter() {
+            let offset = match &area.backing {
+                Backing::Pages(of, offset, _) if is_same(of) => offset,
+                Backing::File(file, offset)
+                    if and_copies && file.file.mapped_pages().as_ref().is_some_and(is_same) =>
+                {
+                    offset
+                }
+                _ => continue,
+            };
+            let at = |page: u64| {
+                let bytes = page.saturating_mul(PAGE).saturating_sub(*offset);
+                start.saturating_add(bytes).min(area.end)
+            };
+            gone.push((at(first), at(last)));
+        }
+        gone.retain(|(low, high)| low < high);
+        self.drop_pages(gone.iter().copied())?;
+        for (low, high) in gone {
+            self.areas
+                .change(low, high, |area| drop(core::mem::take(&mut area.pins)));
+        }
+        Ok(())
     }
 
     /// Moves what is mapped in `[from, from + len)` to `to`, which is free.

@@ -2,7 +2,7 @@
 //! maps. Changes do too where the context has its VM to itself; else they are batched into kernel calls.
 
 use alloc::vec::Vec;
-use core::sync::atomic::Ordering;
+use core::sync::atomic::{AtomicU64, Ordering, fence};
 
 use cloak_abi::boot::ContextBlock;
 use cloak_abi::kcall::{
@@ -12,7 +12,7 @@ use cloak_abi::kcall::{
 use cloak_abi::layout::{LARGE, PAGE};
 use cloak_abi::vcpu::MAX_OPS;
 use cloak_pagetables::frames::{Memory, Owned, Pool};
-use cloak_pagetables::tables::{Editor, Op};
+use cloak_pagetables::tables::{Editor, Op, with_more};
 use spin::Mutex;
 
 use super::area::Protection;
@@ -57,6 +57,8 @@ fn read(table: u64, va: u64, shift: u32) -> u64 {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Tables {
     number: u32,
+    /// How often they have been made the copy of something else.
+    turn: u32,
     root: u64,
 }
 
@@ -66,6 +68,7 @@ impl Tables {
     pub fn first() -> Self {
         Self {
             number: 0,
+            turn: 0,
             root: arch::boot().root,
         }
     }
@@ -76,9 +79,22 @@ impl Tables {
         self.number
     }
 
+    /// What the kernel and the vCPUs know it by: its number, and which turn of the tables it is. A vCPU that loaded
+    /// them at an earlier turn has to load them again.
+    #[must_use]
+    pub fn tag(self) -> u64 {
+        u64::from(self.number) | u64::from(self.turn) << 32
+    }
+
+    /// Whether `tag` is that of these tables, at any turn.
+    #[must_use]
+    pub fn is_tagged(self, tag: u64) -> bool {
+        tag as u32 == self.number
+    }
+
     /// This vCPU continues in the address space.
     pub fn load(self) {
-        if arch::kcall2(Kcall::SpaceSwitch, u64::from(self.number), self.root) != 0 {
+        if arch::kcall2(Kcall::SpaceSwitch, self.tag(), self.root) != 0 {
             arch::panic_exit("an address space that the kernel does not know");
         }
     }
@@ -172,11 +188,52 @@ static NUMBERS: Mutex<Numbers> = Mutex::new(Numbers {
     lingering: Vec::new(),
 });
 
-/// Makes an address space: empty, or a copy of `source`.
+/// Makes an empty address space.
 ///
 /// # Errors
 /// ENOMEM when there are no tables or numbers left.
-pub fn make(source: Option<Tables>) -> SysResult<Tables> {
+pub fn make() -> SysResult<Tables> {
+    begin(None)
+}
+
+/// Whether the libos edits the tables itself.
+#[must_use]
+pub fn are_own() -> bool {
+    OWN.is_own()
+}
+
+/// Makes a copy of an address space, as [`Editor::mirror`] does, in tables that a former copy has left where there
+/// are some. When this returns, no vCPU has a right that `source` lost.
+///
+/// # Errors
+/// ENOMEM when there are no tables or numbers left; the former copy's are gone.
+pub fn copy(source: Tables, former: Option<Tables>, own: &[(u64, u64)]) -> SysResult<Tables> {
+    if !OWN.is_own() {
+        return begin(Some(source)); // the kernel shoots down
+    }
+    let mut copy = match former {
+        Some(former) => former,
+        None => begin(None)?,
+    };
+    copy.turn = copy.turn.wrapping_add(1);
+    let mut reduced = false;
+    let made = OWN.edit(copy.root, |editor| {
+        with_tables(editor, |editor| editor.mirror(source.root, own, &mut reduced))
+    });
+    if reduced {
+        barrier(source);
+    }
+    match made {
+        Ok(()) => Ok(copy),
+        Err(error) => {
+            release(copy);
+            Err(error)
+        }
+    }
+}
+
+/// An empty address space, or, where the kernel edits tables, a copy of `source`.
+fn begin(source: Option<Tables>) -> SysResult<Tables> {
     retry();
     let number = {
         let mut numbers = NUMBERS.lock();
@@ -190,7 +247,7 @@ pub fn make(source: Option<Tables>) -> SysResult<Tables> {
         }
     };
     let root = match source {
-        _ if OWN.is_own() => OWN.make(source.map(|s| s.root)),
+        _ if OWN.is_own() => OWN.make(),
         None => by_kernel(arch::kcall(Kcall::SpaceNew, u64::from(number))),
         Some(source) => by_kernel(arch::kcall2(
             Kcall::SpaceCopy,
@@ -199,12 +256,11 @@ pub fn make(source: Option<Tables>) -> SysResult<Tables> {
         )),
     };
     match root {
-        Ok(root) => {
-            if let Some(source) = source.filter(|_| OWN.is_own()) {
-                barrier(source); // its pages can't be written any more
-            }
-            Ok(Tables { number, root })
-        }
+        Ok(root) => Ok(Tables {
+            number,
+            turn: 0,
+            root,
+        }),
         Err(error) => {
             NUMBERS.lock().free.push(number);
             Err(error)
@@ -226,14 +282,14 @@ pub fn release(tables: Tables) {
 fn free(tables: Tables) -> bool {
     if OWN.is_own() {
         // A vCPU must not find its root table changed.
-        if crate::sched::is_loaded(tables.number) {
+        if crate::sched::has_root(tables) {
             return false;
         }
         OWN.edit(tables.root, |editor| editor.end());
     } else if arch::kcall(Kcall::SpaceFree, u64::from(tables.number)) != 0 {
         return false;
     } else {
-        crate::sched::space_freed(tables.number);
+        crate::sched::space_freed(tables);
     }
     NUMBERS.lock().free.push(tables.number);
     true
@@ -376,7 +432,13 @@ impl Batch {
 
 /// Makes every vCPU that has the address space loaded pass through the kernel and forget its translations.
 pub fn barrier(tables: Tables) {
-    arch::kcall(Kcall::Shoot, u64::from(tables.number));
+    // Whoever loads it after this look finds the tables as they are now: the number is told before the load.
+    fence(Ordering::SeqCst);
+    if !OWN.is_own() || crate::sched::is_loaded_elsewhere(tables) {
+        arch::kcall(Kcall::Shoot, tables.tag());
+    } else if crate::sched::is_loaded_here(tables) {
+        arch::kcall(Kcall::Flush, 0);
+    }
 }
 
 /// The context's tables where it edits them itself: it has the VM to itself, so no other context's frames
@@ -416,21 +478,33 @@ impl OwnTables {
         })
     }
 
-    /// A new address space: empty, or a copy of the one whose root is at `source`. Gives its root.
-    fn make(&self, source: Option<u64>) -> SysResult<u64> {
+    /// A new, empty address space. Gives its root.
+    fn make(&self) -> SysResult<u64> {
         // The root's place is not known before the pool has given it.
         self.edit(0, |editor| {
             with_tables(editor, |editor| {
                 editor.root = editor.pool.take(editor.memory)?;
                 editor.begin(arch::boot().root);
-                if let Some(Err(error)) = source.map(|s| editor.copy(s)) {
-                    editor.end();
-                    return Err(error);
-                }
                 Ok(editor.root)
             })
         })
     }
+}
+
+/// Frames that became page tables after the start.
+static ADDED: AtomicU64 = AtomicU64::new(0);
+
+/// Page tables in use, and frames of the context that are or were tables and are kept for it. None where the kernel has
+/// the tables.
+#[must_use]
+pub fn usage() -> (u64, u64) {
+    if !OWN.is_own() {
+        return (0, 0);
+    }
+    let boot = arch::boot();
+    let added = ADDED.load(Ordering::Relaxed);
+    let all = (boot.table_pool_end - boot.table_pool_next) / PAGE + added;
+    (all - OWN.edit(0, |editor| editor.pool.free(editor.memory)), added)
 }
 
 /// What the start left of the tables set aside. Memory that the kernel accepted is not zero.
@@ -446,27 +520,20 @@ fn first_pool(boot: &ContextBlock) -> Pool {
 /// Frames that become page tables at a time, when those that were set aside at the start are used up.
 const MORE_TABLES: u64 = 64;
 
-/// Work that takes page tables: where only resting ones are left, every vCPU forgets them, and where none is, frames
-/// become tables. Then it is done anew.
-fn with_tables<R: PartialEq>(
+/// Work that takes page tables, with frames of the context where those that were set aside are used up.
+fn with_tables<R>(
     editor: &mut Editor<'_, Window>,
-    mut work: impl FnMut(&mut Editor<'_, Window>) -> Result<R, KcallError>,
+    work: impl FnMut(&mut Editor<'_, Window>) -> Result<R, KcallError>,
 ) -> SysResult<R> {
-    loop {
-        let result = work(editor);
-        if result != Err(KcallError::Tables) {
-            return result.map_err(|_| Errno::ENOMEM);
-        }
-        if editor.pool.is_resting() {
-            arch::kcall(Kcall::Shoot, ALL_SPACES);
-        } else {
-            let first = frames::take_run_dirty(MORE_TABLES as usize)?;
-            for i in 0..MORE_TABLES {
-                editor.pool.give(editor.memory, first + i * PAGE);
-            }
-        }
-        editor.pool.settle(editor.memory);
-    }
+    let forget = || {
+        arch::kcall(Kcall::Shoot, ALL_SPACES);
+    };
+    let more = || {
+        let first = super::frames::take_run_dirty(MORE_TABLES as usize).ok()?;
+        ADDED.fetch_add(MORE_TABLES, Ordering::Relaxed);
+        Some((first, MORE_TABLES))
+    };
+    with_more(editor, forget, more, work).map_err(|_| Errno::ENOMEM)
 }
 
 /// Guest-physical memory through the libos's window. Entries that are present have the bit of private memory in the tables,

@@ -7,10 +7,9 @@ use super::{FIRST_PID, Family, Process, family, limits, pidfd};
 use crate::arch;
 use crate::errno::{Errno, SysResult};
 use crate::fs::FsContext;
-use crate::mem::space;
 use crate::sched::{self, Thread};
 use crate::signal::number::{SIGCHLD, SIGKILL};
-use crate::signal::{AltStack, bit};
+use crate::signal::{AltStack, bit, timer_calls};
 use crate::syscall::{Args, Entry, partial};
 use crate::user;
 
@@ -205,7 +204,7 @@ fn start(what: Clone) -> SysResult {
 /// `RLIMIT_NPROC`: as many processes and threads of one user, but the superuser's.
 fn check_limit(process: &Process) -> SysResult<()> {
     let user = process.credentials.lock().uid[0];
-    let most = process.limits.0.lock()[limits::NPROC][0];
+    let most = process.limits.soft(limits::NPROC);
     if user == 0 || most == limits::INFINITY {
         return Ok(());
     }
@@ -224,7 +223,8 @@ fn child(what: &Clone, parent: &Arc<Process>) -> SysResult<Arc<Process>> {
     let space = if what.has(CLONE_VM) {
         parent.space().share()
     } else {
-        space::current().copy()?
+        let space = parent.space();
+        space.copy(space.is_sole() && parent.threads().len() == 1)?
     };
     let files = if what.has(CLONE_FILES) {
         parent.files.share()
@@ -248,7 +248,11 @@ fn child(what: &Clone, parent: &Arc<Process>) -> SysResult<Arc<Process>> {
     *child.signals.actions.lock() = actions;
     *child.limits.0.lock() = *parent.limits.0.lock();
     *child.image.lock() = parent.image.lock().clone();
-    Ok(Arc::new(child))
+    let child = Arc::new(child);
+    if child.limits.soft(limits::CPU) != limits::INFINITY {
+        timer_calls::limit_cpu(&child);
+    }
+    Ok(child)
 }
 
 /// The thread that `clone` makes, in `process`.

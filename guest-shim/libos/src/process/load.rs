@@ -19,6 +19,8 @@ use crate::user::{self, Buf};
 const STACK_TOP: u64 = 0x7fff_ffe0_0000;
 /// Bytes that the stack may grow to.
 const STACK_SIZE: u64 = 8 << 20;
+/// Bytes of it that every program uses.
+const STACK_START: u64 = 16 * PAGE;
 /// Where relocatable programs go (plus randomness).
 const DYN_BASE: u64 = 0x5555_5540_0000;
 /// Where interpreters go: the mapping area's usual top.
@@ -258,6 +260,8 @@ impl Executable {
             populate: false,
             name: "[stack]",
         })?;
+        // Written at once, below.
+        space.populate(STACK_TOP - STACK_START, STACK_TOP);
         let vdso = vdso::map(&mut space)?;
         drop(space);
         let auxv = self.auxv(bias, program_entry, interpreter_base, vdso);

@@ -64,3 +64,9 @@ pub fn park(deadline: u64) {
 pub fn others_wait() -> bool {
     false
 }
+
+/// How long it is worth while to poll, microseconds.
+#[must_use]
+pub fn patience() -> u64 {
+    20
+}

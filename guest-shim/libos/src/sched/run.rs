@@ -42,10 +42,19 @@ const NOTIFIED: u32 = 2;
 /// Never runs again, whatever wakes it.
 const ENDED: u32 = 3;
 
-/// How long a vCPU without work polls before it halts, in microseconds: what a halt and a wake-up cost.
+/// How long a vCPU without work polls before it halts at most, in microseconds: what a halt and a wake-up cost.
 const POLL_US: u64 = 100;
+/// The same at least. Where polling brings nothing, because whoever has to answer waits for this very core, it is a waste.
+const POLL_LEAST_US: u64 = 5;
+/// One in so many polls lasts as long as it may: whether that is worth it may have changed.
+const PROBE: u64 = 16;
 /// How long a woken thread may wait for its waker's vCPU before another vCPU is woken for it.
 const SPREAD_US: u64 = 20;
+/// How long a thread is left to a polling vCPU that has its address space loaded.
+const LEAVE_US: u64 = 10;
+/// Changes of address space on one vCPU in a millisecond after which another one is woken: processes that hand over to
+/// each other do so without an entry to the kernel where each has a vCPU.
+const CHANGES: u64 = 8;
 
 /// 64-byte aligned vector state.
 #[repr(C, align(64))]
@@ -118,8 +127,14 @@ struct Vcpu {
     current: UnsafeCell<Option<Arc<Thread>>>,
     previous: UnsafeCell<Option<Arc<Thread>>>,
     idle: UnsafeCell<Option<Arc<Thread>>>,
-    /// Number of the address space that it has loaded. Others read it.
-    space: AtomicU32,
+    /// How long it polls, microseconds: more when that brought something the last time, less when not.
+    patience: AtomicU64,
+    /// How often it has polled.
+    polls: AtomicU64,
+    /// The millisecond of its last change of address space, and how many there were in it.
+    changes: Cell<(u64, u64)>,
+    /// Tag of the address space that it has loaded ([`Tables::tag`]). Others read it.
+    space: AtomicU64,
 }
 
 // SAFETY: each element is used by its own vCPU only.
@@ -130,7 +145,10 @@ static VCPUS: [Vcpu; MAX_VCPUS] = [const {
         current: UnsafeCell::new(None),
         previous: UnsafeCell::new(None),
         idle: UnsafeCell::new(None),
-        space: AtomicU32::new(0),
+        patience: AtomicU64::new(POLL_US),
+        polls: AtomicU64::new(0),
+        changes: Cell::new((0, 0)),
+        space: AtomicU64::new(0),
     }
 }; MAX_VCPUS];
 
@@ -366,40 +384,65 @@ pub fn abandon_space(other: Arc<Space>) {
 /// This vCPU loads an address space, if it has not.
 fn load_space(tables: Tables) {
     let loaded = &vcpu().space;
-    if loaded.load(Ordering::Relaxed) != tables.number() {
-        // First the number: who sees the old one may take the old tables away, and they must not be loaded then.
-        loaded.store(tables.number(), Ordering::SeqCst);
+    if loaded.load(Ordering::Relaxed) != tables.tag() {
+        // First the tag: who sees the old one may take the old tables away, and they must not be loaded then.
+        loaded.store(tables.tag(), Ordering::SeqCst);
         tables.load();
+        note_change();
     }
 }
 
+/// This vCPU has changed its address space.
+fn note_change() {
+    let changes = &vcpu().changes;
+    let now = arch::ticks() / (arch::ticks_per_second() / 1000);
+    let (when, before) = changes.get();
+    let count = if when == now { before + 1 } else { 1 };
+    changes.set((now, count));
+    if count == CHANGES {
+        wake_a_vcpu();
+    }
+}
+
+/// Whether a thread that waits is better left to another vCPU, which polls and has its address space loaded.
+fn belongs_elsewhere(thread: &Thread, me: usize) -> bool {
+    let tag = thread.space().tables.tag();
+    let has = |i: usize| VCPUS[i].space.load(Ordering::Relaxed) == tag;
+    !has(me) && (0..vcpus()).any(|i| i != me && has(i) && host_state(i) == VcpuState::Polling as u32)
+}
+
 /// The kernel has freed an address space: if this vCPU had it, it has the first one now.
-pub fn space_freed(number: u32) {
+pub fn space_freed(tables: Tables) {
     let loaded = &vcpu().space;
-    if loaded.load(Ordering::Relaxed) == number {
+    if loaded.load(Ordering::Relaxed) == tables.tag() {
         loaded.store(0, Ordering::SeqCst);
     }
 }
 
-/// Whether a vCPU has an address space loaded.
-pub fn is_loaded(number: u32) -> bool {
-    (0..vcpus()).any(|i| VCPUS[i].space.load(Ordering::SeqCst) == number)
+/// Whether a vCPU has these tables loaded, as they are or as they were when something else was mapped there.
+pub fn has_root(tables: Tables) -> bool {
+    (0..vcpus()).any(|i| tables.is_tagged(VCPUS[i].space.load(Ordering::SeqCst)))
+}
+
+/// Whether this vCPU has an address space loaded.
+pub fn is_loaded_here(tables: Tables) -> bool {
+    vcpu().space.load(Ordering::Relaxed) == tables.tag()
 }
 
 /// Whether another vCPU than this one has an address space loaded.
-pub fn is_loaded_elsewhere(number: u32) -> bool {
+pub fn is_loaded_elsewhere(tables: Tables) -> bool {
     let me = arch::vcpu_index();
-    (0..vcpus()).any(|i| i != me && VCPUS[i].space.load(Ordering::SeqCst) == number)
+    (0..vcpus()).any(|i| i != me && VCPUS[i].space.load(Ordering::SeqCst) == tables.tag())
 }
 
 /// Whether vCPU `index` may be in a program in this address space. `false` stays so until it has passed
 /// [`crate::patch::depart`].
-pub fn may_run_program(index: usize, space: u32) -> bool {
+pub fn may_run_program(index: usize, space: Tables) -> bool {
     let state = host_state(index);
     let is_idle = [VcpuState::Halted, VcpuState::Polling, VcpuState::Offline]
         .iter()
         .any(|idle| *idle as u32 == state);
-    !is_idle && VCPUS[index].space.load(Ordering::SeqCst) == space
+    !is_idle && VCPUS[index].space.load(Ordering::SeqCst) == space.tag()
 }
 
 /// Remembers the frame of the system call that the running thread is in.
@@ -499,12 +542,16 @@ fn pick() -> Option<Arc<Thread>> {
         return None;
     }
     let me = core::ptr::from_ref(current());
+    let index = arch::vcpu_index();
     let mut queue = QUEUE.lock();
+    let waited = arch::ticks().saturating_sub(QUEUED_AT.load(Ordering::Relaxed));
+    let is_urgent = waited > LEAVE_US * arch::ticks_per_second() / 1_000_000;
     // One whose last vCPU still saves its registers is left for the next look. Waiting for it here would hang
     // two vCPUs that leave each other's next thread.
-    let ready = queue
-        .iter()
-        .position(|t| core::ptr::eq(Arc::as_ptr(t), me) || !t.on_cpu.load(Ordering::Acquire));
+    let ready = queue.iter().position(|t| {
+        core::ptr::eq(Arc::as_ptr(t), me)
+            || !t.on_cpu.load(Ordering::Acquire) && (is_urgent || !belongs_elsewhere(t, index))
+    });
     let thread = ready.and_then(|i| queue.remove(i));
     if publish(&queue) > 0 {
         QUEUED_AT.store(arch::ticks(), Ordering::Relaxed);
@@ -643,18 +690,35 @@ fn poll_for_work(index: usize) -> bool {
         return false;
     }
     set_state(index, VcpuState::Polling);
-    let end = arch::ticks() + POLL_US * arch::ticks_per_second() / 1_000_000;
+    let is_probe = vcpu().polls.fetch_add(1, Ordering::Relaxed).is_multiple_of(PROBE);
+    let time = if is_probe { POLL_US } else { patience() };
+    let end = arch::ticks() + time * arch::ticks_per_second() / 1_000_000;
     let mut found = false;
     while !found && arch::ticks() < end {
         host::poll_all(vcpus());
         if timer::next_deadline() <= arch::ticks() {
             timer::expire(arch::ticks());
         }
-        found = others_wait() || host::header().signals.load(Ordering::Relaxed) != 0;
+        found = others_wait() || called();
         core::hint::spin_loop();
     }
     POLLER.store(false, Ordering::SeqCst);
+    let next = if found { time * 2 } else { patience() / 2 };
+    vcpu()
+        .patience
+        .store(next.clamp(POLL_LEAST_US, POLL_US), Ordering::Relaxed);
     found
+}
+
+/// Whether the monitor has something for this context: signals, or a further process.
+fn called() -> bool {
+    host::header().signals.load(Ordering::SeqCst) != 0 || crate::process::outside::is_asked()
+}
+
+/// How long it is worth while to poll on this vCPU, microseconds.
+#[must_use]
+pub fn patience() -> u64 {
+    vcpu().patience.load(Ordering::Relaxed)
 }
 
 /// Halts until woken. Whoever makes work looks at the state after making it; we look for work after
@@ -664,10 +728,7 @@ fn halt(index: usize) {
     host::queue(index).deadline.store(deadline, Ordering::SeqCst);
     set_state(index, VcpuState::Halted);
     fence(Ordering::SeqCst);
-    let work = others_wait()
-        || host::has_news(vcpus())
-        || host::header().signals.load(Ordering::SeqCst) != 0
-        || timer::next_deadline() < deadline;
+    let work = others_wait() || host::has_news(vcpus()) || called() || timer::next_deadline() < deadline;
     if !work {
         HALTS.fetch_add(1, Ordering::Relaxed);
         arch::monitor(MonitorCall::Halt, 0);

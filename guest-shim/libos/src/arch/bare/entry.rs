@@ -8,7 +8,8 @@ use core::arch::{asm, global_asm};
 use core::cell::Cell;
 
 use cloak_abi::boot::LIBOS_MAGIC;
-use cloak_abi::layout::{LIBOS_VCPU_VA, MAX_VCPUS};
+use cloak_abi::layout::{LIBOS_SLOT, LIBOS_VCPU_VA, MAX_VCPUS};
+use cloak_abi::vcpu::VcpuBlock;
 
 /// At GS:0 of each thread. The assembly below knows the offsets.
 #[repr(C)]
@@ -111,8 +112,7 @@ global_asm!(
     ".quad libos_start",
     ".quad libos_syscall",
     ".quad libos_syscall_stashed",
-    ".quad libos_upcall_user",
-    ".quad libos_upcall_own",
+    ".quad libos_upcall",
     ".quad libos_kcall_return",
     ".quad {boot}",
     ".quad libos_syscall_probe",
@@ -191,22 +191,33 @@ global_asm!(
     "iretq",
 
     // --- upcalls -------------------------------------------------------------------------------------
+    // RSP, RAX, RCX and flags are in the block. No interrupt touches that while the libos runs, nor does the code
+    // below raise an exception before it has what it needs.
     ".balign 16",
-    "libos_upcall_user:",
-    "mov gs:[16], rsp",
+    "libos_upcall:",
+    "mov rcx, gs:[24]",
+    "mov rax, [rcx + {b_rip}]",
+    "shr rax, 39",
+    "cmp eax, {slot}",
+    "je 2f",
     "mov rsp, gs:[8]",
     "push 0x2b",
-    "push qword ptr gs:[16]",
+    "push qword ptr [rcx + {b_rsp}]",
     "push 0",
     "push 0x33",
     "push 0",
+    "mov rax, [rcx + {b_rax}]",
+    "mov rcx, [rcx + {b_rcx}]",
     "SAVE",
     "mov rdi, rsp",
     "call {upcall_user}",
     "jmp libos_resume",
 
-    ".balign 16",
-    "libos_upcall_own:",
+    // It was an instruction of the libos, whose stack goes on.
+    "2:",
+    "mov rsp, [rcx + {b_rsp}]",
+    "mov rax, [rcx + {b_rax}]",
+    "mov rcx, [rcx + {b_rcx}]",
     "push rbp",
     "mov rbp, rsp",
     "and rsp, -16",
@@ -300,6 +311,11 @@ global_asm!(
     magic = const LIBOS_MAGIC,
     version = const cloak_abi::VERSION,
     boot = sym super::BOOT,
+    slot = const LIBOS_SLOT,
+    b_rip = const core::mem::offset_of!(VcpuBlock, rip),
+    b_rsp = const core::mem::offset_of!(VcpuBlock, rsp),
+    b_rax = const core::mem::offset_of!(VcpuBlock, rax),
+    b_rcx = const core::mem::offset_of!(VcpuBlock, rcx),
     syscall = sym super::traps::syscall,
     upcall_user = sym super::traps::upcall_user,
     upcall_own = sym super::traps::upcall_own,

@@ -18,6 +18,7 @@ use core::sync::atomic::Ordering;
 
 use cloak_abi::anchor::{self, ANCHORS, AnchorSlot};
 use cloak_abi::boot::ContextBlock;
+use cloak_abi::exec::{self, ExecPage};
 use cloak_abi::kcall::Kcall;
 use cloak_abi::layout::{LIBOS_SHARED_VA, LIBOS_VCPU_VA, MAX_SEGMENTS, PAGE, doorbell_port, monitor_port};
 use cloak_abi::vcpu::{MonitorCall, VcpuBlock};
@@ -102,6 +103,23 @@ pub fn anchor_slot(number: usize) -> &'static AnchorSlot {
     unsafe { &*(at as *const AnchorSlot) }
 }
 
+/// Where the monitor asks for further processes.
+pub fn exec_page() -> &'static ExecPage {
+    let head = exec::head_at(boot().config_gpa, boot().config_len);
+    // SAFETY: before the first free frame, for the life of the VM; atomics only.
+    unsafe { &*(crate::mem::frames::window(head) as *const ExecPage) }
+}
+
+/// Copies the request that stands behind the head: at most `len` bytes.
+pub fn exec_request(len: usize) -> alloc::vec::Vec<u8> {
+    let head = exec::head_at(boot().config_gpa, boot().config_len);
+    let mut bytes = alloc::vec![0; len.min(exec::REQUEST_MAX)];
+    let from = (crate::mem::frames::window(head) + exec::HEAD_LEN as u64) as *const u8;
+    // SAFETY: the buffer lies behind the head and has that many bytes; the monitor leaves it alone until `asked` is clear.
+    unsafe { super::copy_own(bytes.as_mut_ptr(), from, bytes.len()) };
+    bytes
+}
+
 /// A kernel call.
 pub fn kcall(call: Kcall, argument: u64) -> i64 {
     kcall2(call, argument, 0)
@@ -109,6 +127,7 @@ pub fn kcall(call: Kcall, argument: u64) -> i64 {
 
 /// A kernel call with two arguments.
 pub fn kcall2(call: Kcall, first: u64, second: u64) -> i64 {
+    vcpu_block(vcpu_index()).kcalls.fetch_add(1, Ordering::Relaxed);
     entry::kernel_call(call as u64, first, second)
 }
 

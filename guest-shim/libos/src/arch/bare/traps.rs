@@ -38,6 +38,7 @@ pub extern "C" fn upcall_user(frame: &mut Frame) {
     frame.regs.rip = load(&block.rip);
     frame.regs.rflags = load(&block.rflags);
     frame.regs.orig_rax = u64::MAX; // not in a system call
+    block.exceptions.fetch_add(1, Ordering::Relaxed);
     let (vector, error, address) = (load(&block.vector), load(&block.error), load(&block.cr2));
     if vector == u64::from(KICK_VECTOR) {
         sched::tick();
@@ -78,6 +79,7 @@ pub extern "C" fn upcall_own(trap: &mut OwnTrap) {
     let load = |word: &core::sync::atomic::AtomicU64| word.load(Ordering::Relaxed);
     trap.rip = load(&block.rip);
     trap.rflags = load(&block.rflags);
+    block.exceptions.fetch_add(1, Ordering::Relaxed);
     let (vector, error, address) = (load(&block.vector), load(&block.error), load(&block.cr2));
     let Some(end) = fixup(trap.rip) else {
         panic_exit(&alloc::format!(

@@ -110,6 +110,16 @@ pub trait Source: Send + Sync {
     fn mode(&self) -> u32 {
         0o555
     }
+    /// The process that the directory stands for.
+    fn process(&self) -> Option<i32> {
+        None
+    }
+}
+
+/// The process whose directory under `/proc` this is.
+#[must_use]
+pub fn process_of(node: &dyn Node) -> Option<i32> {
+    node.as_any().downcast_ref::<Directory>()?.source.process()
 }
 
 /// A directory whose content does not change.

@@ -3,8 +3,10 @@
 //! `fork` copies page tables, not pages: one kernel call does it and takes the write permission of private
 //! pages away on both sides. A frame that several address spaces map has its other owners counted
 //! ([`frames::is_shared`]). The first write to such a page copies it; the last owner just gets its permission back.
+//! A copy that ends leaves its tables to the next one ([`Former`]).
 
-use alloc::sync::Arc;
+use alloc::collections::BTreeMap;
+use alloc::sync::{Arc, Weak};
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicUsize, Ordering};
 
@@ -14,7 +16,7 @@ use super::{Inner, Space, push_run};
 use crate::arch;
 use crate::errno::SysResult;
 use crate::mem::area::{Areas, Protection};
-use crate::mem::tables::{self, Batch, Tables};
+use crate::mem::tables::{self, Batch, Leaf, Tables};
 use crate::mem::{file_frames, frames};
 use crate::patch::Sites;
 use crate::sched::Lock;
@@ -36,6 +38,8 @@ impl Space {
                 areas,
                 copied: false,
                 hot: Arc::default(),
+                nest: Arc::default(),
+                home: Weak::new(),
                 faulted_on: 0,
                 brk_start: brk.0,
                 brk: brk.1,
@@ -57,25 +61,26 @@ impl Space {
     /// ENOMEM.
     pub fn empty() -> SysResult<Arc<Self>> {
         file_frames::begin();
-        let tables = tables::make(None)?;
+        let tables = tables::make()?;
         Ok(Self::with(tables, Areas::default(), Sites::default(), (0, 0)))
     }
 
-    /// A copy, as `fork` makes it.
+    /// A copy, as `fork` makes it. `alone`: the caller is the only thread that runs in this address space.
     ///
     /// # Errors
     /// ENOMEM.
-    pub fn copy(&self) -> SysResult<Arc<Self>> {
+    pub fn copy(&self, alone: bool) -> SysResult<Arc<Self>> {
         file_frames::begin();
         let _still = crate::patch::hold();
         let mut inner = self.inner.lock();
-        let (tables, areas) = inner.copy()?;
+        let (tables, areas) = inner.copy(alone)?;
         let brk = inner.brk_range();
         let copy = Self::with(tables, areas, self.sites.duplicate(), brk);
         {
             let mut other = copy.inner.lock();
             other.copied = true;
             other.hot = inner.hot.clone();
+            other.home = Arc::downgrade(&inner.nest);
         }
         Ok(copy)
     }
@@ -101,11 +106,18 @@ impl Space {
 }
 
 impl Inner {
-    fn copy(&mut self) -> SysResult<(Tables, Areas)> {
+    fn copy(&mut self, alone: bool) -> SysResult<(Tables, Areas)> {
         let source = self.tables;
-        let copy = tables::make(Some(source))?;
         self.copied = true;
         let hot = self.own_hot_pages();
+        // Where another thread could write meanwhile, pages are copied when they can't be written any more.
+        let at_once = alone && tables::are_own();
+        let former = self.nest.lock().leave();
+        let (former, frames) = former.map_or((None, BTreeMap::new()), |f| (Some(f.tables), f.frames));
+        let own = copies(if at_once { &hot } else { &[] }, frames);
+        let entries: Vec<(u64, u64)> = own.iter().map(|p| (p.page, p.gpa | p.flags)).collect();
+        let copy = tables::copy(source, former, &entries)
+            .inspect_err(|_| own.iter().for_each(|p| frames::release_run(p.gpa, 1)))?;
         let mut areas = Areas::default();
         let mut batch = Batch::new(copy);
         let mut failed = None;
@@ -127,14 +139,16 @@ impl Inner {
                 areas.insert(start, area);
             }
         }
-        if failed.is_none() {
+        // Those have a frame on each side.
+        own.iter().for_each(|p| frames::release_run(p.source, 1));
+        if failed.is_none() && !at_once {
             failed = self.copy_hot_pages(&mut batch, &hot).err();
         }
         match failed.or(batch.run().err()) {
             None => Ok((copy, areas)),
             Some(error) => {
                 for (start, area) in areas.iter().filter(|(_, a)| !a.wipe_on_fork) {
-                    for (gpa, pages) in private_runs(source, start, area.end) {
+                    for (gpa, pages) in private_runs(copy, start, area.end) {
                         frames::release_run(gpa, pages);
                     }
                 }
@@ -144,40 +158,58 @@ impl Inner {
         }
     }
 
-    /// Those of the pages often written after a `fork` that are this address space's alone.
-    fn own_hot_pages(&self) -> Vec<(u64, u64)> {
+    /// Those of the pages often written after a `fork` that are this address space's alone, in order.
+    fn own_hot_pages(&self) -> Vec<Hot> {
         let pages: Vec<u64> = self.hot.lock().iter().copied().collect();
-        let own = |page: u64| {
-            let (_, area) = self.areas.find(page)?;
-            let leaf = self.tables.look(page).0?;
-            let usable = !area.dont_fork
-                && !area.wipe_on_fork
-                && area.protection.contains(Protection::WRITE)
-                && !leaf.large
-                && !leaf.is_shared()
-                && !frames::is_shared(leaf.gpa);
-            usable.then_some((page, leaf.gpa))
+        if tables::are_own() {
+            self.split_around(&pages);
+        }
+        let own = |page: u64| self.hot_page(page).filter(|(_, leaf)| !leaf.large);
+        pages.into_iter().filter_map(own).map(|(hot, _)| hot).collect()
+    }
+
+    /// A page that can be copied at once, with what maps it.
+    fn hot_page(&self, page: u64) -> Option<(Hot, Leaf)> {
+        let (_, area) = self.areas.find(page)?;
+        let leaf = self.tables.look(page).0?;
+        let usable = !area.dont_fork
+            && !area.wipe_on_fork
+            && area.protection.contains(Protection::WRITE)
+            && !leaf.is_shared()
+            && !frames::is_shared(leaf.gpa);
+        let hot = Hot {
+            page,
+            source: leaf.gpa,
+            flags: tables::flags(area.protection),
         };
-        pages.into_iter().filter_map(own).collect()
+        usable.then_some((hot, leaf))
+    }
+
+    /// Large pages that hold some of these become small ones: else each copy would split its own at the first write.
+    fn split_around(&self, pages: &[u64]) {
+        let mut batch = Batch::new(self.tables);
+        for (hot, _) in pages
+            .iter()
+            .filter_map(|&page| self.hot_page(page))
+            .filter(|(_, leaf)| leaf.large)
+        {
+            // Without a table for it the page is copied when it is written.
+            let _ = batch.protect(hot.page, PAGE, hot.flags);
+        }
+        let _ = batch.run();
     }
 
     /// The copy gets frames of its own for these pages, and this side its write permission back: both will write
     /// them soon.
-    fn copy_hot_pages(&self, copy: &mut Batch, hot: &[(u64, u64)]) -> SysResult<()> {
+    fn copy_hot_pages(&self, copy: &mut Batch, hot: &[Hot]) -> SysResult<()> {
         let mut back = Batch::new(self.tables);
-        for &(page, gpa) in hot {
-            let Some((_, area)) = self.areas.find(page) else {
-                continue;
-            };
-            let Ok(fresh) = frames::take_run_dirty(1) else {
-                break; // without it the first write copies
-            };
-            copy_page(fresh, gpa);
-            let flags = tables::flags(area.protection);
-            copy.map(page, fresh, PAGE, flags)?;
-            back.raise(page, PAGE, flags)?;
-            frames::release_run(gpa, 1);
+        let copied = copies(hot, BTreeMap::new());
+        for page in &copied {
+            copy.map(page.page, page.gpa, PAGE, page.flags)?;
+            back.raise(page.page, PAGE, page.flags)?;
         }
+        copy.run()?;
+        copied.iter().for_each(|p| frames::release_run(p.source, 1));
         back.run()
     }
 
@@ -185,6 +217,10 @@ impl Inner {
     fn end(&mut self) {
         let areas = core::mem::take(&mut self.areas);
         let tables = self.tables;
+        let former = self.nest.lock().close();
+        former.into_iter().for_each(Former::release);
+        let home = self.home.upgrade().filter(|_| tables::are_own());
+        let kept = home.as_ref().map(|_| self.hot_frames(&areas)).unwrap_or_default();
         let freed: Vec<_> = areas
             .iter()
             .flat_map(|(start, area)| private_runs(tables, start, area.end))
@@ -200,17 +236,39 @@ impl Inner {
                 }
             }
             let _ = batch.run();
-        } else {
+        } else if home.is_none() {
             tables::release(tables);
         }
+        // Those stay with the tables.
+        kept.values().for_each(|&gpa| frames::share_run(gpa, 1));
         freed
             .into_iter()
             .for_each(|(gpa, pages)| frames::release_run(gpa, pages));
+        if let Some(home) = home {
+            // What else they map is others' from now on, and seen by nobody: they are made anew before they are loaded
+            // again.
+            let refused = home.lock().come(Former { tables, frames: kept });
+            if let Some(former) = refused {
+                former.release();
+            }
+        }
         for (_, area) in areas.iter() {
             if let super::Backing::Pages(pages, _, Some(file)) = &area.backing {
                 let _ = file.file.sync_pages(pages, 0, u64::MAX);
             }
         }
+    }
+
+    /// The frames of pages often written after a `fork`, where they are this address space's alone.
+    fn hot_frames(&self, areas: &Areas) -> BTreeMap<u64, u64> {
+        let hot = self.hot.lock();
+        let frame = |&page: &u64| {
+            areas.find(page)?;
+            let leaf = self.tables.look(page).0?;
+            let own = !leaf.large && !leaf.is_shared() && !frames::is_shared(leaf.gpa);
+            own.then_some((page, leaf.gpa))
+        };
+        hot.iter().filter_map(frame).collect()
     }
 
     /// The private page at `page` was written but may not be: it gets a frame of its own, or its permission back.
@@ -245,8 +303,8 @@ impl Inner {
                 batch.raise(first, last - first, flags)?;
             } else if (first..last).contains(&page) {
                 // The fault itself made its vCPU forget this page.
-                let forgotten = self.faulted_on == arch::vcpu_index()
-                    && !crate::sched::is_loaded_elsewhere(self.tables.number());
+                let forgotten =
+                    self.faulted_on == arch::vcpu_index() && !crate::sched::is_loaded_elsewhere(self.tables);
                 self.replace(&mut batch, page, page + PAGE, flags, &mut old, forgotten)?;
             }
         }
@@ -392,6 +450,92 @@ impl Inner {
             va = next;
         }
         Ok(())
+    }
+}
+
+/// A page that both sides of a `fork` will write.
+#[derive(Debug, Clone, Copy)]
+struct Hot {
+    page: u64,
+    source: u64,
+    flags: u64,
+}
+
+/// Its copy.
+#[derive(Debug, Clone, Copy)]
+struct Copied {
+    page: u64,
+    source: u64,
+    flags: u64,
+    gpa: u64,
+}
+
+/// Copies these pages to `frames`, by page, and to fresh ones; what is left of the former is freed. Pages for which there
+/// is no memory are left out: their first write copies.
+fn copies(hot: &[Hot], mut frames: BTreeMap<u64, u64>) -> Vec<Copied> {
+    let mut copied = Vec::new();
+    for &Hot { page, source, flags } in hot {
+        let Some(gpa) = frames.remove(&page).or_else(|| frames::take_run_dirty(1).ok()) else {
+            break;
+        };
+        copy_page(gpa, source);
+        copied.push(Copied {
+            page,
+            source,
+            flags,
+            gpa,
+        });
+    }
+    frames.values().for_each(|&gpa| frames::release_run(gpa, 1));
+    copied
+}
+
+/// What an ended copy of an address space leaves for the next one: its tables, which are nearly what the next one's will
+/// be, so that little of them has to be written and, on hosts that shadow page tables, learnt again; and the frames of
+/// pages that both sides write.
+#[derive(Debug)]
+pub(super) struct Former {
+    tables: Tables,
+    /// By page.
+    frames: BTreeMap<u64, u64>,
+}
+
+impl Former {
+    fn release(self) {
+        tables::release(self.tables);
+        self.frames.values().for_each(|&gpa| frames::release_run(gpa, 1));
+    }
+}
+
+/// Most former copies that are kept for one address space.
+const FORMER_MAX: usize = 4;
+
+/// Where copies of an address space leave them, until it ends itself.
+#[derive(Debug, Default)]
+pub(super) struct Nest {
+    former: Vec<Former>,
+    is_closed: bool,
+}
+
+impl Nest {
+    /// One is left there. Given back where there is no room.
+    fn come(&mut self, former: Former) -> Option<Former> {
+        if self.is_closed || self.former.len() == FORMER_MAX {
+            return Some(former);
+        }
+        self.former.push(former);
+        None
+    }
+
+    /// The last one that was left.
+    fn leave(&mut self) -> Option<Former> {
+        self.former.pop()
+    }
+
+    /// Nobody can leave one any more.
+    fn close(&mut self) -> Vec<Former> {
+        self.is_closed = true;
+        core::mem::take(&mut self.former)
     }
 }
 

@@ -1,7 +1,8 @@
 //! Page faults: bringing in what is not there, and rights that come later.
 
 use alloc::sync::Arc;
-use alloc::vec::Vec;
+use alloc::vec::{IntoIter, Vec};
+use core::iter::Peekable;
 
 use cloak_abi::layout::{LARGE, PAGE, is_user_range};
 
@@ -18,6 +19,16 @@ use crate::user::Buf;
 const AROUND: u64 = 16 * PAGE;
 /// Bytes read around a fault in a file mapping.
 const FILE_AROUND: u64 = 64 * PAGE;
+/// Most bytes of a file that are mapped before they are touched, where that takes no reading.
+const AHEAD: u64 = 4096 * PAGE;
+/// The same where it takes a copy of each page. What loaders map so they write at once.
+const AHEAD_COPIED: u64 = 16 * PAGE;
+/// Bytes of heap that get no large page.
+const HEAP_LITTLE: u64 = 64 * PAGE;
+/// Most bytes of zeros that are mapped before they are touched.
+pub(super) const AHEAD_ZERO: u64 = 4 * PAGE;
+/// The same where a loader puts them.
+const AHEAD_LOADED: u64 = 16 * PAGE;
 
 impl Inner {
     pub(super) fn fault(&mut self, address: u64, access: Access) -> Result<(), Fault> {
@@ -88,7 +99,9 @@ impl Inner {
         let flags = tables::flags(protection);
         let mut batch = Batch::new(self.tables);
         let chunk = page & !(LARGE - 1);
-        let small = self.areas.find(page).is_some_and(|(_, area)| area.small_pages);
+        // Most programs need little heap: to clear a large page for it costs more than some faults.
+        let little_heap = chunk == self.brk_start && self.brk <= chunk + HEAP_LITTLE;
+        let small = little_heap || self.areas.find(page).is_some_and(|(_, area)| area.small_pages);
         if !small
             && chunk >= start
             && chunk + LARGE <= end
@@ -164,14 +177,18 @@ impl Inner {
             for (first, last) in parts {
                 let at = offset + (first - start);
                 let (gpa, whole) = read_pages(file, at, (last - first) as usize)?;
-                let mut flags = flags;
-                if let Some(version) = version
-                    .as_ref()
-                    .filter(|_| !protection.contains(Protection::WRITE))
-                {
+                if let Some(version) = &version {
                     file_frames::keep(version, at / PAGE, gpa, whole / PAGE);
+                    if protection.contains(Protection::WRITE) {
+                        // Those are kept as they were read, and this process gets copies.
+                        frames::release_run(gpa, whole / PAGE);
+                        let range = (first, first + whole);
+                        let missing = self.map_kept(&mut batch, range, at / PAGE, version, protection)?;
+                        served |= (first..first + whole).contains(&page)
+                            && !missing.iter().any(|&(low, high)| (low..high).contains(&page));
+                        continue;
+                    }
                     self.copied = true;
-                    flags &= !tables::WRITE;
                 }
                 if whole > 0 {
                     batch.map(first, gpa, whole, flags).map_err(|_| Fault::Bus)?;
@@ -193,12 +210,31 @@ impl Inner {
         version: &file_frames::Version,
         protection: Protection,
     ) -> Result<Vec<(u64, u64)>, Fault> {
+        let mut kept = file_frames::share(version, number, number + (last - first) / PAGE)
+            .into_iter()
+            .peekable();
+        let missing = self.map_shared(batch, (first, last), number, &mut kept, protection);
+        // Those that a failure left.
+        kept.for_each(|(_, gpa)| frames::release_run(gpa, 1));
+        missing
+    }
+
+    /// The same for frames of the file's pages `kept`, which are given by number.
+    fn map_shared(
+        &mut self,
+        batch: &mut Batch,
+        (first, last): (u64, u64),
+        number: u64,
+        kept: &mut Peekable<IntoIter<(u64, u64)>>,
+        protection: Protection,
+    ) -> Result<Vec<(u64, u64)>, Fault> {
         let flags = tables::flags(protection);
         let mut missing: Vec<(u64, u64)> = Vec::new();
         // Frames that follow each other are mapped by one operation.
         let mut run: Option<(u64, u64, u64)> = None;
         for va in (first..last).step_by(PAGE as usize) {
-            let Some(mut gpa) = file_frames::share(version, number + (va - first) / PAGE) else {
+            let wanted = number + (va - first) / PAGE;
+            let Some((_, mut gpa)) = kept.next_if(|&(found, _)| found == wanted) else {
                 match missing.last_mut() {
                     Some((_, end)) if *end == va => *end = va + PAGE,
                     _ => missing.push((va, va + PAGE)),
@@ -206,7 +242,10 @@ impl Inner {
                 continue;
             };
             if protection.contains(Protection::WRITE) {
-                let own = frames::take_run_dirty(1).map_err(|_| Fault::Bus)?;
+                let Ok(own) = frames::take_run_dirty(1) else {
+                    frames::release_run(gpa, 1);
+                    return Err(Fault::Bus);
+                };
                 super::cow::copy_page(own, gpa);
                 frames::release_run(gpa, 1);
                 gpa = own;
@@ -229,6 +268,67 @@ impl Inner {
             batch.map(at, frame, len, flags).map_err(|_| Fault::Bus)?;
         }
         Ok(missing)
+    }
+
+    /// A loader has mapped something at `start`, at a fixed place: what can be mapped there without reading is, and so is
+    /// what is left of the mapping that the loader put it over. Both will be touched soon, and a fault costs more than
+    /// the entries for a whole library.
+    pub(super) fn map_ahead(&mut self, start: u64) {
+        let Some((_, area)) = self.areas.find(start) else {
+            return;
+        };
+        match area.backing {
+            Backing::Anonymous if area.end - start <= AHEAD_LOADED => self.map_zeros_ahead(start, area.end),
+            Backing::File(..) => {
+                self.map_file_ahead(start.saturating_sub(PAGE));
+                self.map_file_ahead(start);
+            }
+            _ => {}
+        }
+    }
+
+    /// Maps what is kept of the file in the area at `va`, if that is one of a file. Not where the kernel edits tables: an
+    /// entry costs more there, and a copy of the address space copies each.
+    pub fn map_file_ahead(&mut self, va: u64) {
+        if !tables::are_own() {
+            return;
+        }
+        let Some((first, area)) = self.areas.find(va) else {
+            return;
+        };
+        let Backing::File(file, offset) = &area.backing else {
+            return;
+        };
+        let (end, protection, file, offset) = (area.end, area.protection, file.clone(), *offset);
+        let most = if protection.contains(Protection::WRITE) {
+            AHEAD_COPIED
+        } else {
+            AHEAD
+        };
+        if protection.is_empty() || end - first > most || !file_frames::is_wanted() {
+            return;
+        }
+        let Some(version) = file.file.unchanging() else {
+            return;
+        };
+        let mut batch = Batch::new(self.tables);
+        for (low, high) in self.tables.holes(first, end) {
+            let number = (offset + (low - first)) / PAGE;
+            // What fails here is brought in by a fault.
+            let _ = self.map_kept(&mut batch, (low, high), number, &version, protection);
+        }
+        let _ = batch.run();
+    }
+
+    /// Zeros that will be touched soon.
+    pub(super) fn map_zeros_ahead(&mut self, start: u64, end: u64) {
+        let writable = self
+            .areas
+            .find(start)
+            .is_some_and(|(_, a)| a.protection.contains(Protection::WRITE));
+        if writable && frames::are_plentiful() {
+            self.populate(start, end);
+        }
     }
 
     #[allow(clippy::too_many_arguments)]
