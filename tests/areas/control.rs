@@ -611,7 +611,12 @@ fn a_terminal_becomes_one_inside_with_jobs_and_sizes() {
     terminal.types("sleep 1000 & jobs; kill %1; wait %1; echo job $?\n");
     terminal.shows("Running");
     terminal.shows("job 143");
-    terminal.types("trap 'stty size; exit 5' WINCH; echo 'lo''op'; while :; do sleep 0.1; done\n");
+    terminal.types("exit 5\n");
+    assert_eq!(terminal.child.wait().expect("it ends").code(), Some(5));
+    // Of another size a program learns that has the terminal.
+    let script = "trap 'stty size; exit 6' WINCH; echo loop; while :; do sleep 0.1; done";
+    let command = place.cloak(&["exec", "terminal", "--", "/bin/sh", "-c", script]);
+    let mut terminal = Terminal::start(command, [30, 90]);
     terminal.shows("loop");
     resize(&terminal.master, [40, 100]);
     rustix::process::kill_process(
@@ -620,5 +625,5 @@ fn a_terminal_becomes_one_inside_with_jobs_and_sizes() {
     )
     .expect("it runs");
     terminal.shows("40 100");
-    assert_eq!(terminal.child.wait().expect("it ends").code(), Some(5));
+    assert_eq!(terminal.child.wait().expect("it ends").code(), Some(6));
 }

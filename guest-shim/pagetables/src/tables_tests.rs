@@ -271,7 +271,10 @@ fn a_copy_for_which_too_few_tables_rest_gets_more() {
     );
     let root = root.expect("enough in the end");
     for i in 0..3 {
-        assert_eq!(lookup_from(&ram, root, BASE + i * LARGE), lookup(&ram, BASE + i * LARGE));
+        assert_eq!(
+            lookup_from(&ram, root, BASE + i * LARGE),
+            lookup(&ram, BASE + i * LARGE)
+        );
     }
     // Six for the copy, of which two were there.
     assert_eq!(fresh.count(), 8);

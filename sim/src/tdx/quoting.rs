@@ -1,6 +1,6 @@
 //! The quoting enclave: checks that a report is this processor's, and signs a quote for it under a simulated root.
 //!
-//! It answers as Intel's quoting service does, over a stream ([`serve`]) or called directly.
+//! It answers as Intel's quoting service does, over a stream ([`QuotingEnclave::serve`]) or called directly.
 
 use std::io::{self, Read, Write};
 
