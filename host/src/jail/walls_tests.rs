@@ -260,6 +260,10 @@ fn trial(aims: &Aims, jailed: bool, seed: u64) -> i32 {
         }
         libc::close_range(3, u32::MAX, 0);
     }
+    // Names without a folder are to lead from the volume too, and not into the sources.
+    if std::env::set_current_dir(&aims.mine).is_err() {
+        return 99;
+    }
     let roots = [(&aims.mine, false), (&aims.shown, true)].map(|(path, read_only)| {
         let root = opened(path);
         let severed = namespaces::severed(root.as_fd(), read_only).ok().flatten();
