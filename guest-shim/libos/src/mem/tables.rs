@@ -4,6 +4,7 @@
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicU64, Ordering, fence};
 
+use cloak_abi::boot::ContextBlock;
 use cloak_abi::kcall::{
     ALL_SPACES, Kcall, KcallError, MAX_SPACES, PTE_A, PTE_ADDR, PTE_D, PTE_NX, PTE_P, PTE_PS, PTE_SHARED,
     PTE_U, PTE_W, PageOpKind,
@@ -15,7 +16,7 @@ use cloak_pagetables::tables::{Editor, Op, with_more};
 use spin::Mutex;
 
 use super::area::Protection;
-use super::frames::window;
+use super::frames::{self, window};
 use crate::arch;
 use crate::errno::{Errno, SysResult};
 
@@ -49,7 +50,7 @@ impl Leaf {
 fn read(table: u64, va: u64, shift: u32) -> u64 {
     let at = window(table) + ((va >> shift) & 511) * 8;
     // SAFETY: page-table frames are mapped in the window; the kernel may change the word at any time.
-    unsafe { core::ptr::read_volatile(at as *const u64) }
+    unsafe { core::ptr::read_volatile(at as *const u64) & !arch::boot().private() }
 }
 
 /// The page tables of one address space.
@@ -473,7 +474,7 @@ impl OwnTables {
         work(&mut Editor {
             root,
             memory: &mut Window,
-            pool: pool.get_or_insert_with(|| Pool::new(boot.table_pool_next, boot.table_pool_end)),
+            pool: pool.get_or_insert_with(|| first_pool(boot)),
         })
     }
 
@@ -506,6 +507,16 @@ pub fn usage() -> (u64, u64) {
     (all - OWN.edit(0, |editor| editor.pool.free(editor.memory)), added)
 }
 
+/// What the start left of the tables set aside. Memory that the kernel accepted is not zero.
+fn first_pool(boot: &ContextBlock) -> Pool {
+    let (next, end) = (boot.table_pool_next, boot.table_pool_end);
+    if frames::must_accept() {
+        // SAFETY: the context's own frames, in which no table is yet, mapped in the window.
+        unsafe { core::ptr::write_bytes(window(next) as *mut u8, 0, (end - next) as usize) };
+    }
+    Pool::new(next, end)
+}
+
 /// Frames that become page tables at a time, when those that were set aside at the start are used up.
 const MORE_TABLES: u64 = 64;
 
@@ -525,16 +536,23 @@ fn with_tables<R>(
     with_more(editor, forget, more, work).map_err(|_| Errno::ENOMEM)
 }
 
-/// Guest-physical memory through the libos's window.
+/// Guest-physical memory through the libos's window. Entries that are present have the bit of private memory in the tables,
+/// where there is one, and nowhere else: the editor knows nothing of it.
 struct Window;
 
 impl Memory for Window {
     fn read(&self, gpa: u64) -> u64 {
         // SAFETY: the editor passes addresses inside tables, which the window maps.
-        unsafe { core::ptr::read_volatile(window(gpa) as *const u64) }
+        unsafe { core::ptr::read_volatile(window(gpa) as *const u64) & !arch::boot().private() }
     }
 
     fn write(&mut self, gpa: u64, value: u64) {
+        let private = if value & PTE_P != 0 {
+            arch::boot().private()
+        } else {
+            0
+        };
+        let value = value | private;
         // SAFETY: as above; the pool's lock is held.
         unsafe { core::ptr::write_volatile(window(gpa) as *mut u64, value) }
     }

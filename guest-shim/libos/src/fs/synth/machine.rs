@@ -457,7 +457,11 @@ fn sys() -> Item {
         .with("protected_symlinks", text("0\n"))
         .with(
             "inotify",
-            Fixed::default().with("max_user_watches", text("0\n")).done(),
+            Fixed::default()
+                .with("max_queued_events", text("16384\n"))
+                .with("max_user_instances", text("1024\n"))
+                .with("max_user_watches", text("65536\n"))
+                .done(),
         )
         .with(
             "epoll",
