@@ -7,6 +7,8 @@
 #   make lane          the stock-kernel lane alone (tests/lane/run)
 #   make bench         Cloak beside native and its peers; writes docs/benchmarks.md; then bench-attestation
 #   make test-suites   the long suites under tests/suites
+#   make soak          PostgreSQL and Redis under load for SOAK_SECONDS, half an hour by default
+#   make compat        those of them that nobody here wrote, compared with native; writes docs/compat.md
 #   make suite-broker  one of them: the key broker against its OpenAPI document and a guest in Python
 #   make bench-attestation  verification and the key broker, beside their peers; writes docs/attestation-benchmarks.md
 #   make examples      the examples under examples/, run
@@ -55,7 +57,20 @@ bench:
 test-suites: build
 	scripts/install-test-packages --suites
 	$(CARGO) build --release --locked --package cloak-broker
-	tests/suites/run
+	tests/suites/run; verdict=$$?; $(MAKE) compat-table && exit $$verdict
+
+# Suites that nobody here wrote. Results are kept in target/test-suites/compat; a unit with results is not run again,
+# unless COMPAT_AGAIN is set, so that a run that was stopped goes on where it was.
+compat: program
+	scripts/install-test-packages --suites
+	tests/suites/run nix mio tokio redis cpython; verdict=$$?; $(MAKE) compat-table && exit $$verdict
+
+compat-table:
+	$(CARGO) run --quiet --release --locked --package cloak-tests --bin compat -- table docs/compat.md
+
+soak: build
+	scripts/install-test-packages --suites
+	SOAK_SECONDS=$${SOAK_SECONDS:-1800} tests/suites/run soak
 
 # It runs nothing under Cloak, so it needs no launcher.
 suite-broker:
@@ -75,4 +90,4 @@ fuzz:
 packages:
 	scripts/install-test-packages
 
-.PHONY: program build test lint fmt clippy docs unit integration lane bench test-suites suite-broker bench-attestation examples fuzz packages
+.PHONY: program build test lint fmt clippy docs unit integration lane bench test-suites compat compat-table soak suite-broker bench-attestation examples fuzz packages

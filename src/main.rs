@@ -26,6 +26,12 @@ enum Command {
     Run(commands::run::Args),
     /// Run several programs in one VM, each in a context of its own
     Pod(commands::pod::Args),
+    /// List running VMs that have a name (cloak run --name)
+    Ps(commands::ps::Args),
+    /// Start one more program in a running context
+    Exec(commands::exec::Args),
+    /// Show a page of a running context as the program sees it and as the operating system does
+    Inspect(commands::inspect::Args),
     /// Look at the machine: what is there, what is missing, what it costs
     Doctor(commands::doctor::Args),
     /// Print measurements (digests): of the shim, or predicted for an image on SNP and TDX
@@ -69,6 +75,9 @@ fn main() -> ExitCode {
     match cli.command {
         Command::Run(args) => commands::run::run(args),
         Command::Pod(args) => commands::pod::run(args),
+        Command::Ps(args) => commands::ps::run(&args),
+        Command::Exec(args) => commands::exec::run(args),
+        Command::Inspect(args) => commands::inspect::run(&args),
         Command::Doctor(args) => commands::doctor::run(&args),
         Command::Measure(args) => commands::measure::run(&args),
         Command::Image(args) => commands::image::run(&args),

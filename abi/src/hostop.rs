@@ -180,6 +180,9 @@ host_ops! {
     Dup = 64,
     /// buf out: `struct sysinfo`, then three u64: host MemAvailable, number of CPUs, load average * 65536.
     SysInfo = 65,
+    /// a0 = ticket. buf out: three u32, descriptors of the standard streams that the monitor handed over under that ticket.
+    /// A ticket is good once; `-EAGAIN` for one that the service has nothing of.
+    Streams = 66,
 }
 
 /// How a path is resolved.

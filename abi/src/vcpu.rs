@@ -87,6 +87,8 @@ pub enum MonitorCall {
     Panic = 4,
     /// Remember the mark in slot `argument` of the [`crate::anchor::AnchorPage`], durably, before going on.
     Anchor = 5,
+    /// The process of slot `argument` of the [`crate::exec::ExecPage`] has ended.
+    Ended = 6,
 }
 
 impl MonitorCall {
@@ -100,6 +102,7 @@ impl MonitorCall {
             3 => Self::Exit,
             4 => Self::Panic,
             5 => Self::Anchor,
+            6 => Self::Ended,
             _ => return None,
         };
         Some((call, value >> 8))

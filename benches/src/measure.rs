@@ -3,7 +3,7 @@
 use crate::compile;
 use crate::database;
 use crate::peer::{Peer, Started};
-use crate::serving;
+use crate::{serving, volumes};
 use cloak_tests::launcher::workspace_root;
 use cloak_tests::process::RunError;
 use cloak_tests::scratch::noise;
@@ -212,12 +212,25 @@ fn shared_files(world: &World, peer: &Peer) -> Result<Vec<Figure>, MeasureError>
 }
 
 fn figures_of(peer: &Peer, case: &Case) -> Result<Vec<Figure>, MeasureError> {
-    let (outcome, _) = run("micro", peer, &case.clone().memory("1G"))?;
+    figures("micro", peer, &case.clone().memory("1G"))
+}
+
+/// What a program prints that prints rows.
+///
+/// # Errors
+/// As [`run`], and when it prints something else.
+pub fn figures(what: &'static str, peer: &Peer, case: &Case) -> Result<Vec<Figure>, MeasureError> {
+    let (outcome, _) = run(what, peer, case)?;
     let figures: Option<Vec<Figure>> = outcome.text().lines().map(row_of_micro).collect();
     figures.ok_or_else(|| MeasureError::NoFigure {
-        what: "micro",
+        what,
         output: outcome.text(),
     })
+}
+
+/// All groups: these, and those of other files.
+pub fn groups() -> impl Iterator<Item = &'static Group> {
+    GROUPS.iter().chain(&volumes::GROUPS)
 }
 
 fn row_of_micro(line: &str) -> Option<Figure> {

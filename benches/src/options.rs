@@ -16,7 +16,7 @@ pub struct Options {
 }
 
 /// How to call it.
-pub const USAGE: &str = "cloak-bench [--rounds N] [--only start,micro,shared-files,python,sha256,memory,redis,nginx,nginx-workers,make,postgresql] \
+pub const USAGE: &str = "cloak-bench [--rounds N] [--only start,micro,shared-files,python,sha256,memory,redis,nginx,nginx-workers,make,postgresql,volumes,measured,sealing,paging] \
     [--peers cloak,bwrap,runc,...] [--write FILE]";
 
 impl Options {

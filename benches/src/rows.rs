@@ -1,5 +1,7 @@
 //! The lines of the table: what is measured, in which unit, and what Cloak has to reach.
 
+use crate::volume_rows;
+
 /// What a figure has to be.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Target {
@@ -9,6 +11,8 @@ pub enum Target {
     RateRatio(f64),
     /// At most this, whatever native's is.
     AtMost(f64),
+    /// Nothing: it is shown.
+    Report,
 }
 
 /// A line of the table.
@@ -34,6 +38,7 @@ impl Row {
     pub fn reached(&self, native: Option<f64>, figure: f64) -> Option<bool> {
         match self.target {
             Target::AtMost(limit) => Some(figure <= limit),
+            Target::Report => None,
             Target::CostRatio(limit) => native.map(|native| self.ratio(native, figure) <= limit),
             Target::RateRatio(limit) => native.map(|native| self.ratio(native, figure) >= limit),
         }
@@ -155,16 +160,21 @@ pub const ROWS: [Row; 35] = [
     ),
 ];
 
+/// All rows: these, and those of other files.
+pub fn all() -> impl Iterator<Item = &'static Row> {
+    ROWS.iter().chain(&volume_rows::ROWS)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn keys_are_unique() {
-        let mut keys: Vec<_> = ROWS.iter().map(|row| row.key).collect();
+        let mut keys: Vec<_> = all().map(|row| row.key).collect();
         keys.sort_unstable();
         keys.dedup();
-        assert_eq!(keys.len(), ROWS.len());
+        assert_eq!(keys.len(), all().count());
     }
 
     #[test]

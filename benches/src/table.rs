@@ -3,7 +3,7 @@
 use crate::machine;
 use crate::peer::Peer;
 use crate::results::Results;
-use crate::rows::{ROWS, Row, Target};
+use crate::rows::{self, Row, Target};
 use std::fmt::Write;
 
 /// What a person wrote about the figures stands below this line and survives a new run.
@@ -18,7 +18,7 @@ pub fn table(results: &Results, peers: &[Peer]) -> String {
     }
     text += "\n|---|---|---|";
     text += &"---|".repeat(others.len());
-    for row in &ROWS {
+    for row in rows::all() {
         let native = results.median(row.key, "native");
         let figures: Vec<_> = others
             .iter()
@@ -60,6 +60,7 @@ fn target(row: &Row) -> String {
         Target::CostRatio(times) => format!("at most {times}×"),
         Target::RateRatio(part) => format!("at least {part}×"),
         Target::AtMost(limit) => format!("at most {limit} {}", row.unit),
+        Target::Report => "–".into(),
     }
 }
 

@@ -1,6 +1,8 @@
 //! The host side of a VM: the monitor ([`vm`], over [`kvm`]) and the OS service ([`os`]).
 
 #[cfg(not(fuzzing))]
+pub mod control;
+#[cfg(not(fuzzing))]
 pub mod doctor;
 #[cfg(not(fuzzing))]
 pub mod image;
@@ -9,9 +11,12 @@ pub mod jail;
 pub mod kvm;
 pub mod os;
 #[cfg(not(fuzzing))]
+pub mod platform;
+#[cfg(not(fuzzing))]
 pub mod run;
 #[cfg(test)]
 mod skipped;
+pub mod tdvmcall;
 #[cfg(not(fuzzing))]
 pub mod user;
 #[cfg(not(fuzzing))]

@@ -1,5 +1,6 @@
 //! From what a user asks for to a running VM, and back to how the program ended. [`stated`] does the same for a manifest.
 
+mod network;
 pub mod stated;
 
 use std::ffi::{OsStr, OsString};
@@ -18,12 +19,17 @@ use cloak_abi::ring::Stat;
 use rustix::process::Resource;
 use zeroize::Zeroizing;
 
+use crate::control::folder::{self, Folder, Name};
+use crate::control::wire::ContextInfo;
 use crate::jail::calls;
 use crate::jail::privileges::Identity;
 use crate::os::{self, Access, OsService, Root, SpawnConfig};
+use crate::platform::Machine;
 use crate::user;
 use crate::vm::error::{Step, VmError};
 use crate::vm::{self, Border, ContextOptions, Options, Statistics};
+
+pub use cloak_abi::config::Published;
 
 pub use crate::vm::anchors::{Anchor, Mark};
 pub use crate::vm::resident::Resident;
@@ -50,8 +56,8 @@ pub struct Protected {
     pub guest: PathBuf,
     /// Whether the program may only read it.
     pub read_only: bool,
-    /// Its key.
-    pub key: Box<Zeroizing<[u8; 32]>>,
+    /// Its key; without it the program finds the ciphertext, to be read.
+    pub key: Option<Box<Zeroizing<[u8; 32]>>>,
     /// What remembers its last root.
     pub anchor: Option<Box<dyn Anchor>>,
     /// Files that the OS side must not read or change: of the key, of the anchor.
@@ -105,6 +111,8 @@ pub enum Network {
     Host,
     /// None: sockets answer as in an empty network namespace.
     None,
+    /// Its own: what is said there stays inside, but for connections to others and ports that are published.
+    Private,
 }
 
 /// What a user asks for.
@@ -136,14 +144,20 @@ pub struct RunOptions {
     pub withheld: Vec<PathBuf>,
     /// Network.
     pub network: Network,
+    /// Ports of a private network that the host publishes.
+    pub published: Vec<Published>,
     /// The manifest that all of this follows from; none: one is made of it.
     pub stated: Option<Stated>,
     /// Key of guest memory that is sealed; none: one for this run.
     pub memory_key: Option<Box<Zeroizing<[u8; 32]>>>,
     /// How much of guest memory may be plaintext; none: all of it.
     pub resident: Option<Resident>,
-    /// Name of the VM.
+    /// Name of the context: the host name inside.
     pub name: Option<String>,
+    /// Name under which the owner may ask for things while it runs; none: nobody can. [`run_all`] takes its own.
+    pub control: Option<Name>,
+    /// Kind of machine.
+    pub machine: Machine,
     /// One line per system call.
     pub trace: bool,
     /// Turn system-call sites into jumps.
@@ -172,10 +186,13 @@ impl RunOptions {
             protected: Vec::new(),
             withheld: Vec::new(),
             network: Network::Host,
+            published: Vec::new(),
             stated: None,
             memory_key: None,
             resident: None,
             name: None,
+            control: None,
+            machine: Machine::Plain,
             trace: false,
             patch: true,
             kernel_tables: false,
@@ -188,19 +205,24 @@ impl RunOptions {
 ///
 /// # Errors
 /// When Cloak itself failed; how the program ended is an [`Outcome`].
-pub fn run(options: RunOptions) -> Result<(Outcome, Statistics), VmError> {
-    let ended = run_all(vec![options], Vec::new())?
+pub fn run(mut options: RunOptions) -> Result<(Outcome, Statistics), VmError> {
+    let control = options.control.take();
+    let ended = run_all(vec![options], Vec::new(), control.as_ref())?
         .pop()
         .ok_or(VmError::Shim("the VM ended without its context"))?;
     Ok((ended.outcome?, ended.statistics))
 }
 
 /// Runs programs to their ends, each in a context of its own, all in one VM. Devices other than the first one's are not
-/// asked for.
+/// asked for. With `control`, the owner may ask for things under that name while it runs.
 ///
 /// # Errors
 /// When Cloak itself failed before all had ended.
-pub fn run_all(mut all: Vec<RunOptions>, segments: Vec<Segment>) -> Result<Vec<Ended>, VmError> {
+pub fn run_all(
+    mut all: Vec<RunOptions>,
+    segments: Vec<Segment>,
+    control: Option<&Name>,
+) -> Result<Vec<Ended>, VmError> {
     // Signals must be blocked before any thread exists, so that none is lost.
     vm::signals::block();
     let caller = user::caller()?;
@@ -214,15 +236,22 @@ pub fn run_all(mut all: Vec<RunOptions>, segments: Vec<Segment>) -> Result<Vec<E
             let own = segments
                 .iter()
                 .filter(|segment| segment.contexts.contains(&index));
-            context(options, side.user.as_ref().unwrap_or(&caller), own)
+            context(
+                options,
+                side.user.as_ref().unwrap_or(&caller),
+                own,
+                control.is_some(),
+            )
         })
         .collect::<Result<Vec<_>, _>>()?;
-    let first = all.first().ok_or(VmError::Shim("no program"))?;
+    let first = all.first_mut().ok_or(VmError::Shim("no program"))?;
     let mut prepared = vm::prepare(Options {
         device: first.device.clone(),
         own_tables: contexts.len() == 1 && !first.kernel_tables,
         contexts,
         segments: segments.into_iter().map(Segment::place).collect(),
+        control: control.map(|name| Folder::open()?.bind(name)).transpose()?,
+        machine: std::mem::take(&mut first.machine),
     })?;
     let mut services = Vec::new();
     for (border, side) in prepared.borders.iter().zip(sides) {
@@ -266,6 +295,7 @@ impl OsSide {
         let spawn = SpawnConfig {
             region: border.shared.fd().as_fd(),
             doorbell: border.doorbell.as_fd(),
+            streams: border.service_streams(),
             wakes: border.wakes.iter().map(AsFd::as_fd).collect(),
             roots: self
                 .roots
@@ -276,7 +306,7 @@ impl OsSide {
                 })
                 .collect(),
             spin: SpawnConfig::SPIN,
-            network: self.network == Network::Host,
+            network: self.network != Network::None,
             user: self.user.filter(|user| user != caller),
             withheld: withheld.to_vec(),
         };
@@ -311,22 +341,42 @@ fn context<'a>(
     options: &mut RunOptions,
     user: &Identity,
     segments: impl Iterator<Item = &'a Segment>,
+    controlled: bool,
 ) -> Result<ContextOptions, VmError> {
     let program = find_program(options)?;
+    if !options.protected.is_empty() && !matches!(options.machine, Machine::Plain) {
+        return Err(VmError::NotOnPlatform {
+            what: "a protected volume",
+            why: "its key would come from the host, which is not to have it",
+        });
+    }
     let vcpus = options.cpus.unwrap_or_else(|| {
         thread::available_parallelism()
             .map_or(1, usize::from)
             .min(MAX_VCPUS)
     });
+    // A run without a manifest is its owner's to add to; a manifest says so, or it is not.
+    let exec = options.stated.as_ref().is_none_or(|stated| stated.exec);
     let stated = match options.stated.take() {
         Some(stated) => stated,
         None => Stated::of(&stated::of_options(options, &program, vcpus))?,
     };
+    let info = ContextInfo {
+        name: options.name.clone().unwrap_or_else(host_name),
+        command: command_line(&options.command),
+        ended: false,
+        cpus: vcpus,
+        memory: options.memory,
+        resident: options.resident.as_ref().map(|limit| limit.bytes),
+        exec,
+    };
     Ok(ContextOptions {
+        info,
         vcpus,
         memory: options.memory,
-        config: configuration(options, &stated, &program, user, segments)?,
+        config: configuration(options, &stated, &program, user, segments, controlled && exec)?,
         identity: *stated.identity.as_bytes(),
+        host_data: stated.host_data,
         memory_key: options.memory_key.take(),
         anchors: std::mem::take(&mut options.protected)
             .into_iter()
@@ -359,7 +409,8 @@ fn open_roots(options: &RunOptions) -> Result<Vec<(OwnedFd, Access)>, VmError> {
     let root = options.host_root.map(|_| (&host_root, true));
     let shared = options.volumes.iter().map(|v| (&v.host, v.read_only));
     let measured = options.measured.volumes.iter().map(|(source, _)| (source, true));
-    let protected = options.protected.iter().map(|v| (&v.container, v.read_only));
+    let only_read = |v: &Protected| v.read_only || v.key.is_none();
+    let protected = options.protected.iter().map(|v| (&v.container, only_read(v)));
     let mut roots = Vec::new();
     // In the order of the numbers that the configuration gives them.
     for (path, read_only) in root.into_iter().chain(shared).chain(measured).chain(protected) {
@@ -384,7 +435,9 @@ fn withheld(all: &[RunOptions]) -> Result<Vec<PathBuf>, VmError> {
     let protected = all.iter().flat_map(|options| &options.protected);
     let of_volumes = protected.flat_map(|volume| &volume.withheld);
     let files = of_volumes.chain(all.iter().flat_map(|options| &options.withheld));
-    let files = files.map(canonical).collect::<Result<Vec<_>, _>>()?;
+    let mut files = files.map(canonical).collect::<Result<Vec<_>, _>>()?;
+    // A service that was taken over shall not find what opens control sockets, its own VM's or others'.
+    files.extend(folder::withheld());
     let volumes = all.iter().flat_map(|options| &options.volumes);
     let measured = all.iter().flat_map(|options| &options.measured.volumes);
     let shared = volumes.map(|v| (&v.host, v.read_only));
@@ -429,6 +482,7 @@ fn configuration<'a>(
     program: &Path,
     user: &Identity,
     segments: impl Iterator<Item = &'a Segment>,
+    exec: bool,
 ) -> Result<Zeroizing<Vec<u8>>, VmError> {
     let mut config = Writer::default();
     let cwd = match &options.workdir {
@@ -464,8 +518,13 @@ fn configuration<'a>(
         Tag::Flags,
         &[flag(options.trace, run_flags::TRACE)
             | flag(!options.patch, run_flags::NO_PATCH)
-            | flag(options.network == Network::None, run_flags::NO_NETWORK)],
+            | flag(options.network == Network::None, run_flags::NO_NETWORK)
+            | flag(exec, run_flags::EXEC)
+            | flag(options.network == Network::Private, run_flags::PRIVATE_NETWORK)],
     );
+    if options.network == Network::Private {
+        network::put(&options.published, &mut config);
+    }
     let files = rustix::process::getrlimit(Resource::Nofile);
     config.numbers(
         Tag::MaxFiles,
@@ -524,6 +583,11 @@ fn mounts(options: &RunOptions, config: &mut Writer) -> u32 {
 fn protected_volumes(options: &RunOptions, first: u32, config: &mut Writer) {
     let mut anchors = 0..;
     for (index, volume) in (first..).zip(&options.protected) {
+        let path = volume.guest.as_os_str().as_bytes();
+        let Some(key) = &volume.key else {
+            config.mount(index, mount_flags::READ_ONLY | mount_flags::CIPHERTEXT, path);
+            continue;
+        };
         let anchor = volume.anchor.as_ref().map(|anchor| Anchored {
             number: anchors.next().unwrap_or_default(),
             seen: anchor.seen(),
@@ -536,8 +600,8 @@ fn protected_volumes(options: &RunOptions, first: u32, config: &mut Writer) {
                 0
             },
             anchor,
-            key: &volume.key,
-            path: volume.guest.as_os_str().as_bytes(),
+            key,
+            path,
         });
     }
 }
@@ -573,6 +637,12 @@ fn environment(wanted: &Environment) -> Vec<Vec<u8>> {
         .collect()
 }
 
+/// For a person.
+fn command_line(command: &[OsString]) -> String {
+    let words: Vec<_> = command.iter().map(|word| word.to_string_lossy()).collect();
+    words.join(" ")
+}
+
 fn host_name() -> String {
     rustix::system::uname().nodename().to_string_lossy().into_owned()
 }
@@ -592,6 +662,9 @@ impl fmt::Display for Statistics {
             (Stat::Switches, "thread switches"),
             (Stat::Halts, "halts"),
             (Stat::Signals, "signals delivered"),
+            (Stat::Frames, "frames in use at the end"),
+            (Stat::HostFiles, "  host descriptors"),
+            (Stat::Threads, "  threads"),
         ];
         for (stat, name) in rows {
             writeln!(f, "cloak: {name:<22} {:>12}", self.guest[stat as usize])?;

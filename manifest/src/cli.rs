@@ -176,11 +176,13 @@ impl InitArgs {
                 .into(),
                 untrusted_environment: Vec::new(),
                 untrusted_args: false,
+                exec: false,
             },
             resources: Resources::default(),
             platform: Platform::default(),
             network: Network {
                 mode: NetworkMode::None,
+                publish: Vec::new(),
             },
             volumes,
             files,

@@ -67,6 +67,9 @@ pub struct Program {
     /// Whether the untrusted caller may choose the arguments; `args` are then the first of them.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub untrusted_args: bool,
+    /// Whether the owner may start further programs in the running context, and see its memory.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub exec: bool,
 }
 
 /// How much the context gets.
@@ -125,6 +128,9 @@ pub enum PlatformKind {
 pub struct Network {
     /// Whose network it is.
     pub mode: NetworkMode,
+    /// Ports of a private network that may be published on the host, as `80/tcp` or `53/udp`. Where, the caller says.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub publish: Vec<String>,
 }
 
 /// Whose network a context sees.
@@ -136,6 +142,9 @@ pub enum NetworkMode {
     None,
     /// The host's. Traffic is as open to the host as the program makes it.
     Host,
+    /// Its own: what its processes say to each other stays inside. Connections to others go through the host, and nobody reaches
+    /// it but by ports that are published.
+    Private,
 }
 
 /// A part of the guest's name space.
@@ -146,7 +155,7 @@ pub struct Volume {
     pub guest: String,
     /// What kind.
     pub kind: VolumeKind,
-    /// A host path (`shared`, `measured`) or the volume's file (`protected`); `memory` has none.
+    /// A host path (`shared`, `measured`) or the volume's file (`protected`, `ciphertext`); `memory` has none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub source: Option<String>,
     /// Whether the program may only read it. A measured volume is read-only anyway.
@@ -162,6 +171,8 @@ pub enum VolumeKind {
     Measured,
     /// Encrypted and authenticated with a key that follows from the identity.
     Protected,
+    /// The file of somebody else's protected volume, without its key: opaque names and bytes, read-only.
+    Ciphertext,
     /// The host's, as it is, and as trustworthy.
     Shared,
     /// In the context's own memory; gone with it.

@@ -11,7 +11,9 @@ use std::borrow::Cow;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 
-use crate::cipher::{CipherError, Label, PageKeys};
+use zeroize::Zeroizing;
+
+use crate::cipher::{CipherError, Label, PageKeys, Tag};
 use crate::error::{MemoryError, Tampering};
 use crate::page::{ContextId, PAGE_SIZE, Page, PageBytes, Version};
 use crate::sides::{Access, Plaintext, Run, Store, StoreError};
@@ -28,6 +30,20 @@ const PAGES_PER_THREAD: usize = 256;
 /// Stands for a moment at which everything was known ([`Memory::mark`]).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Mark(u64);
+
+/// A page seen from both sides.
+pub struct Look {
+    /// Its state before.
+    pub before: PageState,
+    /// The version that it is sealed as now.
+    pub version: Version,
+    /// Tag of that sealing.
+    pub tag: Tag,
+    /// What the context sees: one page.
+    pub plaintext: Zeroizing<Vec<PageBytes>>,
+    /// What the OS side sees.
+    pub ciphertext: Box<PageBytes>,
+}
 
 /// A context's memory.
 #[derive(Debug)]
@@ -51,6 +67,16 @@ impl<P: Plaintext, S: Store> Memory<P, S> {
             marks: AtomicU64::new(0),
             plaintext,
             store,
+        }
+    }
+
+    /// All `pages` are `Plain`: a program has used them without this engine until now. As for [`Memory::new`] the keys must
+    /// be new.
+    #[must_use]
+    pub fn in_use(keys: PageKeys, pages: u64, plaintext: P, store: S) -> Self {
+        Self {
+            table: PageTable::beginning(pages, PageState::Plain),
+            ..Self::new(keys, 0, plaintext, store)
         }
     }
 
@@ -92,6 +118,45 @@ impl<P: Plaintext, S: Store> Memory<P, S> {
     /// The first failure; pages before it are sealed.
     pub fn seal(&self, pages: &[Page]) -> Result<(), MemoryError> {
         self.by_block(pages, |block, part| self.seal_in(block, part))
+    }
+
+    /// Looks at a page from both sides at one moment: it is sealed, if it is not, and what the OS side then has is
+    /// verified.
+    ///
+    /// # Errors
+    /// As [`Memory::seal`], and [`MemoryError::Integrity`].
+    pub fn look(&self, page: Page) -> Result<Look, MemoryError> {
+        let mut block = self.lock(page)?;
+        let before = block.state(page);
+        self.seal_in(&mut block, &[page])?;
+        let mut ciphertext = [[0; PAGE_SIZE]];
+        self.store
+            .fetch(page, &mut ciphertext)
+            .map_err(|source| MemoryError::Store {
+                step: "fetching",
+                page,
+                source,
+            })?;
+        let opened = self.verified(&block, Run::one(page))?;
+        Ok(Look {
+            before,
+            version: block.version(page),
+            tag: block.tag(page),
+            plaintext: Zeroizing::new(opened.0.clone()),
+            ciphertext: Box::new(ciphertext[0]),
+        })
+    }
+
+    /// The first page that `wanted` accepts, of those whose plaintext is there. What it is shown may be changing.
+    pub fn search(&self, mut wanted: impl FnMut(Page, &PageBytes) -> bool) -> Option<Page> {
+        let mut buffer = Buffer::new(1);
+        self.table.used().find_map(|block| {
+            pages_in(&block).find(|&page| {
+                let read =
+                    block.state(page).has_plaintext() && self.plaintext.read(page, &mut buffer.0[0]).is_ok();
+                read && wanted(page, &buffer.0[0])
+            })
+        })
     }
 
     /// As [`Memory::seal`], with the help of up to `threads` threads.

@@ -18,6 +18,7 @@
 //! | [`engine`] | *seal*, *drop*, *bring back*, *what changed since* |
 //! | [`sides`] | what the engine asks of plaintext memory and of the OS side |
 //! | [`file`](mod@file), [`ram`], [`uffd`] | the two sides as Linux gives them |
+//! | [`open`] | memory that is plaintext as a whole, sealed page by page where the OS side looks |
 //! | [`view`] | the OS view: sealed at the OS side's touch |
 //! | [`pager`] | at most so much plaintext: second chance, swap |
 
@@ -25,6 +26,7 @@ pub mod cipher;
 pub mod engine;
 pub mod error;
 pub mod file;
+pub mod open;
 pub mod page;
 pub mod pager;
 pub mod ram;
@@ -36,7 +38,7 @@ pub mod version;
 pub mod view;
 
 pub use cipher::{PageKeys, Secret};
-pub use engine::{Mark, Memory};
+pub use engine::{Look, Mark, Memory};
 pub use error::{MemoryError, Tampering};
 pub use file::FileStore;
 pub use page::{ContextId, PAGE_SIZE, Page, PageBytes, Version};

@@ -48,6 +48,25 @@ impl Segment {
     }
 }
 
+/// The page that an address of this process lies in.
+pub(crate) fn page_at(segments: &[Segment], address: u64) -> Option<Page> {
+    let of = |segment: &Segment| {
+        let index = address.checked_sub(segment.start())? / PAGE_SIZE as u64;
+        (index < segment.pages).then(|| Page::new(segment.first.number() + index))?
+    };
+    segments.iter().find_map(of)
+}
+
+/// Address and length of a run, which has to lie in one segment.
+pub(crate) fn place(segments: &[Segment], run: Run) -> io::Result<(u64, u64)> {
+    let outside = || io::Error::new(io::ErrorKind::InvalidInput, "not in watched memory");
+    let last = Page::new(run.numbers().end - 1).ok_or_else(outside)?;
+    let segment = segments.iter().find(|s| s.holds(run.first) && s.holds(last));
+    let segment = segment.ok_or_else(outside)?;
+    let offset = (run.first.number() - segment.first.number()) * PAGE_SIZE as u64;
+    Ok((segment.start() + offset, run.count * PAGE_SIZE as u64))
+}
+
 /// Private memory whose faults are served by the engine.
 #[derive(Debug)]
 pub struct PrivateRam {
@@ -133,11 +152,7 @@ impl PrivateRam {
     /// The page that an address of this process lies in.
     #[must_use]
     pub fn page_at(&self, address: u64) -> Option<Page> {
-        let of = |segment: &Segment| {
-            let index = address.checked_sub(segment.start())? / PAGE_SIZE as u64;
-            (index < segment.pages).then(|| Page::new(segment.first.number() + index))?
-        };
-        self.segments.iter().find_map(of)
+        page_at(&self.segments, address)
     }
 
     /// Whether a page is in the watched memory.
@@ -224,12 +239,7 @@ impl PrivateRam {
 
     /// Address and length of a run, which has to lie in one segment.
     fn place(&self, run: Run) -> io::Result<(u64, u64)> {
-        let outside = || io::Error::new(io::ErrorKind::InvalidInput, "not in watched memory");
-        let last = Page::new(run.numbers().end - 1).ok_or_else(outside)?;
-        let segment = self.segments.iter().find(|s| s.holds(run.first) && s.holds(last));
-        let segment = segment.ok_or_else(outside)?;
-        let offset = (run.first.number() - segment.first.number()) * PAGE_SIZE as u64;
-        Ok((segment.start() + offset, run.count * PAGE_SIZE as u64))
+        place(&self.segments, run)
     }
 
     /// Splits a run where parked pages begin and end.
@@ -349,6 +359,8 @@ impl Mapping {
         .step("reserving addresses (mmap)")?;
         // SAFETY: advice on the mapping just made.
         unsafe { madvise(raw, len, Advice::LinuxDontDump) }.step("keeping memory out of core dumps")?;
+        // SAFETY: as above. A page that a child shares can't be moved (EBUSY), and a child needs none of them.
+        unsafe { madvise(raw, len, Advice::LinuxDontFork) }.step("keeping memory out of children")?;
         // SAFETY: as above.
         unsafe { madvise(raw, len, Advice::LinuxNoHugepage) }.step("asking for small pages (madvise)")?;
         let address = NonNull::new(raw.cast()).ok_or(MemoryError::Os {

@@ -70,7 +70,7 @@ pub trait Plaintext: Send + Sync {
     /// What the system says.
     fn thaw(&self, run: Run) -> io::Result<()>;
 
-    /// Copies a page out. It has plaintext and is frozen.
+    /// Copies a page out. It has plaintext; it is frozen, or the bytes may be of different moments.
     ///
     /// # Errors
     /// What the system says.

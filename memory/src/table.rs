@@ -30,16 +30,25 @@ struct Block {
 pub struct PageTable {
     blocks: Box<[OnceLock<Box<Mutex<Block>>>]>,
     pages: u64,
+    /// The state of pages that nothing was recorded of.
+    first: PageState,
 }
 
 impl PageTable {
     /// All pages `Zero`. Page numbers are below `pages`.
     #[must_use]
     pub fn new(pages: u64) -> Self {
+        Self::beginning(pages, PageState::Zero)
+    }
+
+    /// All pages in this state.
+    #[must_use]
+    pub fn beginning(pages: u64, first: PageState) -> Self {
         let blocks = pages.div_ceil(BLOCK_PAGES);
         Self {
             blocks: (0..blocks).map(|_| OnceLock::new()).collect(),
             pages,
+            first,
         }
     }
 
@@ -63,7 +72,10 @@ impl PageTable {
             return None;
         }
         let index = page.number() / BLOCK_PAGES;
-        let block = self.blocks.get(index as usize)?.get_or_init(Block::new);
+        let block = self
+            .blocks
+            .get(index as usize)?
+            .get_or_init(|| Block::new(self.first));
         Some(BlockGuard {
             first: index * BLOCK_PAGES,
             end: ((index + 1) * BLOCK_PAGES).min(self.pages),
@@ -85,9 +97,9 @@ impl PageTable {
 }
 
 impl Block {
-    fn new() -> Box<Mutex<Self>> {
+    fn new(first: PageState) -> Box<Mutex<Self>> {
         Box::new(Mutex::new(Self {
-            words: [0; BLOCK_PAGES as usize],
+            words: [(first as u64) << STATE_SHIFT; BLOCK_PAGES as usize],
             tags: [[0; TAG_SIZE]; BLOCK_PAGES as usize],
             changed: 0,
         }))

@@ -5,7 +5,7 @@
 
 use std::io;
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd};
 
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
@@ -17,6 +17,7 @@ use crate::error::{MemoryError, Step};
 const API: u64 = 0xaa;
 const FEATURE_PAGEFAULT_FLAG_WP: u64 = 1 << 0;
 const FEATURE_MISSING_SHMEM: u64 = 1 << 5;
+const FEATURE_WP_UNPOPULATED: u64 = 1 << 13;
 const FEATURE_MOVE: u64 = 1 << 16;
 const MODE_MISSING: u64 = 1;
 const MODE_WP: u64 = 2;
@@ -31,6 +32,8 @@ const FAULT_WP: u64 = 2;
 pub enum Use {
     /// Private memory: missing pages, write protection, moving pages.
     Private,
+    /// Private memory: write protection, of pages that are not there yet as well.
+    Writes,
     /// A shared file: missing pages.
     Shared,
 }
@@ -40,6 +43,8 @@ pub enum Use {
 pub enum Watch {
     /// Of missing pages.
     Missing,
+    /// Writes to protected pages.
+    Writes,
     /// Of missing pages, and writes to protected ones.
     MissingAndWrites,
 }
@@ -129,6 +134,7 @@ impl Userfaultfd {
         let own = Self { fd };
         let features = match purpose {
             Use::Private => FEATURE_PAGEFAULT_FLAG_WP | FEATURE_MOVE,
+            Use::Writes => FEATURE_PAGEFAULT_FLAG_WP | FEATURE_WP_UNPOPULATED,
             Use::Shared => FEATURE_MISSING_SHMEM,
         };
         let mut api = Api {
@@ -148,15 +154,18 @@ impl Userfaultfd {
     /// # Errors
     /// When it is no userfaultfd: ioctls and reads on something else could do anything.
     pub fn from_peer(fd: OwnedFd) -> io::Result<Self> {
-        let link = format!("/proc/self/fd/{}", fd.as_raw_fd());
-        if std::fs::read_link(link)?.as_os_str() != "anon_inode:[userfaultfd]" {
-            return Err(io::Error::new(
+        let flags = rustix::fs::fcntl_getfl(&fd)?;
+        rustix::fs::fcntl_setfl(&fd, flags | OFlags::NONBLOCK)?;
+        let own = Self { fd };
+        // Only a userfaultfd knows the request, and finds fault with the range; by procfs it could be seen as well, but not
+        // from inside a jail.
+        match own.wake(0, 0) {
+            Err(error) if error.kind() == io::ErrorKind::InvalidInput => Ok(own),
+            _ => Err(io::Error::new(
                 io::ErrorKind::InvalidInput,
                 "the descriptor handed over is no userfaultfd",
-            ));
+            )),
         }
-        rustix::io::ioctl_fionbio(&fd, true)?;
-        Ok(Self { fd })
     }
 
     /// Starts reporting.
@@ -170,6 +179,7 @@ impl Userfaultfd {
     pub unsafe fn register(&self, start: u64, len: u64, watch: Watch) -> io::Result<()> {
         let mode = match watch {
             Watch::Missing => MODE_MISSING,
+            Watch::Writes => MODE_WP,
             Watch::MissingAndWrites => MODE_MISSING | MODE_WP,
         };
         let mut register = Register {

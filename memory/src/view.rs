@@ -19,7 +19,7 @@ use std::thread::{self, JoinHandle};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 
-use crate::engine::Memory;
+use crate::engine::{BATCH, Memory};
 use crate::error::{MemoryError, Step};
 use crate::page::{PAGE_SIZE, Page, PageBytes};
 use crate::sides::{Plaintext, Store};
@@ -46,6 +46,19 @@ impl ViewMapping {
     /// # Errors
     /// [`MemoryError::Os`].
     pub fn attach(view: impl AsFd, pages: u64) -> Result<(Self, Userfaultfd), MemoryError> {
+        let own = Self::unattended(view, pages)?;
+        let uffd = Userfaultfd::open(Use::Shared)?;
+        // SAFETY: the mapping is ours, and read by volatile copies only.
+        unsafe { uffd.register(own.base(), own.pages * PAGE_SIZE as u64, Watch::Missing) }
+            .step("watching the OS view (UFFDIO_REGISTER)")?;
+        Ok((own, uffd))
+    }
+
+    /// Maps a file of that many pages as it is: what is not sealed yet reads as zeros.
+    ///
+    /// # Errors
+    /// [`MemoryError::Os`].
+    pub fn unattended(view: impl AsFd, pages: u64) -> Result<Self, MemoryError> {
         let len = pages as usize * PAGE_SIZE;
         // SAFETY: a new shared mapping, read only, where the kernel likes.
         let raw = unsafe {
@@ -63,12 +76,7 @@ impl ViewMapping {
             step: "mapping the OS view (mmap)",
             source: io::ErrorKind::OutOfMemory.into(),
         })?;
-        let own = Self { address, pages };
-        let uffd = Userfaultfd::open(Use::Shared)?;
-        // SAFETY: the mapping is ours, and read by volatile copies only.
-        unsafe { uffd.register(own.base(), len as u64, Watch::Missing) }
-            .step("watching the OS view (UFFDIO_REGISTER)")?;
-        Ok((own, uffd))
+        Ok(Self { address, pages })
     }
 
     /// Where the view begins; the monitor needs it to know which page was touched.
@@ -160,6 +168,7 @@ fn serve_until<P: Plaintext, S: Store>(
     stop: &OwnedFd,
 ) -> Result<(), MemoryError> {
     let mut faults = Vec::new();
+    let mut reader = Reader::default();
     loop {
         let mut fds = [PollFd::new(uffd, PollFlags::IN), PollFd::new(stop, PollFlags::IN)];
         match poll(&mut fds, None) {
@@ -177,10 +186,51 @@ fn serve_until<P: Plaintext, S: Store>(
             let Some(page) = page.filter(|p| p.number() < memory.table().pages()) else {
                 continue;
             };
-            memory.seal(&[page])?;
+            let pages = reader.window(page, memory.table().pages());
+            memory.seal(&pages)?;
             if uffd.wake(base + page.gpa(), PAGE_SIZE as u64).is_err() {
                 return Ok(());
             }
         }
+    }
+}
+
+/// Whether the OS side reads on and on: a fault costs a hundred times what a page does.
+#[derive(Debug, Default)]
+struct Reader {
+    next: u64,
+    window: u64,
+}
+
+impl Reader {
+    /// What to seal for a touch of this page.
+    fn window(&mut self, page: Page, end: u64) -> Vec<Page> {
+        self.window = if page.number() == self.next {
+            (self.window * 2).clamp(1, BATCH as u64)
+        } else {
+            1
+        };
+        self.next = page.number() + self.window;
+        (page.number()..self.next.min(end))
+            .filter_map(Page::new)
+            .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_reads_on_gets_more_at_once() {
+        let page = |n| Page::new(n).unwrap();
+        let mut reader = Reader::default();
+        let mut next = 10;
+        for expected in [1, 2, 4, 8, 16, 32, 32] {
+            assert_eq!(reader.window(page(next), 1000).len(), expected);
+            next += expected as u64;
+        }
+        assert_eq!(reader.window(page(5), 1000), [page(5)], "elsewhere");
+        assert_eq!(reader.window(page(6), 7), [page(6)], "not beyond the end");
     }
 }

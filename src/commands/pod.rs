@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Subcommand;
+use cloak_host::control::folder::Name;
 use cloak_host::run::{self, Ended, Outcome};
 
 use self::file::Pod;
@@ -34,6 +35,9 @@ struct Run {
     /// Tell counts of calls, exits and faults of each context on standard error at the end
     #[arg(long)]
     stats: bool,
+    /// Name of the VM, in place of the file's. Under it `cloak ps`, `exec` and `inspect` find the contexts while it runs
+    #[arg(long)]
+    name: Option<Name>,
     /// The KVM device
     #[arg(long, value_name = "PATH", default_value = "/dev/kvm", hide = true)]
     device: PathBuf,
@@ -76,13 +80,14 @@ impl Run {
         let pod = Pod::read(&self.file)?;
         let names: Vec<String> = pod.contexts.iter().map(|context| context.name.clone()).collect();
         let segments = pod.segments()?;
+        let control = self.name.or(pod.name);
         let all = pod
             .contexts
             .into_iter()
             .map(|context| context.options(&self.device))
             .collect::<Result<Vec<_>, _>>()?;
         no_standard_input()?;
-        let ended = run::run_all(all, segments)?;
+        let ended = run::run_all(all, segments, control.as_ref())?;
         Ok(tell(&names, ended, self.stats))
     }
 }

@@ -138,6 +138,7 @@ import socket, sys, time, os
 secret = (sys.argv[1] + sys.argv[2]).encode()
 kept = bytearray(secret * 100000)
 open("/tmp/secret", "wb").write(secret)
+open("/vault/secret", "wb").write(secret)
 s = socket.socket(socket.AF_UNIX)
 s.bind("\0victim")
 s.listen()
@@ -155,6 +156,7 @@ try:
 except BlockingIOError:
     pass
 assert kept == secret * 100000 and open("/tmp/secret", "rb").read() == secret
+assert open("/vault/secret", "rb").read() == secret
 print("the victim is whole", flush=True)
 "#;
 
@@ -170,6 +172,7 @@ try:
 except ConnectionRefusedError:
     print("refused connect")
 print("WORKED file" if os.path.exists("/tmp/secret") else "refused file")
+print("WORKED volume" if os.path.exists("/vault") or open("/shared/vault", "rb").read().find((sys.argv[1] + sys.argv[2]).encode()) >= 0 else "refused volume")
 pids = [p for p in os.listdir("/proc") if p.isdigit()]
 print("refused processes" if pids == [str(os.getpid())] else "WORKED processes")
 found = [n for n in os.listdir("/dev/shm")]
@@ -194,6 +197,19 @@ fn a_context_that_has_taken_its_libos_over_reaches_nothing_of_another() {
     let hostile = hostile.display().to_string();
     let pod = Pod::new();
     let shared = format!("volumes = [\"{}:/shared\"]", pod.scratch.path().display());
+    // The container is the OS side's, and here another context's OS service has it as well: opaque bytes.
+    let (vault, key) = (pod.scratch.join("vault"), Scratch::new());
+    let key_file = key.join("vault.key");
+    let made = cloak(&["volume", "create", "--new-key-file", "--key"])
+        .args([&key_file, &vault])
+        .output()
+        .expect("cloak starts");
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    let protected = format!(
+        "protected = [\"{}:/vault:key={}\"]",
+        vault.display(),
+        key_file.display()
+    );
     let attack = format!(
         "while [ ! -e /shared/ready ]; do sleep 0.1; done; {hostile} {} {}; code=$?; : >/shared/done; exit $code",
         MARKER.0, MARKER.1
@@ -208,9 +224,13 @@ fn a_context_that_has_taken_its_libos_over_reaches_nothing_of_another() {
         .context(
             "victim",
             &["/usr/bin/python3", "-c", VICTIM, MARKER.0, MARKER.1],
+            &format!("{shared}\n{protected}"),
+        )
+        .context(
+            "nosy",
+            &["/usr/bin/python3", "-c", NOSY, MARKER.0, MARKER.1],
             &shared,
         )
-        .context("nosy", &["/usr/bin/python3", "-c", NOSY], &shared)
         .run();
     let (out, errors) = (outcome.text(), outcome.error_text());
     assert!(!out.contains("WORKED"), "{out}{errors}");
@@ -220,9 +240,33 @@ fn a_context_that_has_taken_its_libos_over_reaches_nothing_of_another() {
         12,
         "{out}{errors}"
     );
-    assert_eq!(out.matches("refused ").count(), 12 + 5, "{out}{errors}");
+    assert_eq!(out.matches("refused ").count(), 12 + 6, "{out}{errors}");
     has_line(&out, "the victim is whole");
     assert!(outcome.status == Status::Exit(0), "{out}{errors}");
+}
+
+/// What one context's programs compute with is in no register of another's: not after a call that sleeps, in a new thread,
+/// a new process or a new program, on processors that they share.
+#[test]
+fn no_register_carries_anything_over() {
+    if !needs::kvm() {
+        return;
+    }
+    let Some(program) = built("foreign_registers", Linkage::Static) else {
+        return;
+    };
+    let program = program.display().to_string();
+    let own = Case::new(&program).arg("own").run(&Launcher::under_test());
+    assert_eq!(own.text(), "found its own\n", "the search finds what is there");
+    let outcome = Pod::new()
+        .context("keeper", &[&program, "keep", "6"], "")
+        .context("other", &[&program, "keep", "6"], "")
+        .context("looker", &[&program, "look", "600"], "cpus = 2")
+        .run();
+    let (out, errors) = (outcome.text(), outcome.error_text());
+    assert_eq!(out.matches("kept\n").count(), 2, "{out}{errors}");
+    has_line(&out, "nothing of anybody");
+    assert_eq!(outcome.status, Status::Exit(0), "{out}{errors}");
 }
 
 /// The same program where a context has its VM to itself and edits its own page tables: what is refused above works, so

@@ -4,6 +4,8 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use cloak_tests::compat::table::SUITES;
+use cloak_tests::differences::{Known, known_differences};
 use toml::{Table, Value};
 
 /// Every package that a manifest of this repository names has its reason in `docs/dependencies.md`, and every
@@ -22,6 +24,22 @@ fn every_direct_dependency_has_its_reason() {
         gone.is_empty(),
         "docs/dependencies.md tells of {gone:?}, which no manifest names"
     );
+}
+
+/// The page on other people's suites was written from the lists of differences as they are now.
+#[test]
+fn every_listed_difference_has_its_line() {
+    let page = fs::read_to_string(root().join("docs/compat.md")).expect("docs/compat.md is there");
+    let steady = |known: &Known| known.steady;
+    for suite in &SUITES {
+        for known in known_differences(suite.name).into_iter().filter(steady) {
+            assert!(
+                page.contains(&known.reason.replace('|', "\\|")),
+                "docs/compat.md tells nothing of {} (make compat)",
+                known.test
+            );
+        }
+    }
 }
 
 fn root() -> PathBuf {

@@ -75,7 +75,11 @@ fn cloak() -> Command {
         unreachable!("the launcher under test is a binary")
     };
     let mut command = Command::new(path);
-    command.env_clear().env("PATH", "/usr/bin:/bin");
+    let sockets = format!("sockets-{}", std::process::id());
+    command.env_clear().env("PATH", "/usr/bin:/bin").env(
+        "CLOAK_RUNTIME_DIR",
+        Path::new(env!("CARGO_TARGET_TMPDIR")).join(sockets),
+    );
     command
 }
 

@@ -57,6 +57,11 @@ fn processes_use_system_v_semaphores_and_queues() {
     );
 }
 
+#[test]
+fn what_other_suites_found_is_mended() {
+    conforms("found_by_suites", &[Linkage::Dynamic, Linkage::Static]);
+}
+
 /// Memory of a thousand children comes back: the program compares free memory itself.
 #[test]
 fn a_thousand_forks_leak_nothing() {

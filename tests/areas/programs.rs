@@ -66,7 +66,9 @@ conformance! {
     directories: Dynamic Static;
     sockets: Dynamic Static Musl;
     sockets1000: Dynamic Static;
+    limits: Dynamic Static;
     machine: Dynamic Static Musl;
+    mapped_files: Dynamic Static Musl;
     threads_life: Dynamic Static Musl;
     threads64: Dynamic Static StaticPie Musl;
 }

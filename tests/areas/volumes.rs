@@ -440,6 +440,125 @@ fn sqlite_with_wal() {
     assert!(second.ends_with("ok\n"), "{second}");
 }
 
+const SQLITE_ROWS: &str = "
+import sqlite3, sys
+link = sqlite3.connect('/data/t.db', isolation_level=None)
+link.execute('PRAGMA journal_mode=' + sys.argv[1])
+link.execute('PRAGMA synchronous=FULL')
+link.execute('CREATE TABLE IF NOT EXISTS t(id INTEGER PRIMARY KEY, v TEXT)')
+n = link.execute('SELECT coalesce(max(id), 0) FROM t').fetchone()[0]
+print('found', n, link.execute('PRAGMA integrity_check').fetchone()[0], flush=True)
+while len(sys.argv) < 3:
+    n += 1
+    link.execute('INSERT INTO t VALUES(?, ?)', (n, 'v' * (n * 37 % 5000)))
+    print('done', n, flush=True)
+";
+
+/// Rows of SQLite that were committed survive a kill of the VM, and one of the OS service under it. (Longer, and with
+/// PostgreSQL: `tests/suites/volumes`.)
+#[test]
+fn committed_rows_survive_kills_of_the_vm_and_of_the_service() {
+    let Some(python) = needs::cloaked_program("python3") else {
+        return;
+    };
+    let volume = Volume::new();
+    let anchor = format!(",anchor={}", volume.file("anchor").display());
+    let sqlite = |arguments: &[&str]| {
+        volume
+            .with(&python, &anchor)
+            .args(["-c", SQLITE_ROWS])
+            .args(arguments)
+    };
+    let mut kept = 0;
+    for (round, mode) in ["WAL", "DELETE", "WAL", "DELETE"].into_iter().enumerate() {
+        let mut running = sqlite(&[mode]).start(&Launcher::under_test());
+        assert!(
+            running.prints(&format!("done {}\n", kept + 10), PATIENCE),
+            "{}",
+            String::from_utf8_lossy(&running.stderr_so_far())
+        );
+        let monitor = running.pid();
+        let services = children_of(monitor.as_raw_nonzero().get());
+        assert_eq!(services.len(), 1, "one OS service");
+        let service = rustix::process::Pid::from_raw(services[0]).expect("a number");
+        let victim = if round < 2 { service } else { monitor };
+        rustix::process::kill_process(victim, rustix::process::Signal::KILL).expect("it runs");
+        let text = running.finish(PATIENCE).expect("it ends").text();
+        let whole = text.rsplit_once('\n').map_or("", |(whole, _)| whole);
+        let last = whole.lines().last().and_then(|line| line.strip_prefix("done "));
+        kept = last.and_then(|n| n.parse::<u64>().ok()).expect("what it said");
+        wait_for_service_to_end(&volume);
+        volume.is_good();
+        let outcome = sqlite(&[mode, "look"]).run(&Launcher::under_test());
+        let text = outcome.text();
+        let found = text
+            .strip_prefix("found ")
+            .and_then(|rest| rest.strip_suffix(" ok\n"));
+        let found = found.and_then(|n| n.parse::<u64>().ok());
+        let found = found.unwrap_or_else(|| panic!("{text}{}", outcome.error_text()));
+        assert!(found >= kept, "{kept} was committed, {found} is there");
+        kept = found;
+    }
+}
+
+/// Without the key the program sees what the OS side sees: places for names, ciphertext for bytes, and nothing to be changed.
+#[test]
+fn without_its_key_a_volume_is_opaque_names_and_bytes() {
+    if !busybox() {
+        return;
+    }
+    let volume = Volume::new();
+    volume.runs(&format!(
+        "({WRITE_MARKER}) > NAME-OF-A-FILE; dd if=/dev/zero of=zeros bs=1M count=3 2> /dev/null"
+    ));
+    let container = fs::read(volume.container()).expect("the container");
+    let option = format!("{}:/data:no-key", volume.container().display());
+    let keyless = |script: &str| {
+        let case = Case::new("/bin/busybox")
+            .memory("512M")
+            .args(["sh", "-c", script]);
+        let outcome = case
+            .option("--protected")
+            .option(&option)
+            .run(&Launcher::under_test());
+        (outcome.stdout.clone(), outcome.text(), outcome.error_text())
+    };
+    let (bytes, _, said) = keyless("cd /data; cat superblock-0 superblock-1 blocks-*");
+    assert!(
+        bytes == container,
+        "all of the container and nothing else: {said}"
+    );
+    assert_eq!(count(&bytes, MARKER) + count(&bytes, b"NAME-OF-A-FILE"), 0);
+    let (_, names, _) = keyless("ls /data");
+    let from_outside = Command::new(cloak())
+        .args(["volume", "ls"])
+        .arg(volume.container())
+        .output()
+        .expect("cloak starts");
+    let from_outside = String::from_utf8_lossy(&from_outside.stdout).into_owned();
+    assert!(names.lines().count() > 4, "{names}");
+    assert!(
+        names.lines().all(|name| from_outside.contains(name)),
+        "{names} is not what cloak volume ls shows: {from_outside}"
+    );
+    let (_, out, said) = keyless(
+        "cd /data; echo x > new; echo x > superblock-0; rm blocks-*2; mkdir d; chmod 600 superblock-1; tail -c 5 superblock-1 | wc -c",
+    );
+    assert_eq!(out, "5\n");
+    assert_eq!(said.matches("Read-only file system").count(), 5, "{said}");
+    assert!(fs::read(volume.container()).expect("the container") == container);
+    // Also while the one who has the key writes.
+    let writes = "date > day; sync; echo ready; while :; do date > day; sync; done";
+    let mut running = volume.shell(writes).start(&Launcher::under_test());
+    assert!(running.prints("ready", PATIENCE));
+    let (bytes, _, said) = keyless("cat /data/superblock-0");
+    assert_eq!(&bytes[..8], b"CLOAKVOL", "{said}");
+    drop(running);
+    wait_for_service_to_end(&volume);
+    // What the key shows instead, so that this could fail.
+    assert_eq!(volume.runs("ls; wc -c < NAME-OF-A-FILE").lines().count(), 4);
+}
+
 #[test]
 fn git_commits_and_fsck() {
     let Some(git) = needs::cloaked_program("git") else {

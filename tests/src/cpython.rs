@@ -1,16 +1,14 @@
 //! CPython's own regression modules, run natively and cloaked and compared test by test.
 //!
-//! `tests/data/run_cpython.py` runs inside and writes one line a test; this module runs it both ways, compares, runs
-//! what differs once more by itself (some of these tests depend on timing, natively too), and holds the rest against
-//! the list of known differences in `tests/data/cpython-differences.toml`.
+//! `tests/data/run_cpython.py` runs inside and writes one line a test; this module runs it both ways. What differs is
+//! held against the list of known differences in `tests/data/cpython-differences.toml`.
 
 use crate::case::Case;
-use crate::differences::{Known, known_differences};
 use crate::launcher::{Launcher, workspace_root};
 use crate::process::RunError;
+use crate::results::Results;
 use crate::scratch::Scratch;
-use std::collections::BTreeMap;
-use std::fmt::Write;
+use crate::unit::Unit;
 use std::fs;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -25,92 +23,47 @@ const RESTARTS: usize = 8;
 /// The line that only a run that got to its end has.
 const FINISHED: &str = "the whole run";
 
-/// What each test of a run came to: `ok`, `failed`, `error`, `skipped`, or `started` when it never ended.
-pub type Results = BTreeMap<String, String>;
+/// One module of the suite, such as `test_json`.
+pub struct Module(String);
 
-/// A module of which no test passes natively; these are its results.
-#[derive(Debug, thiserror::Error)]
-#[error("no test of it passes natively, so there is nothing to compare: {0:?}")]
-pub struct NothingToCompare(Results);
-
-/// A module's comparison.
-#[derive(Debug, Default, PartialEq, Eq)]
-pub struct Comparison {
-    /// Tests that passed natively.
-    pub native_passed: usize,
-    /// Of those, the ones that passed cloaked.
-    pub cloaked_passed: usize,
-    /// Differences that no entry covers: test, native, cloaked.
-    pub new: Vec<(String, String, String)>,
-    /// Differences that an entry covers.
-    pub known: usize,
-    /// Entries for this module that cover nothing any more.
-    pub vanished: Vec<String>,
-}
-
-impl Comparison {
-    /// Compares two runs of `module` against the known differences.
-    pub fn of(module: &str, native: &Results, cloaked: &Results, known: &[Known]) -> Self {
-        let mut comparison = Comparison::default();
-        let mut used = vec![false; known.len()];
-        for (test, outcome) in native {
-            let there = cloaked.get(test).map_or("missing", String::as_str);
-            comparison.native_passed += usize::from(outcome == "ok");
-            comparison.cloaked_passed += usize::from(outcome == "ok" && there == "ok");
-            if !differs(outcome, there) {
-                continue;
-            }
-            match known.iter().position(|entry| entry.covers(test)) {
-                Some(index) => {
-                    used[index] = true;
-                    comparison.known += 1;
-                }
-                None => comparison.new.push((test.clone(), outcome.clone(), there.into())),
-            }
-        }
-        let of_module = format!("test.{module}");
-        let unused = known
-            .iter()
-            .zip(used)
-            .filter(|(entry, used)| !used && entry.steady);
-        let unused = unused.filter(|(entry, _)| module_of(&entry.test) == of_module);
-        comparison.vanished = unused.map(|(entry, _)| entry.test.clone()).collect();
-        comparison
-    }
-
-    /// The line for the log, and a line for each thing to look at.
-    pub fn report(&self, module: &str) -> String {
-        let mut text = format!(
-            "{module}: {} passed natively, {} of them cloaked, {} known differences",
-            self.native_passed, self.cloaked_passed, self.known
-        );
-        for (test, native, cloaked) in &self.new {
-            let _ = write!(
-                text,
-                "\n  new difference: {test}: natively {native}, cloaked {cloaked}"
-            );
-        }
-        for test in &self.vanished {
-            let _ = write!(
-                text,
-                "\n  no difference any more, take it out of the list: {test}"
-            );
-        }
-        text
+impl Module {
+    /// The module of this name.
+    pub fn new(name: &str) -> Self {
+        Module(name.into())
     }
 }
 
-/// A test that fails natively has nothing to say about Cloak; one that is skipped must be skipped for the same machine.
-fn differs(native: &str, cloaked: &str) -> bool {
-    native != cloaked && matches!(native, "ok" | "skipped" | "expected-failure")
-}
+impl Unit for Module {
+    fn prefix(&self) -> String {
+        format!("test.{}.", self.0)
+    }
 
-fn module_of(test: &str) -> &str {
-    let end = test
-        .match_indices(['.', '*'])
-        .nth(1)
-        .map_or(test.len(), |(at, _)| at);
-    &test[..end]
+    /// A test that hangs or kills its process ends only the run that it is in: those of `expected` that it kept from
+    /// running get another, so that one such test costs one result and not all that come after it.
+    fn run(&self, launcher: &Launcher, expected: &Results) -> Results {
+        let mut results = run(std::slice::from_ref(&self.0), launcher, MODULE);
+        for _ in 0..RESTARTS {
+            let finished = results.remove(FINISHED).is_some();
+            let left: Vec<String> = expected
+                .keys()
+                .filter(|test| !results.contains_key(*test) && is_name(test))
+                .cloned()
+                .collect();
+            if finished || left.is_empty() {
+                break;
+            }
+            results.extend(run(&left, launcher, MODULE));
+        }
+        results.remove(FINISHED);
+        results
+    }
+
+    fn again(&self, tests: &[String], launcher: &Launcher) -> Results {
+        let names: Vec<String> = tests.iter().filter(|test| is_name(test)).cloned().collect();
+        let mut results = run(&names, launcher, AGAIN);
+        results.remove(FINISHED);
+        results
+    }
 }
 
 /// Whether the module is on this machine, from Debian's package or beside it.
@@ -124,54 +77,6 @@ pub fn is_there(module: &str) -> bool {
 /// Where `scripts/install-test-packages` puts the modules that Debian does not package.
 fn more_tests() -> PathBuf {
     workspace_root().join("tests/.cache/cpython")
-}
-
-/// Runs `module` both ways and compares.
-///
-/// # Errors
-/// When no test of it passes natively.
-///
-/// # Panics
-/// When a run cannot be started.
-pub fn compare(module: &str, launcher: &Launcher) -> Result<Comparison, NothingToCompare> {
-    let known = known_differences();
-    let mut native = run_module(module, &Launcher::Native, &Results::new());
-    if !native.values().any(|outcome| outcome == "ok") {
-        return Err(NothingToCompare(native));
-    }
-    let mut cloaked = run_module(module, launcher, &native);
-    let suspects: Vec<String> = Comparison::of(module, &native, &cloaked, &known)
-        .new
-        .into_iter()
-        .map(|(test, _, _)| test)
-        .filter(|test| is_name(test))
-        .collect();
-    // A module that falls over as a whole is not made of unsteady tests.
-    if !suspects.is_empty() && suspects.len() <= 30 {
-        native.extend(run(&suspects, &Launcher::Native, AGAIN));
-        cloaked.extend(run(&suspects, launcher, AGAIN));
-    }
-    Ok(Comparison::of(module, &native, &cloaked, &known))
-}
-
-/// Runs a whole module. A test that hangs or kills its process ends only the run that it is in: those of `expected`
-/// that it kept from running get another, so that one such test costs one result and not all that come after it.
-fn run_module(module: &str, launcher: &Launcher, expected: &Results) -> Results {
-    let mut results = run(&[module.to_owned()], launcher, MODULE);
-    for _ in 0..RESTARTS {
-        let finished = results.remove(FINISHED).is_some();
-        let left: Vec<String> = expected
-            .keys()
-            .filter(|test| !results.contains_key(*test) && is_name(test))
-            .cloned()
-            .collect();
-        if finished || left.is_empty() {
-            break;
-        }
-        results.extend(run(&left, launcher, MODULE));
-    }
-    results.remove(FINISHED);
-    results
 }
 
 /// Identifiers of failed fixtures and generated tests carry descriptions, by which a test cannot be called.
@@ -209,65 +114,4 @@ fn parse(text: &str) -> Results {
         .filter_map(|line| line.split_once('\t'))
         .map(|(test, outcome)| (test.into(), outcome.into()))
         .collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn results(lines: &str) -> Results {
-        parse(
-            &lines
-                .split(' ')
-                .map(|pair| format!("RESULT\ttest.m.{}\n", pair.replace('=', "\t")))
-                .collect::<String>(),
-        )
-    }
-
-    fn known(test: &str, steady: bool) -> Known {
-        Known {
-            test: test.into(),
-            reason: "a reason".into(),
-            steady,
-        }
-    }
-
-    #[test]
-    fn a_new_difference_is_told() {
-        let comparison = Comparison::of(
-            "m",
-            &results("A=ok B=ok C=failed"),
-            &results("A=ok B=failed C=ok"),
-            &[],
-        );
-        assert_eq!(
-            comparison.new,
-            [("test.m.B".into(), "ok".into(), "failed".into())]
-        );
-        assert_eq!((comparison.native_passed, comparison.cloaked_passed), (2, 1));
-    }
-
-    #[test]
-    fn a_test_that_never_ended_or_never_began_differs() {
-        let comparison = Comparison::of("m", &results("A=ok B=ok"), &results("A=started"), &[]);
-        let outcomes: Vec<_> = comparison
-            .new
-            .iter()
-            .map(|(_, _, cloaked)| cloaked.as_str())
-            .collect();
-        assert_eq!(outcomes, ["started", "missing"]);
-    }
-
-    #[test]
-    fn a_known_difference_is_covered_and_a_vanished_one_reported() {
-        let list = [
-            known("test.m.B*", true),
-            known("test.m.A", true),
-            known("test.m.Z", false),
-            known("test.other.A", true),
-        ];
-        let comparison = Comparison::of("m", &results("A=ok B1=ok"), &results("A=ok B1=error"), &list);
-        assert_eq!((comparison.known, comparison.new.len()), (1, 0));
-        assert_eq!(comparison.vanished, ["test.m.A"]);
-    }
 }

@@ -9,6 +9,7 @@
 #![forbid(unsafe_code)]
 
 pub mod case;
+pub mod compat;
 pub mod cpython;
 pub mod differences;
 pub mod launcher;
@@ -17,8 +18,10 @@ pub mod os_side;
 pub mod outcome;
 pub mod process;
 pub mod programs;
+pub mod results;
 pub mod scratch;
 pub mod server;
+pub mod unit;
 
 pub use case::Case;
 pub use launcher::Launcher;

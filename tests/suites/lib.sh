@@ -1,19 +1,22 @@
 # What the suites share; sourced by each tests/suites/*/suite.
 #
+# here      the suite's own folder
 # scratch   a folder of the suite's own, gone at its end, that programs may write to
-# cloaked   runs a program under Cloak, in the current folder
+# cloaked   runs a program under Cloak, in the current folder; SUITE_RUN may hold more options of `cloak run`
 # compare   runs a program both ways, each in a folder of its own that starts as a copy of $scratch/before, and compares
 #           standard output, the exit code, and the files that it left
 # tell      prints a verdict
 set -uo pipefail
 
+here=$(cd "$(dirname "$0")" && pwd)
 scratch=$(mktemp -d "${TMPDIR:-/tmp}/cloak-suite-XXXXXX")
 trap 'rm -rf "$scratch"' EXIT
 mkdir "$scratch/before"
 readonly patience=${SUITE_TIMEOUT:-600}
 
 cloaked() {
-    timeout -s KILL "$patience" "$CLOAK_BIN" run --cpus 2 --memory 2G --env "PATH=$PATH" --env "HOME=$scratch" --env LANG=C.UTF-8 \
+    # shellcheck disable=SC2086 # options, none of which has spaces
+    timeout -s KILL "$patience" "$CLOAK_BIN" run ${SUITE_RUN:-} --cpus 2 --memory 2G --env "PATH=$PATH" --env "HOME=$scratch" --env LANG=C.UTF-8 \
         --volume "$scratch:$scratch" --workdir "$PWD" -- "$@"
 }
 

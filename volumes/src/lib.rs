@@ -19,6 +19,7 @@
 //! | [`superblock`], [`block`], [`keys`], [`anchor`] | formats, keys, nonces, rollback |
 //! | [`view`] | what is seen without the key |
 //! | [`measured`], [`verity`] | read-only files with a known fs-verity digest |
+//! | [`weakened`] | protections that unit tests take away |
 //! | `files`, `secret` (feature `std`) | containers, anchors and keys in files |
 //! | `cli` (feature `cli`) | `cloak volume` |
 //!
@@ -59,6 +60,7 @@ pub mod verity;
 pub mod view;
 pub mod volume;
 pub mod walk;
+pub mod weakened;
 
 pub use anchor::{Anchor, AnchorError, Mark, NoAnchor};
 pub use attributes::{SetAttributes, SetMode, Stat};

@@ -11,6 +11,7 @@ use crate::block::{Page, array, zero_page};
 use crate::error::{Tampering, VolumeError};
 use crate::store::{MemoryStore, Store, StoreError};
 use crate::verity::{BLOCK, Builder, HASHES_IN_BLOCK, Hash, Shape, descriptor_digest, hash_data};
+use crate::weakened::{Protection, without};
 
 /// Blocks that one read takes from the store.
 const RUN: usize = 16;
@@ -138,11 +139,7 @@ impl<S: Store, T: Store> Measured<S, T> {
             let slot = (index % HASHES_IN_BLOCK as u64) as usize * 32;
             array(&self.hashes(level + 1, index / HASHES_IN_BLOCK as u64)?[slot..slot + 32])
         };
-        if expected == *hash {
-            return Ok(());
-        }
-        #[cfg(test)]
-        if crate::keys::weakened::is_on() {
+        if expected == *hash || without(Protection::Seal) {
             return Ok(());
         }
         Err(VolumeError::Tampered(Tampering::Measured { level, index }))

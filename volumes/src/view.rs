@@ -41,8 +41,19 @@ impl<S: Store> CiphertextView<S> {
     /// [`VolumeError::Store`].
     pub fn open(mut store: S) -> Result<Self, VolumeError> {
         let len = store.len().map_err(VolumeError::store("asking for the length"))?;
-        let clear = read_slots(&mut store)?.map(|slot| slot.as_ref().and_then(Clear::parse));
+        let clear = clear(&mut store)?;
         Ok(Self { store, len, clear })
+    }
+
+    /// Looks again: the container may have been written meanwhile.
+    ///
+    /// # Errors
+    /// [`VolumeError::Store`].
+    pub fn refresh(&mut self) -> Result<(), VolumeError> {
+        let len = self.store.len();
+        self.len = len.map_err(VolumeError::store("asking for the length"))?;
+        self.clear = clear(&mut self.store)?;
+        Ok(())
     }
 
     /// The volume's name and newest counter, if the clear bytes can be believed.
@@ -107,4 +118,8 @@ impl<S: Store> CiphertextView<S> {
     pub fn names(&self) -> Vec<String> {
         self.pieces().map(|piece| piece.name).collect()
     }
+}
+
+fn clear<S: Store>(store: &mut S) -> Result<[Option<Clear>; 2], VolumeError> {
+    Ok(read_slots(store)?.map(|slot| slot.as_ref().and_then(Clear::parse)))
 }

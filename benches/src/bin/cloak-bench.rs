@@ -1,6 +1,6 @@
 //! Measures Cloak beside native and its peers and prints the table; see [`cloak_bench`].
 
-use cloak_bench::measure::{GROUPS, World};
+use cloak_bench::measure::{World, groups};
 use cloak_bench::options::{Options, USAGE};
 use cloak_bench::peer::Peer;
 use cloak_bench::results::Results;
@@ -41,10 +41,7 @@ fn main() -> ExitCode {
 fn measure(options: &Options, peers: &[Peer]) -> Results {
     let (world, mut results) = (World::new(), Results::default());
     for round in 1..=options.rounds {
-        for group in GROUPS
-            .iter()
-            .filter(|group| Options::wants(&options.only, group.name))
-        {
+        for group in groups().filter(|group| Options::wants(&options.only, group.name)) {
             for turn in 0..peers.len() {
                 let peer = &peers[(turn + round) % peers.len()];
                 eprintln!(

@@ -105,6 +105,20 @@ impl Pool {
         self.resting = Some((frame, tail));
     }
 
+    /// Frames that are no tables now. Walks the lists of those that were.
+    #[must_use]
+    pub fn free(&self, memory: &impl Memory) -> u64 {
+        let mut count = (self.end - self.next) / PAGE;
+        for head in [self.returned, self.resting.map_or(0, |(head, _)| head)] {
+            let mut frame = head;
+            while frame != 0 {
+                count += 1;
+                frame = memory.read(frame);
+            }
+        }
+        count
+    }
+
     /// Whether frames rest.
     #[must_use]
     pub fn is_resting(&self) -> bool {

@@ -181,9 +181,14 @@ const LETTER: u64 = 0xff00;
 
 /// What the monitor needs besides once the VM has started.
 const MONITOR: &[Allowed] = &calls![
+    SYS_accept4,
     SYS_eventfd2,
     SYS_fallocate,
     SYS_fdatasync,
+    SYS_getsockopt(
+        When::OneOf(2, &[libc::SO_PEERCRED as u32]),
+        "who a caller of the control socket is"
+    ),
     SYS_ioctl(When::Masked(1, LETTER, 0xae00), "KVM's"),
     SYS_ioctl(When::Masked(1, LETTER, 0xaa00), "userfaultfd's"),
     SYS_lseek,
@@ -192,7 +197,9 @@ const MONITOR: &[Allowed] = &calls![
     SYS_preadv,
     SYS_pwrite64,
     SYS_pwritev,
+    SYS_recvmsg,
     SYS_rt_sigtimedwait,
+    SYS_sendmsg,
     SYS_statx,
     SYS_waitid,
     SYS_writev,

@@ -8,6 +8,8 @@
 //! |---|---|---|
 //! | privileges ([`privileges`]) | capabilities for files of others and low ports only, no new ones | none |
 //! | files ([`files`], Landlock) | its mounts, as far as each may be changed | none |
+//! | namespaces ([`namespaces`]) | mounts, IPC, host name; without network that too | mounts, IPC, host name |
+//! | limits ([`limits`]) | memory, and what it has no use for | what it has no use for |
 //! | calls ([`calls`], seccomp) | those that it uses | those that it uses |
 //!
 //! A call that is not in the table ends the process: it was made by nobody of ours. `docs/jail.md` shows the tables; a
@@ -15,7 +17,11 @@
 
 pub mod calls;
 pub mod files;
+pub mod limits;
+pub mod namespaces;
 pub mod privileges;
+
+use self::namespaces::{Network, Owners};
 
 /// Closes the monitor's jail around the calling thread and those that it starts: no file, no capability. Calls are
 /// closed when all is started ([`calls::close`]).
@@ -24,6 +30,8 @@ pub mod privileges;
 /// When the kernel refuses.
 pub fn enter_monitor() -> Result<(), JailError> {
     privileges::no_new_privileges()?;
+    limits::set(limits::MONITOR)?;
+    namespaces::enter(Network::Host, Owners::Matter)?;
     privileges::drop_capabilities(&[])?;
     files::Rules::new(&[], &[])?.close()
 }
@@ -61,3 +69,5 @@ impl JailError {
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod walls_tests;

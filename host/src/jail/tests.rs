@@ -10,11 +10,11 @@ use std::path::Path;
 
 use super::calls::{self, Allowed, COMMON, Party, When};
 use super::files::{DEVICES, Granted, Rules, WITHHELD};
-use super::privileges;
+use super::{limits, privileges};
 
 /// How a child ended.
 #[derive(Debug, PartialEq, Eq, Clone, Copy)]
-enum End {
+pub(super) enum End {
     /// With this code.
     Code(i32),
     /// By the filter.
@@ -24,7 +24,7 @@ enum End {
 }
 
 /// Runs `body` in a child; it must not return to the test harness, so it gives an exit code.
-fn child(body: impl FnOnce() -> i32) -> End {
+pub(super) fn child(body: impl FnOnce() -> i32) -> End {
     // SAFETY: the child only makes system calls and small allocations, and leaves by _exit.
     let pid = unsafe { libc::fork() };
     assert!(pid >= 0, "fork");
@@ -36,12 +36,19 @@ fn child(body: impl FnOnce() -> i32) -> End {
     let mut status = 0;
     // SAFETY: our own child and variable.
     assert_eq!(unsafe { libc::waitpid(pid, &raw mut status, 0) }, pid);
-    if libc::WIFEXITED(status) {
-        return End::Code(libc::WEXITSTATUS(status));
-    }
-    match libc::WTERMSIG(status) {
-        libc::SIGSYS => End::Killed,
-        signal => End::Signal(signal),
+    End::of(status)
+}
+
+impl End {
+    /// What waiting has told.
+    pub(super) fn of(status: i32) -> Self {
+        if libc::WIFEXITED(status) {
+            return Self::Code(libc::WEXITSTATUS(status));
+        }
+        match libc::WTERMSIG(status) {
+            libc::SIGSYS => Self::Killed,
+            signal => Self::Signal(signal),
+        }
     }
 }
 
@@ -185,8 +192,8 @@ fn attacks(outside: &Path, read_only: &Path, victim: i32, secret: u64) -> String
     worked
 }
 
-static SECRET_PLACE: u64 = SECRET;
-const SECRET: u64 = 0x7e57_5ec2_e75e_c2e7;
+pub(super) static SECRET_PLACE: u64 = SECRET;
+pub(super) const SECRET: u64 = 0x7e57_5ec2_e75e_c2e7;
 
 fn tried(jailed: bool) -> String {
     let folder = tempfile::tempdir().expect("a folder");
@@ -334,6 +341,15 @@ fn tables() -> String {
                 "| `{}` | {whose} | {error} | {} |",
                 refused.name, refused.words
             );
+        }
+    }
+    let _ = writeln!(
+        text,
+        "\n### Limits\n\n| limit | whose | most | so that |\n|---|---|---|---|"
+    );
+    for (whose, limits) in [("OS service", limits::SERVICE), ("monitor", limits::MONITOR)] {
+        for (_, name, most, why) in limits {
+            let _ = writeln!(text, "| `{name}` | {whose} | {most} | {why} |");
         }
     }
     let kept: Vec<&str> = privileges::KEPT.iter().map(|(_, name)| *name).collect();

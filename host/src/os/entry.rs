@@ -3,15 +3,17 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::process::ExitCode;
 
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{FileType, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::process::{DumpableBehavior, Resource, Rlimit};
 
 use super::error::OsError;
 use crate::jail::files::{self, Granted};
-use crate::jail::{JailError, calls, privileges};
+use crate::jail::namespaces::{self, Network, Owners};
+use crate::jail::{JailError, calls, limits, privileges};
 
-use super::handover::{DOORBELL, Handover, LIFELINE, MARK, REGION, WAKES};
+use super::handed::Handed;
+use super::handover::{DOORBELL, Handover, LIFELINE, MARK, REGION, STREAMS, WAKES};
 use super::region::Region;
 use super::server::{Parts, Server};
 use super::table::{Entry, Kind, Table};
@@ -51,22 +53,31 @@ fn serve(arguments: impl Iterator<Item = String>) -> Result<(), OsError> {
     let roots = roots(&handover)?;
     let granted: Vec<Granted<'_>> = roots.iter().map(granted).collect();
     let rules = files::Rules::new(&granted, &handover.withheld).map_err(OsError::Jail)?;
+    let owners = owners(&roots);
     let parts = Parts {
         table: table(roots)?,
         doorbell: inherited("taking the doorbell", DOORBELL)?,
         lifeline: inherited("taking the lifeline", LIFELINE)?,
+        handed: Handed::new(inherited("taking the socket for streams", STREAMS)?),
         region,
         wakes,
         spin: handover.spin,
     };
     let server = Server::new(parts)?;
     settle()?;
-    enter_jail(rules, &handover).map_err(OsError::Jail)?;
+    enter_jail(rules, &handover, owners).map_err(OsError::Jail)?;
     server.run()
 }
 
 /// The very last step: from here on nothing but the guest's requests is done.
-fn enter_jail(rules: files::Rules, handover: &Handover) -> Result<(), JailError> {
+fn enter_jail(rules: files::Rules, handover: &Handover, owners: Owners) -> Result<(), JailError> {
+    limits::set(limits::SERVICE)?;
+    let network = if handover.network {
+        Network::Host
+    } else {
+        Network::Empty
+    };
+    namespaces::enter(network, owners)?;
     if let Some(user) = &handover.user {
         privileges::become_user(user)?;
     }
@@ -77,6 +88,19 @@ fn enter_jail(rules: files::Rules, handover: &Handover) -> Result<(), JailError>
     } else {
         &calls::OFFLINE
     })
+}
+
+/// Containers are files, and have no owners in them for a guest to see.
+fn owners(roots: &[Entry]) -> Owners {
+    let is_file = |root: &Entry| {
+        rustix::fs::fstat(root)
+            .is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile)
+    };
+    if roots.iter().all(is_file) {
+        Owners::DoNotMatter
+    } else {
+        Owners::Matter
+    }
 }
 
 fn granted(root: &Entry) -> Granted<'_> {
@@ -90,7 +114,9 @@ fn roots(handover: &Handover) -> Result<Vec<Entry>, OsError> {
     let first_root = WAKES + handover.vcpus as i32;
     let roots = (0..handover.roots).map(|n| {
         let directory = sys::inherited(first_root + n as i32).map_err(OsError::at("taking a root"))?;
-        root(directory, handover.read_only >> n & 1 != 0)
+        let read_only = handover.read_only >> n & 1 != 0;
+        let severed = namespaces::severed(directory.as_fd(), read_only).map_err(OsError::Jail)?;
+        root(severed.unwrap_or(directory), read_only)
     });
     roots.collect()
 }

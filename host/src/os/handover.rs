@@ -5,8 +5,9 @@
 //! 3                  shared region
 //! 4                  doorbell
 //! 5                  lifeline, the read end of a pipe
-//! 6 ..               wake eventfds, one for each vCPU
-//! 6 + vcpus ..       roots, one for each mount
+//! 6                  streams, a socket on which the monitor hands over further standard streams
+//! 7 ..               wake eventfds, one for each vCPU
+//! 7 + vcpus ..       roots, one for each mount
 //! ```
 //! Command line: `NAME __os-service VCPUS ROOTS READ-ONLY-BITS SPIN-NANOSECONDS NETWORK USER WITHHELD...`: the network is 0 or 1, the user `-` or
 //! `UID:GID[:GROUP...]`, and what is withheld are paths, their bytes in hexadecimal.
@@ -31,8 +32,10 @@ pub const REGION: i32 = 3;
 pub const DOORBELL: i32 = 4;
 /// Number of the lifeline.
 pub const LIFELINE: i32 = 5;
+/// Number of the socket for further standard streams.
+pub const STREAMS: i32 = 6;
 /// Number of the first wake eventfd.
-pub const WAKES: i32 = 6;
+pub const WAKES: i32 = 7;
 
 /// In place of a user: the one who starts the service.
 const NOBODY_ELSE: &str = "-";
@@ -205,7 +208,7 @@ mod tests {
             };
             let parsed = Handover::parse(handover.arguments().into_iter()).expect("well formed");
             assert_eq!(parsed, handover);
-            assert_eq!(parsed.end(), 6 + 64 + 3);
+            assert_eq!(parsed.end(), 7 + 64 + 3);
         }
     }
 

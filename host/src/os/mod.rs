@@ -14,6 +14,7 @@
 //! | module | what |
 //! |---|---|
 //! | `spawn`, `handover`, `entry` | start of the process, from both sides |
+//! | `handed` | further standard streams, from the monitor |
 //! | `protocol`, `server`, `spin`, `workers` | the ring, sleeping and waking |
 //! | `region`, `sys` | the unsafe islands: shared memory, system calls on raw bytes |
 //! | `request`, `table`, `paths` | what a request is, which files there are, how paths resolve |
@@ -27,6 +28,7 @@ mod files;
 mod filesystems;
 #[cfg(fuzzing)]
 pub mod fuzz;
+pub mod handed;
 mod handover;
 mod ioctl;
 mod machine;

@@ -4,7 +4,7 @@ use cloak_abi::hostop::HostOp;
 
 use super::request::{Call, Reply, Scratch};
 use super::{
-    attributes, files, ioctl, machine, messages, names, readiness, sockets, sockopts, streams, xattrs,
+    attributes, files, handed, ioctl, machine, messages, names, readiness, sockets, sockopts, streams, xattrs,
 };
 
 /// Carries out one operation.
@@ -63,5 +63,6 @@ pub fn carry_out(op: HostOp, call: &Call<'_>, scratch: &mut Scratch) -> Reply {
         HostOp::Stop => machine::stop(call),
         HostOp::Dup => files::dup(call),
         HostOp::SysInfo => machine::sysinfo(call),
+        HostOp::Streams => handed::take(call),
     }
 }

@@ -20,6 +20,7 @@ use cloak_abi::vcpu::VcpuState;
 use rustix::io::Errno;
 
 use super::error::OsError;
+use super::handed::Handed;
 use super::ops;
 use super::protocol;
 use super::readiness::{Readiness, Turn};
@@ -45,6 +46,8 @@ pub struct Shared {
     pub table: Table,
     /// Where readiness is registered.
     pub readiness: Readiness,
+    /// Standard streams that the monitor hands over.
+    pub handed: Handed,
     /// The pool.
     pub workers: Workers,
     wakes: Vec<OwnedFd>,
@@ -134,6 +137,8 @@ pub struct Parts {
     pub doorbell: OwnedFd,
     /// Hangs up when the monitor is gone.
     pub lifeline: OwnedFd,
+    /// Standard streams that the monitor hands over.
+    pub handed: Handed,
     /// One eventfd for each vCPU.
     pub wakes: Vec<OwnedFd>,
     /// Longest time to poll.
@@ -167,6 +172,7 @@ impl Server {
             region: parts.region,
             table: parts.table,
             readiness,
+            handed: parts.handed,
             workers: Workers::default(),
             wakes: parts.wakes,
             completed: (0..vcpus).map(|_| Mutex::new(0)).collect(),

@@ -41,6 +41,8 @@ pub struct SpawnConfig<'c> {
     pub region: BorrowedFd<'c>,
     /// eventfd that the guest's doorbell port writes.
     pub doorbell: BorrowedFd<'c>,
+    /// Socket ([`super::handed::channel`]) on which this process hands over further standard streams.
+    pub streams: BorrowedFd<'c>,
     /// One eventfd for each vCPU, which its halt waits on.
     pub wakes: Vec<BorrowedFd<'c>>,
     /// Roots, by mount number.
@@ -80,7 +82,7 @@ impl SpawnConfig<'_> {
     /// Copies of all descriptors in the order of the handover, numbered `end` and up, so that putting one
     /// into its place can't overwrite another.
     fn copies(&self, lifeline: BorrowedFd<'_>, end: i32) -> Result<Vec<OwnedFd>, OsError> {
-        [self.region, self.doorbell, lifeline]
+        [self.region, self.doorbell, lifeline, self.streams]
             .into_iter()
             .chain(self.wakes.iter().copied())
             .chain(self.roots.iter().map(|root| root.directory))

@@ -13,6 +13,7 @@ use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
 use super::anchors::Anchors;
 use super::clock::Clock;
 use super::error::{Step, VmError};
+use super::exec::Execs;
 use super::load::Placed;
 use super::phases::Phases;
 use super::resident::Paging;
@@ -20,7 +21,7 @@ use super::shared::SharedRegion;
 use super::signals::Reach;
 use super::ticker::Ticker;
 use super::vcpu::{Handle, Runner};
-use super::{Border, Ended, Event, Outcome, Statistics};
+use super::{Border, Ended, Event, Hardware, Outcome, Statistics};
 
 /// A context.
 pub(super) struct Context {
@@ -30,6 +31,7 @@ pub(super) struct Context {
     placed: Placed,
     anchors: Arc<Anchors>,
     pager: Option<Pager>,
+    execs: Option<Arc<Execs>>,
     clock: Clock,
     ticker: Option<Ticker>,
     phases: Phases,
@@ -59,6 +61,7 @@ impl Context {
             placed,
             anchors: Arc::new(anchors),
             pager,
+            execs: None,
             clock,
             ticker: None,
             phases: Phases::default(),
@@ -67,6 +70,11 @@ impl Context {
             left: 0,
             ended: None,
         }
+    }
+
+    /// Its owner may ask for further processes.
+    pub fn set_execs(&mut self, execs: Arc<Execs>) {
+        self.execs = Some(execs);
     }
 
     /// What others need to tell it something.
@@ -107,6 +115,7 @@ impl Context {
         own: usize,
         fd: VcpuFd,
         events: Sender<(usize, Event)>,
+        hardware: Option<Hardware>,
     ) -> Result<(), VmError> {
         let (Some(handle), Some(ticker)) = (self.handles.get(own), &self.ticker) else {
             return Err(VmError::Shim("start of a vCPU that does not exist"));
@@ -119,9 +128,11 @@ impl Context {
             all: self.handles.clone(),
             shared: self.shared.clone(),
             anchors: self.anchors.clone(),
+            execs: self.execs.clone(),
             events,
             clock: self.clock,
             ticker: ticker.clone(),
+            hardware,
         };
         ticker.wake();
         thread::Builder::new()
@@ -147,6 +158,9 @@ impl Context {
                 statistics: self.statistics(),
             });
             self.handles.iter().for_each(|handle| handle.stop());
+            if let Some(execs) = &self.execs {
+                execs.close();
+            }
         }
     }
 

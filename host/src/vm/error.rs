@@ -43,6 +43,9 @@ pub enum VmError {
     /// Memory can't be sealed, or what the OS side gave back was not what it was given.
     #[error(transparent)]
     Memory(#[from] cloak_memory::MemoryError),
+    /// The control socket can't be had.
+    #[error(transparent)]
+    Control(#[from] crate::control::ControlError),
     /// The monitor's jail could not be closed.
     #[error(transparent)]
     Jail(#[from] crate::jail::JailError),
@@ -64,7 +67,7 @@ pub enum VmError {
     },
     /// A key or an anchor would be in the hands of the OS side.
     #[error(
-        "{file} is for the guest and lies in {volume}, which a volume gives to the OS side; keep it elsewhere",
+        "{file} is not for the OS side and lies in {volume}, which a volume gives to it; keep it elsewhere",
         file = file.display(), volume = volume.display()
     )]
     Exposed {
@@ -120,6 +123,28 @@ pub enum VmError {
     /// The shim stopped.
     #[error("the shim stopped: {0}")]
     Shimmed(String),
+    /// The launch of a measured guest.
+    #[error(transparent)]
+    Snp(#[from] crate::kvm::snp::error::SnpError),
+    /// More configuration than there is room for.
+    #[error("arguments and environment have {bytes} bytes; on this platform {most} are possible")]
+    ConfigTooLarge {
+        /// There are.
+        bytes: usize,
+        /// Most.
+        most: usize,
+    },
+    /// Something that this platform does not have yet.
+    #[error("{what} is not there on this platform: {why}")]
+    NotOnPlatform {
+        /// What.
+        what: &'static str,
+        /// What would be needed.
+        why: &'static str,
+    },
+    /// The kernel stopped, and said why.
+    #[error("the shim's kernel stopped: {0}")]
+    Stopped(&'static str),
     /// KVM could not go on with a vCPU.
     #[error("vCPU {vcpu} can't go on: {what}")]
     Vcpu {

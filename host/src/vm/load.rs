@@ -39,7 +39,8 @@ pub struct Segment {
     pub contexts: Vec<usize>,
 }
 
-/// Where a context's first part lies: page-table pool, libos image, vCPU pages, configuration, anchors.
+/// Where a context's first part lies: page-table pool, libos image, vCPU pages, configuration, anchors, further
+/// processes.
 #[derive(Debug, Clone, Copy)]
 struct Head {
     pool: u64,
@@ -48,6 +49,7 @@ struct Head {
     vcpu_blocks: u64,
     config: u64,
     anchors: u64,
+    exec: u64,
     end: u64,
 }
 
@@ -67,7 +69,8 @@ impl Head {
             vcpu_blocks,
             config,
             anchors,
-            end: anchors + PAGE,
+            exec: cloak_abi::exec::head_at(config, share.config.len() as u64),
+            end: anchors + PAGE + cloak_abi::exec::LEN,
         }
     }
 }
@@ -83,6 +86,8 @@ pub struct Placed {
     pub frames: [[u64; 2]; 2],
     /// Guest-physical address of its page of anchors.
     pub anchors: u64,
+    /// Guest-physical address of the head for further processes.
+    pub exec: u64,
     /// First guest-physical address beyond what was loaded. Below it lies what KVM reads by itself.
     pub free_frames: u64,
 }
@@ -207,7 +212,8 @@ impl<'a> Layout<'a> {
                 config_gpa: head.config,
                 config_len: share.config.len() as u64,
                 tsc_khz,
-                platform: platform::PLAIN,
+                platform: platform::PLAIN as u32,
+                private_bit: 0,
                 identity: share.identity,
             };
             let block = self.load_context(&mut memory, block)?;
@@ -218,6 +224,7 @@ impl<'a> Layout<'a> {
                 first_vcpu,
                 frames: *frames,
                 anchors: head.anchors,
+                exec: head.exec,
                 free_frames: head.end,
             });
             first_vcpu += share.vcpus;

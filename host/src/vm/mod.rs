@@ -11,19 +11,23 @@ pub mod anchors;
 pub mod clock;
 mod context;
 pub mod error;
+pub mod exec;
 mod hidden;
 pub mod load;
+mod measured;
 pub mod phases;
 pub mod resident;
 pub mod shared;
 pub mod signals;
 mod ticker;
 mod vcpu;
+pub mod view;
 
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex};
 
 use cloak_abi::layout::{MAX_CONTEXTS, MAX_RAM, MAX_VCPUS, MIN_RAM, doorbell_port};
 use cloak_abi::ring::{SHARED_LEN, STATS};
@@ -37,13 +41,21 @@ use self::anchors::{Anchor, Anchors};
 use self::clock::Clock;
 use self::context::Context;
 use self::error::{Step, VmError};
-use self::load::{Layout, Segment, Share};
+use self::exec::Execs;
+use self::load::{Layout, Placed, Segment, Share};
+use self::measured::Measured;
 use self::phases::Phases;
 use self::resident::{Paging, Resident};
 use self::shared::SharedRegion;
+use self::view::View;
+use crate::control::folder::Bound;
+use crate::control::server::{self, Member};
+use crate::control::wire::ContextInfo;
 use crate::image::registers::Registers;
 use crate::jail;
 use crate::kvm;
+use crate::os::handed;
+use crate::platform::{Machine, Simulated};
 
 /// A VM.
 #[derive(Debug)]
@@ -54,13 +66,19 @@ pub struct Options {
     pub contexts: Vec<ContextOptions>,
     /// What contexts share.
     pub segments: Vec<Segment>,
+    /// The socket on which the owner may ask for things; none: nobody can.
+    pub control: Option<Bound>,
     /// Contexts edit their page tables themselves: only where there is one.
     pub own_tables: bool,
+    /// Kind of machine.
+    pub machine: Machine,
 }
 
 /// What to run in a context, and in what.
 #[derive(Debug)]
 pub struct ContextOptions {
+    /// What callers of the control socket are told of it.
+    pub info: ContextInfo,
     /// vCPUs, at least 1; all contexts' together at most [`MAX_VCPUS`].
     pub vcpus: usize,
     /// Guest RAM, bytes.
@@ -69,6 +87,8 @@ pub struct ContextOptions {
     pub config: Zeroizing<Vec<u8>>,
     /// Identity of the context.
     pub identity: [u8; 48],
+    /// What a measured launch binds it to: SHA-256 of the manifest.
+    pub host_data: [u8; 32],
     /// Key that guest memory is sealed under; none: one for this run.
     pub memory_key: Option<Box<Zeroizing<[u8; 32]>>>,
     /// Anchors of protected volumes, by the numbers that the configuration names.
@@ -110,11 +130,15 @@ pub struct Statistics {
     pub paging: Option<Paging>,
 }
 
+type Failed = Arc<dyn Fn(cloak_memory::MemoryError) + Send + Sync>;
+
 /// What other threads tell the owner of the VM.
 #[derive(Debug)]
 pub(crate) enum Event {
     /// The guest asks for vCPU n of the context.
     Start(u32),
+    /// The guest has made vCPU n of the context, which starts like this.
+    StartAt(u32, Registers),
     /// The program has ended, and the vCPU that said so with it.
     Exited,
     /// A vCPU can't go on.
@@ -133,6 +157,7 @@ pub struct Running {
     contexts: Vec<Context>,
     cpuid: CpuId,
     entry: u64,
+    hardware: Option<Hardware>,
     sender: Sender<(usize, Event)>,
     events: Receiver<(usize, Event)>,
 }
@@ -143,9 +168,14 @@ pub struct Border {
     pub shared: Arc<SharedRegion>,
     /// Rung by the guest's doorbell.
     pub doorbell: OwnedFd,
+    /// The monitor's end and the service's of the socket for further standard streams.
+    pub streams: Option<(OwnedFd, OwnedFd)>,
     /// One per vCPU.
     pub wakes: Vec<OwnedFd>,
 }
+
+/// Simulated hardware, as vCPU threads share it.
+pub(crate) type Hardware = Arc<Mutex<Box<dyn Simulated>>>;
 
 /// The parts that must exist before the OS services are started.
 pub struct Prepared {
@@ -184,10 +214,27 @@ pub fn prepare(options: Options) -> Result<Prepared, VmError> {
 }
 
 impl Border {
+    /// The service's end of the socket for further standard streams.
+    ///
+    /// # Panics
+    /// When the monitor has taken the ends already, which it does after the services have started.
+    pub fn service_streams(&self) -> BorrowedFd<'_> {
+        let (_, service) = self
+            .streams
+            .as_ref()
+            .expect("taken once the services have started");
+        service.as_fd()
+    }
+
     fn new(options: &ContextOptions) -> Result<Self, VmError> {
         Ok(Self {
             shared: Arc::new(SharedRegion::create(options.vcpus as u32)?),
             doorbell: eventfd()?,
+            streams: Some(
+                handed::channel()
+                    .map_err(io::Error::from)
+                    .step("making a socket")?,
+            ),
             wakes: (0..options.vcpus).map(|_| eventfd()).collect::<Result<_, _>>()?,
         })
     }
@@ -200,6 +247,9 @@ fn check(kvm: &Kvm, options: &Options) -> Result<(), VmError> {
             asked: contexts,
             most: MAX_CONTEXTS,
         });
+    }
+    if !matches!(options.machine, Machine::Plain) {
+        check_measured(options)?;
     }
     let most = kvm.get_max_vcpus().min(MAX_VCPUS);
     let vcpus = options.contexts.iter().map(|c| c.vcpus).sum();
@@ -237,6 +287,28 @@ fn check(kvm: &Kvm, options: &Options) -> Result<(), VmError> {
     Ok(())
 }
 
+/// What is there on plain KVM only.
+fn check_measured(options: &Options) -> Result<(), VmError> {
+    let not = |what, why| Err(VmError::NotOnPlatform { what, why });
+    let contexts = &options.contexts;
+    if contexts.len() > 1 || !options.own_tables {
+        return not(
+            "a VM of several contexts",
+            "the kernel makes one from its measured image",
+        );
+    }
+    if contexts.iter().any(|context| context.resident.is_some()) {
+        return not("--resident", "the monitor can't seal memory that it can't read");
+    }
+    if contexts.iter().any(|context| !context.anchors.is_empty()) {
+        return not("an anchored volume", "the monitor would have to be believed");
+    }
+    if options.control.is_some() {
+        return not("--name", "the monitor can neither show its memory nor start programs in it");
+    }
+    Ok(())
+}
+
 impl Prepared {
     /// Fills guest RAM and starts the first vCPU of each context.
     ///
@@ -248,61 +320,63 @@ impl Prepared {
             vm,
             borders,
             mut phases,
-            options,
+            mut options,
         } = self;
-        let shares: Vec<Share<'_>> = options
-            .contexts
-            .iter()
-            .map(|context| Share {
-                memory: context.memory,
-                vcpus: context.vcpus as u32,
-                config: &context.config,
-                identity: context.identity,
-            })
-            .collect();
-        let layout = Layout::new(&shares, &options.segments, options.own_tables)?;
-        let memory = kvm::ram::reserve(layout.ram)?;
-        add_memory(&vm, &memory, &borders)?;
-        for (index, border) in (0..).zip(&borders) {
-            add_doorbells(&vm, index, border)?;
-        }
-        phases.done("guest memory and its slots");
-        let cpuid = kvm
-            .get_supported_cpuid(kvm_bindings::KVM_MAX_CPUID_ENTRIES)
-            .step("reading KVM's CPUID")?;
-        let first = vm.create_vcpu(0).step("creating vCPU 0")?;
-        let tsc_khz = u64::from(first.get_tsc_khz().step("reading the TSC frequency")?);
-        let clock = Clock::new(tsc_khz, guest_tsc_offset(&first)?);
-        phases.done("first vCPU");
-        let (entry, placed) = layout.load(&memory, tsc_khz)?;
-        phases.done("loading the shim");
+        let Loaded {
+            memory,
+            first,
+            cpuid,
+            clock,
+            entry,
+            placed,
+            hardware,
+        } = load_vm(&kvm, &vm, &borders, &mut phases, &mut options)?;
+        let Options {
+            contexts: all,
+            control,
+            ..
+        } = options;
         let (sender, events) = channel();
         let mut contexts = Vec::new();
-        for (index, ((context, border), placed)) in
-            options.contexts.into_iter().zip(borders).zip(placed).enumerate()
-        {
-            let pager = match &context.resident {
+        let mut members = Vec::new();
+        for (index, ((options, mut border), placed)) in all.into_iter().zip(borders).zip(placed).enumerate() {
+            let failed: Failed = {
+                let sender = sender.clone();
+                // The receiver is gone only when the monitor is already ending.
+                Arc::new(move |error| drop(sender.send((index, Event::Failed(VmError::Memory(error))))))
+            };
+            let id = ContextId(1 + index as u64);
+            let mut key = options.memory_key;
+            let paged = match &options.resident {
                 Some(limit) => {
-                    let failed = sender.clone();
-                    let failed = move |error| {
-                        // The receiver is gone only when the monitor is already ending.
-                        let _ = failed.send((index, Event::Failed(VmError::Memory(error))));
-                    };
-                    let id = ContextId(1 + index as u64);
-                    Some(resident::start(
-                        limit,
-                        context.memory_key,
-                        &memory,
-                        id,
-                        &placed,
-                        failed,
-                    )?)
+                    let failed = failed.clone();
+                    let failed = move |error| failed(error);
+                    Some(resident::start(limit, key.take(), &memory, id, &placed, failed)?)
                 }
                 None => None,
             };
-            let anchors = Anchors::new(context.anchors, &memory, placed.anchors);
+            let (pager, paged) = paged.unzip();
+            let anchors = Anchors::new(options.anchors, &memory, placed.anchors);
+            let streams = border.streams.take();
             // The configuration ends here: keys are where they belong.
-            contexts.push(Context::new(index, border, placed, anchors, pager, clock));
+            let mut context = Context::new(index, border, placed, anchors, pager, clock);
+            if control.is_some()
+                && let Some((streams, _)) = streams
+            {
+                let allowed = options.info.exec;
+                let execs = Execs::new(&memory, placed.exec, allowed, context.reach(), streams)?;
+                let execs = Arc::new(execs);
+                context.set_execs(execs.clone());
+                members.push(Member {
+                    info: options.info,
+                    execs,
+                    view: match paged {
+                        Some(paged) => View::paged(paged, id, &placed, failed),
+                        None => View::new(&memory, key, id, &placed, failed),
+                    },
+                });
+            }
+            contexts.push(context);
         }
         jail::enter_monitor()?;
         let mut running = Running {
@@ -311,9 +385,13 @@ impl Prepared {
             contexts,
             cpuid,
             entry,
+            hardware,
             sender,
             events,
         };
+        if let Some(bound) = control {
+            server::start(bound, members)?;
+        }
         signals::forward(running.contexts.iter().map(Context::reach).collect());
         let mut first = Some(first);
         for index in 0..running.contexts.len() {
@@ -322,7 +400,8 @@ impl Prepared {
                 Some(fd) => fd,
                 None => running.create_vcpu(index, 0)?,
             };
-            running.start_vcpu(index, 0, fd)?;
+            let start = running.first_registers(index, 0)?;
+            running.start_vcpu(index, 0, fd, start)?;
         }
         phases.done("threads");
         for context in &mut running.contexts {
@@ -344,13 +423,10 @@ impl Running {
             };
             match event {
                 Event::Start(own) => {
-                    let started = self
-                        .create_vcpu(index, own as usize)
-                        .and_then(|fd| self.start_vcpu(index, own as usize, fd));
-                    if let Err(error) = started {
-                        self.contexts[index].end(Err(error));
-                    }
+                    let start = self.first_registers(index, own as usize);
+                    self.start_further(index, own, start);
                 }
+                Event::StartAt(own, start) => self.start_further(index, own, Ok(start)),
                 Event::Exited => {
                     let context = &mut self.contexts[index];
                     context.left += 1;
@@ -383,15 +459,36 @@ impl Running {
             .step("creating a further vCPU")
     }
 
-    fn start_vcpu(&mut self, index: usize, own: usize, fd: VcpuFd) -> Result<(), VmError> {
-        let context = &mut self.contexts[index];
-        let start = Registers {
+    /// How vCPU `own` of context `index` starts, where the monitor says it.
+    fn first_registers(&self, index: usize, own: usize) -> Result<Registers, VmError> {
+        let context = &self.contexts[index];
+        Ok(Registers {
             rip: self.entry,
             root: context.root(),
             rdi: u64::from(context.number_of(own)?),
-        };
-        kvm::prepare_vcpu(&fd, &self.cpuid, start)?;
-        context.start_vcpu(own, fd, self.sender.clone())
+        })
+    }
+
+    /// Starts a vCPU that the guest asked for; a failure ends its context.
+    fn start_further(&mut self, index: usize, own: u32, start: Result<Registers, VmError>) {
+        let started = start.and_then(|start| {
+            let fd = self.create_vcpu(index, own as usize)?;
+            self.start_vcpu(index, own as usize, fd, start)
+        });
+        if let Err(error) = started {
+            self.contexts[index].end(Err(error));
+        }
+    }
+
+    fn start_vcpu(&mut self, index: usize, own: usize, fd: VcpuFd, start: Registers) -> Result<(), VmError> {
+        let context = &mut self.contexts[index];
+        if self.hardware.is_some() {
+            kvm::prepare_measured_vcpu(&fd, &self.cpuid, context.number_of(own)?, start)
+                .step("setting a measured vCPU's registers")?;
+        } else {
+            kvm::prepare_vcpu(&fd, &self.cpuid, start)?;
+        }
+        context.start_vcpu(own, fd, self.sender.clone(), self.hardware.clone())
     }
 
     /// Where to report the end of a context's OS service.
@@ -400,6 +497,85 @@ impl Running {
         move || {
             // The receiver is gone only when the monitor is already ending.
             let _ = sender.send((context, Event::ServiceGone));
+        }
+    }
+}
+
+/// A VM with its memory filled, and its first vCPU.
+struct Loaded {
+    memory: GuestMemoryMmap,
+    first: VcpuFd,
+    cpuid: CpuId,
+    clock: Clock,
+    entry: u64,
+    placed: Vec<Placed>,
+    hardware: Option<Hardware>,
+}
+
+fn load_vm(
+    kvm: &Kvm,
+    vm: &VmFd,
+    borders: &[Border],
+    phases: &mut Phases,
+    options: &mut Options,
+) -> Result<Loaded, VmError> {
+    let machine = std::mem::take(&mut options.machine);
+    let contexts = &options.contexts;
+    let shares: Vec<Share<'_>> = contexts.iter().map(ContextOptions::share).collect();
+    let (plain, measured) = match machine {
+        Machine::Plain => (
+            Some(Layout::new(&shares, &options.segments, options.own_tables)?),
+            None,
+        ),
+        Machine::SimulatedSnp(hardware) => (None, Some((hardware, Measured::new(&contexts[0])?))),
+    };
+    let memory = match (&plain, &measured) {
+        (Some(layout), _) => kvm::ram::reserve(layout.ram)?,
+        (_, Some((_, measured))) => measured.memory.clone(),
+        (None, None) => return Err(VmError::Shim("no machine")),
+    };
+    add_memory(vm, &memory, borders)?;
+    for (index, border) in (0..).zip(borders) {
+        add_doorbells(vm, index, border)?;
+    }
+    phases.done("guest memory and its slots");
+    let cpuid = kvm
+        .get_supported_cpuid(kvm_bindings::KVM_MAX_CPUID_ENTRIES)
+        .step("reading KVM's CPUID")?;
+    let first = vm.create_vcpu(0).step("creating vCPU 0")?;
+    let tsc_khz = u64::from(first.get_tsc_khz().step("reading the TSC frequency")?);
+    let clock = Clock::new(tsc_khz, guest_tsc_offset(&first)?);
+    phases.done("first vCPU");
+    let mut hardware = None;
+    let (entry, placed) = match (plain, measured) {
+        (Some(layout), _) => layout.load(&memory, tsc_khz)?,
+        (_, Some((mut simulated, measured))) => {
+            eprintln!("cloak: {}", simulated.notice());
+            let (entry, placed) = measured.launch(&mut *simulated, &contexts[0], &cpuid, tsc_khz)?;
+            hardware = Some(Arc::new(Mutex::new(simulated)));
+            (entry, vec![placed])
+        }
+        (None, None) => return Err(VmError::Shim("no machine")),
+    };
+    phases.done("loading the shim");
+    Ok(Loaded {
+        memory,
+        first,
+        cpuid,
+        clock,
+        entry,
+        placed,
+        hardware,
+    })
+}
+
+impl ContextOptions {
+    fn share(&self) -> Share<'_> {
+        Share {
+            memory: self.memory,
+            vcpus: self.vcpus as u32,
+            config: &self.config,
+            identity: self.identity,
         }
     }
 }

@@ -3,10 +3,7 @@
 //! What the loader put in place stays out of it: KVM reads page tables, descriptor tables and the vCPUs' stacks by
 //! itself, some of them where it can't wait. It is a few MiB, and counts in addition to the limit.
 
-use std::fs::File;
-use std::io::Read;
 use std::path::PathBuf;
-use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -14,12 +11,13 @@ use cloak_abi::layout::{LARGE, PAGE};
 use cloak_memory::page::ContextId;
 use cloak_memory::pager::{Counters, Pager};
 use cloak_memory::ram::{PrivateRam, Segment};
-use cloak_memory::{FileStore, Memory, MemoryError, Page, PageKeys, Secret};
-use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
+use cloak_memory::{FileStore, Memory, MemoryError};
+use vm_memory::GuestMemoryMmap;
 use zeroize::Zeroizing;
 
-use super::error::{Step, VmError};
+use super::error::VmError;
 use super::load::Placed;
+use super::view::{keys, segment};
 
 /// A limit on plaintext.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -80,7 +78,7 @@ pub(super) fn start(
     context: ContextId,
     placed: &Placed,
     failed: impl FnOnce(MemoryError) + Send + 'static,
-) -> Result<Pager, VmError> {
+) -> Result<(Pager, Arc<Memory<PrivateRam, FileStore>>), VmError> {
     // The host may have backed what was loaded by large pages, so that a piece beyond it is there already.
     let first = placed.free_frames.next_multiple_of(LARGE);
     let segments: Vec<Segment> = placed
@@ -94,30 +92,11 @@ pub(super) fn start(
         .max()
         .unwrap_or(0);
     let store = FileStore::swap(&limit.swap, pages)?;
-    // Without a manifest a context has no lasting key: its memory ends with it.
-    let key = match key {
-        Some(key) => Secret::new(&key),
-        None => Secret::random().map_err(MemoryError::from)?,
-    };
-    // A lasting key has to give other page keys in each run.
-    let mut salt = [0; 32];
-    File::open("/dev/urandom")
-        .and_then(|mut random| random.read_exact(&mut salt))
-        .step("reading /dev/urandom")?;
-    let keys = PageKeys::derive(&key, context, &salt).map_err(MemoryError::from)?;
+    let keys = keys(key, context)?;
     // SAFETY: guest RAM is private anonymous memory that stays mapped while the process lives; the monitor reads and
     // writes it through raw copies only, and after loading not at all.
     let ram = unsafe { PrivateRam::watch(segments) }?;
     let memory = Arc::new(Memory::new(keys, pages, ram, store));
-    Ok(Pager::start(memory, Some(limit.bytes / PAGE), failed)?)
-}
-
-fn segment(memory: &GuestMemoryMmap, start: u64, end: u64) -> Option<Segment> {
-    let bytes = end.checked_sub(start).filter(|&bytes| bytes > 0)?;
-    let host = memory.get_host_address(GuestAddress(start)).ok()?;
-    Some(Segment {
-        first: Page::containing(start)?,
-        pages: bytes / PAGE,
-        address: NonNull::new(host)?,
-    })
+    let pager = Pager::start(memory.clone(), Some(limit.bytes / PAGE), failed)?;
+    Ok((pager, memory))
 }

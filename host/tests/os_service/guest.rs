@@ -51,6 +51,7 @@ pub struct Ticket {
 pub struct Guest {
     pub region: Region,
     file: OwnedFd,
+    pub streams: OwnedFd,
     pub service: OsService,
     pub doorbell: OwnedFd,
     pub wakes: Vec<OwnedFd>,
@@ -108,9 +109,11 @@ impl Guest {
             .map(|(path, _)| rustix::fs::open(*path, flags, Mode::empty()).expect("mount"))
             .collect();
         let roots = directories.iter().zip(&setup.mounts);
+        let streams = cloak_host::os::handed::channel().expect("a socket");
         let service = spawn(&SpawnConfig {
             region: file.as_fd(),
             doorbell: doorbell.as_fd(),
+            streams: streams.1.as_fd(),
             wakes: wakes.iter().map(AsFd::as_fd).collect(),
             roots: roots
                 .map(|(d, (_, access))| Root {
@@ -127,6 +130,7 @@ impl Guest {
         Self {
             region,
             file,
+            streams: streams.0,
             service,
             doorbell,
             wakes,

@@ -2,6 +2,7 @@
 
 mod files;
 mod guest;
+mod handed;
 mod hostile;
 mod ring;
 mod sockets;
@@ -27,6 +28,7 @@ fn main() -> ExitCode {
         waiting::TESTS,
         hostile::TESTS,
         streams::TESTS,
+        handed::TESTS,
     ]
     .concat()
     {

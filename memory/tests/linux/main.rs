@@ -4,6 +4,7 @@
 
 #![allow(missing_docs)]
 
+mod open;
 mod pager;
 mod secrecy;
 mod view;

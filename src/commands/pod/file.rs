@@ -4,13 +4,16 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
+use cloak_host::control::folder::Name;
 use cloak_host::run::stated::{Caller, of_manifest};
-use cloak_host::run::{Environment, RunOptions, Segment};
+use cloak_host::run::{Environment, Network, Published, Resident, RunOptions, Segment};
 use cloak_manifest::Manifest;
 use serde::Deserialize;
 
 use crate::commands::key;
-use crate::commands::run::{parse_size, parse_variable, parse_volume, protected};
+use crate::commands::run::{
+    NetworkArg, parse_size, parse_variable, parse_volume, protected, publish, publishable,
+};
 
 /// Why a pod file can't be used.
 #[derive(Debug, thiserror::Error)]
@@ -44,6 +47,8 @@ pub enum PodError {
 /// A pod file that was read.
 #[derive(Debug)]
 pub struct Pod {
+    /// Name of the VM while it runs.
+    pub name: Option<Name>,
     /// In the order of the file.
     pub contexts: Vec<Context>,
 }
@@ -53,6 +58,7 @@ pub struct Pod {
 pub struct Context {
     /// Its name in messages, and the host name inside.
     pub name: String,
+    resident: Option<Resident>,
     segments: Vec<Shared>,
     runs: Runs,
 }
@@ -65,6 +71,7 @@ enum Runs {
         manifest: Box<Manifest>,
         root_key: Option<PathBuf>,
         anchors: Vec<String>,
+        publish: Vec<String>,
         user: Option<String>,
     },
     /// What the pod file says.
@@ -75,6 +82,7 @@ enum Runs {
 #[serde(deny_unknown_fields)]
 struct File {
     version: u32,
+    name: Option<String>,
     #[serde(rename = "context")]
     contexts: Vec<Entry>,
 }
@@ -92,6 +100,9 @@ struct Entry {
     environment: Vec<String>,
     workdir: Option<PathBuf>,
     user: Option<String>,
+    network: Option<NetworkArg>,
+    #[serde(default)]
+    publish: Vec<String>,
     #[serde(default)]
     volumes: Vec<String>,
     #[serde(default)]
@@ -102,6 +113,9 @@ struct Entry {
     root_key: Option<PathBuf>,
     #[serde(default)]
     anchors: Vec<String>,
+    /// Most plaintext, and where the rest goes.
+    resident: Option<String>,
+    swap: Option<PathBuf>,
 }
 
 /// Memory that a context is ready to share.
@@ -140,12 +154,15 @@ impl Pod {
                 file.version
             )));
         }
+        let name = file.name.as_deref().map(Name::new).transpose();
+        let name = name.map_err(|error| content(error.to_string()))?;
         let folder = path.parent().unwrap_or(Path::new(""));
         let contexts = file
             .contexts
             .into_iter()
             .map(|entry| entry.context(folder, &content));
         let pod = Self {
+            name,
             contexts: contexts.collect::<Result<_, _>>()?,
         };
         pod.check().map_err(content)?;
@@ -154,7 +171,16 @@ impl Pod {
 
     fn check(&self) -> Result<(), String> {
         let mut names = BTreeSet::new();
-        for Context { name, .. } in &self.contexts {
+        let mut swaps = BTreeSet::new();
+        for Context { name, resident, .. } in &self.contexts {
+            if let Some(limit) = resident
+                && !swaps.insert(&limit.swap)
+            {
+                return Err(format!(
+                    "two contexts have the swap file {}",
+                    limit.swap.display()
+                ));
+            }
             if name.is_empty() || name.contains(char::is_whitespace) {
                 return Err(format!("{name:?} is not the name of a context"));
             }
@@ -240,6 +266,9 @@ fn read(path: &Path) -> Result<String, PodError> {
 impl Entry {
     /// The context that it describes. Files that it names lie in `folder`.
     fn context(mut self, folder: &Path, bad: &impl Fn(String) -> PodError) -> Result<Context, PodError> {
+        let resident = self
+            .limit(folder)
+            .map_err(|why| bad(format!("context {}: {why}", self.called())))?;
         let Some(file) = self.manifest.take() else {
             let name = self
                 .name
@@ -258,6 +287,7 @@ impl Entry {
             let segments = std::mem::take(&mut self.segments);
             return Ok(Context {
                 name,
+                resident,
                 segments,
                 runs: Runs::Told(Box::new(self)),
             });
@@ -268,11 +298,11 @@ impl Entry {
         let rest = (
             self.command.is_empty() && self.cpus.is_none() && self.memory.is_none() && self.workdir.is_none(),
             self.environment.is_empty() && self.volumes.is_empty() && self.protected.is_empty(),
-            self.segments.is_empty(),
+            self.segments.is_empty() && self.network.is_none(),
         );
         if rest != (true, true, true) {
             return Err(bad(format!(
-                "{}: beside a manifest only name, root_key, anchors and user can be said",
+                "{}: beside a manifest only name, root_key, anchors, publish, user, resident and swap can be said",
                 file.display()
             )));
         }
@@ -283,14 +313,34 @@ impl Entry {
         });
         Ok(Context {
             name: self.name.unwrap_or_else(|| manifest.name.clone()),
+            resident,
             segments: segments.collect(),
             runs: Runs::Stated {
                 root_key: self.root_key.map(|key| folder.join(key)),
                 anchors: self.anchors,
+                publish: self.publish,
                 user: self.user,
                 manifest: Box::new(manifest),
             },
         })
+    }
+
+    /// For messages.
+    fn called(&self) -> String {
+        let file = self.manifest.as_ref().map(|file| file.display().to_string());
+        self.name.clone().or(file).unwrap_or_default()
+    }
+
+    /// Its limit on plaintext.
+    fn limit(&self, folder: &Path) -> Result<Option<Resident>, String> {
+        match (&self.resident, &self.swap) {
+            (Some(bytes), Some(swap)) => Ok(Some(Resident {
+                bytes: parse_size(bytes).map_err(|why| format!("resident: {why}"))?,
+                swap: folder.join(swap),
+            })),
+            (None, None) => Ok(None),
+            _ => Err("resident and swap go together".to_owned()),
+        }
     }
 
     fn options(self, name: String) -> Result<RunOptions, Box<dyn std::error::Error>> {
@@ -306,6 +356,9 @@ impl Entry {
             .map(|text| Ok(protected::Asked::parse(text).map_err(at("protected"))?.open()?))
             .collect::<Result<_, Box<dyn std::error::Error>>>()?;
         let memory = self.memory.as_deref().unwrap_or(MEMORY);
+        let published = ports(&self.publish).map_err(at("publish"))?;
+        let network = self.network.map_or_else(Network::default, Network::from);
+        publishable(network, &published).map_err(at("publish"))?;
         Ok(RunOptions {
             cpus: Some(self.cpus.unwrap_or(1)),
             memory: parse_size(memory).map_err(at("memory"))?,
@@ -317,9 +370,20 @@ impl Entry {
             workdir: Some(self.workdir.unwrap_or_else(|| PathBuf::from("/"))),
             volumes: volumes.collect::<Result<_, _>>().map_err(at("volumes"))?,
             protected,
+            network,
+            published,
             ..RunOptions::new(self.command.into_iter().map(OsString::from).collect())
         })
     }
+}
+
+fn ports(texts: &[String]) -> Result<Vec<Published>, String> {
+    let ports = texts
+        .iter()
+        .map(|text| publish::parse(text))
+        .collect::<Result<Vec<_>, _>>()?;
+    publish::check(&ports)?;
+    Ok(ports)
 }
 
 /// What a manifest says, with the root key and the anchors that the pod file names.
@@ -327,10 +391,12 @@ fn stated(
     manifest: &Manifest,
     root_key: Option<PathBuf>,
     anchors: Vec<String>,
+    publish: &[String],
 ) -> Result<RunOptions, Box<dyn std::error::Error>> {
     let root = key::root(root_key.as_deref(), None)?;
     let mut caller = Caller {
         withheld: root_key.into_iter().collect(),
+        published: ports(publish)?,
         ..Caller::default()
     };
     for text in anchors {
@@ -372,16 +438,18 @@ impl Context {
                 manifest,
                 root_key,
                 anchors,
+                publish,
                 user,
             } => {
                 let told = |error| format!("context {}: {error}", self.name);
-                let mut options = stated(&manifest, root_key, anchors).map_err(told)?;
+                let mut options = stated(&manifest, root_key, anchors, &publish).map_err(told)?;
                 options.user = user;
                 options
             }
         };
         options.device = device.to_owned();
         options.name = Some(self.name);
+        options.resident = self.resident;
         options.kernel_tables = true;
         Ok(options)
     }

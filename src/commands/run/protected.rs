@@ -18,6 +18,8 @@ enum KeySource {
     File(PathBuf),
     /// A descriptor of the caller's.
     Descriptor(u32),
+    /// None: the ciphertext is shown.
+    Nobody,
 }
 
 /// The option as it is written.
@@ -111,7 +113,7 @@ fn open_anchor(path: PathBuf, begin: bool) -> Result<Box<dyn Anchor>, ProtectedE
 }
 
 /// The shape of the option, for messages.
-pub const SHAPE: &str = "CONTAINER:GUEST:key=FILE[,ro][,anchor=FILE[,begin-anchor]]";
+pub const SHAPE: &str = "CONTAINER:GUEST:key=FILE[,ro][,anchor=FILE[,begin-anchor]]|no-key";
 
 impl Asked {
     /// Parses the option.
@@ -137,6 +139,7 @@ impl Asked {
                     key = Some(KeySource::Descriptor(number));
                 }
                 Some(("anchor", file)) if !file.is_empty() && anchor.is_none() => anchor = Some(file.into()),
+                None if option == "no-key" && key.is_none() => key = Some(KeySource::Nobody),
                 None if option == "ro" => read_only = true,
                 None if option == "begin-anchor" => begin_anchor = true,
                 _ => return Err(format!("{option:?}: expected {SHAPE}, or key-fd=N for the key")),
@@ -145,11 +148,16 @@ impl Asked {
         if begin_anchor && anchor.is_none() {
             return Err("begin-anchor needs an anchor=FILE to begin".to_owned());
         }
+        let key =
+            key.ok_or("which key? key=FILE, key-fd=N for a descriptor, or no-key for the ciphertext")?;
+        if key == KeySource::Nobody && anchor.is_some() {
+            return Err("without the key there is nothing that an anchor could vouch for".to_owned());
+        }
         Ok(Self {
             container: container.into(),
             guest: guest.into(),
-            read_only,
-            key: key.ok_or("which key? key=FILE, or key-fd=N for a descriptor")?,
+            read_only: read_only || key == KeySource::Nobody,
+            key,
             anchor,
             begin_anchor,
         })
@@ -160,10 +168,10 @@ impl Asked {
     /// # Errors
     /// [`ProtectedError`].
     pub fn open(self) -> Result<Protected, ProtectedError> {
-        let key = self.key.read()?.into_bytes();
+        let key = self.key.read()?.map(Secret::into_bytes);
         let key_file = match self.key {
             KeySource::File(path) => Some(path),
-            KeySource::Descriptor(_) => None,
+            KeySource::Descriptor(_) | KeySource::Nobody => None,
         };
         let withheld = key_file.into_iter().chain(self.anchor.clone()).collect();
         let anchor = self
@@ -182,14 +190,15 @@ impl Asked {
 }
 
 impl KeySource {
-    fn read(&self) -> Result<Secret, ProtectedError> {
+    fn read(&self) -> Result<Option<Secret>, ProtectedError> {
         match self {
-            Self::File(path) => Ok(Secret::open(path)?),
+            Self::File(path) => Ok(Some(Secret::open(path)?)),
+            Self::Nobody => Ok(None),
             Self::Descriptor(number) => {
                 // Opened anew: a number alone can't be owned without `unsafe`.
                 let opened = File::open(format!("/proc/self/fd/{number}"));
                 let fd = opened.map_err(|_| ProtectedError::Descriptor(*number))?;
-                Ok(Secret::read(OwnedFd::from(fd), Path::new("from key-fd"))?)
+                Ok(Some(Secret::read(OwnedFd::from(fd), Path::new("from key-fd"))?))
             }
         }
     }
@@ -267,6 +276,8 @@ mod tests {
         let all = Asked::parse("a:/d:ro,key-fd=3,anchor=/n,begin-anchor").unwrap();
         assert!(all.read_only && all.begin_anchor);
         assert_eq!(all.key, KeySource::Descriptor(3));
+        let view = Asked::parse("/a.vol:/data:no-key").unwrap();
+        assert!(view.read_only && view.key == KeySource::Nobody);
         for bad in [
             "/a.vol",
             "/a.vol:/data",
@@ -278,6 +289,9 @@ mod tests {
             "/a.vol:/data:key=/k,rw",
             "/a.vol:/data:key=/k,begin-anchor",
             "/a.vol:/data:key-fd=x",
+            "/a.vol:/data:no-key,key=/k",
+            "/a.vol:/data:key=/k,no-key",
+            "/a.vol:/data:no-key,anchor=/a",
         ] {
             assert!(Asked::parse(bad).is_err(), "{bad}");
         }

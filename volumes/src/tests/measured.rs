@@ -2,10 +2,10 @@
 
 use super::Random;
 use crate::error::VolumeError;
-use crate::keys::weakened;
 use crate::measured::Measured;
 use crate::store::MemoryStore;
 use crate::verity::{BLOCK, Builder};
+use crate::weakened::{self, Protection};
 
 fn made(bytes: &[u8]) -> ([u8; 32], Vec<u8>) {
     let mut builder = Builder::keeping();
@@ -141,7 +141,7 @@ fn a_changed_file_or_tree_is_caught_before_a_byte_is_given() {
 
 #[test]
 fn with_verification_off_changes_are_not_caught() {
-    assert!(weakened::with(|| campaign(500)).is_err());
+    assert!(weakened::with(Protection::Seal, || campaign(500)).is_err());
 }
 
 #[test]

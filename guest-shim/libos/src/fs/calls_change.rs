@@ -1,13 +1,18 @@
 //! System calls that change files' attributes and sizes: `chmod`, `chown`, `utimensat`, `truncate`,
 //! `fallocate`, `fsync` and their forms.
 
+use alloc::sync::Arc;
+
+use cloak_abi::layout::PAGE;
+
 use super::calls_open::path_argument;
 use super::file::Stat;
 use super::flags::*;
 use super::hostops::{self, At};
+use super::inotify::{self, event};
 use super::node::{self, Node};
-use super::walk::{self, Last, Place};
-use super::{OpenFile, fd, open, providers};
+use super::walk::{self, Last, Place, Start};
+use super::{OpenFile, fd, open, providers, size_limit};
 use crate::errno::{Errno, SysResult};
 use crate::syscall::{Args, Entry, full};
 use crate::user;
@@ -55,10 +60,15 @@ fn change(
         if flags & AT_EMPTY_PATH == 0 {
             return Err(Errno::ENOENT);
         }
-        return change_open(&*fd::get(dirfd)?, &host, &change_node);
+        let open = fd::get(dirfd)?;
+        return change_open(&open, &host, &change_node);
     }
     walk::with_object(dirfd, path, last(follow), |place| match place {
-        Place::Host(place) => host(place.at(), follow).map(|()| 0),
+        Place::Host(place) => {
+            host(place.at(), follow)?;
+            inotify::happened(&place.path, event::ATTRIB);
+            Ok(0)
+        }
         Place::Node(place) => {
             if let Some(open) = &place.open {
                 return change_open(open, &host, &change_node);
@@ -67,7 +77,9 @@ fn change(
             if place.read_only {
                 return Err(Errno::EROFS);
             }
-            change_node(&**node, &node.stat()?).map(|()| 0)
+            change_node(&**node, &node.stat()?)?;
+            inotify::happened(&place.path, event::ATTRIB);
+            Ok(0)
         }
     })
 }
@@ -78,18 +90,19 @@ fn change_open(
     change_node: &impl Fn(&dyn Node, &Stat) -> SysResult<()>,
 ) -> SysResult {
     if let Some(node) = open.file.node() {
-        return change_node(&**node, &node.stat()?).map(|()| 0);
+        change_node(&**node, &node.stat()?)?;
+        inotify::happened_to(open, event::ATTRIB);
+        return Ok(0);
     }
     let number = open.file.host_fd().ok_or(Errno::EPERM)?;
-    host(
-        At {
-            dir: u64::from(number),
-            path: b"",
-            how: 0,
-        },
-        true,
-    )
-    .map(|()| 0)
+    let at = At {
+        dir: u64::from(number),
+        path: b"",
+        how: 0,
+    };
+    host(at, true)?;
+    inotify::happened_to(open, event::ATTRIB);
+    Ok(0)
 }
 
 /// Only its owner changes a file's mode and times to what he likes.
@@ -301,11 +314,46 @@ fn truncate(args: &Args) -> SysResult {
     let size = size(args, 1)?;
     let path = path_argument(args.u64(0))?;
     // Opening checks what is to be checked: permission, kind, read-only mounts.
-    let open = open::open_at(AT_FDCWD, &path, O_WRONLY | O_NONBLOCK, 0)?;
-    open.file.truncate(size).map(|()| 0)
+    let flags = O_WRONLY | O_NONBLOCK | inotify::UNNOTICED;
+    let open = open::open_from(&Start::of(AT_FDCWD, &path)?, &path, flags, 0)?;
+    truncate_open(&open, size)
 }
 
-fn writer(number: i32) -> SysResult<alloc::sync::Arc<OpenFile>> {
+fn truncate_open(open: &OpenFile, size: u64) -> SysResult {
+    size_limit::check(open, size)?;
+    open.file.truncate(size)?;
+    ends_at(open, size);
+    inotify::happened_to(open, event::MODIFY);
+    Ok(0)
+}
+
+/// The file ends here now: what was mapped behind its last page is gone, with the copies of private mappings.
+pub(super) fn ends_at(open: &OpenFile, size: u64) {
+    unmap(open, size.div_ceil(PAGE), u64::MAX, true);
+}
+
+fn unmap(open: &OpenFile, first: u64, last: u64, and_copies: bool) {
+    // One owner is the file itself, one is here: no shared mapping.
+    if first < last
+        && let Some(pages) = open.file.mapped_pages()
+        && (Arc::strong_count(&pages) > 2 || and_copies && pages.is_copied())
+    {
+        providers::get().unmap_pages(&pages, first, last, and_copies);
+    }
+}
+
+/// Frees the whole pages of `[offset, offset + len)`, which read as zeros from now on.
+///
+/// # Errors
+/// What the file says to it.
+pub fn punch(open: &OpenFile, offset: u64, len: u64) -> SysResult<()> {
+    open.file
+        .allocate(FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, offset, len)?;
+    unmap(open, offset.div_ceil(PAGE), (offset + len) / PAGE, false);
+    Ok(())
+}
+
+fn writer(number: i32) -> SysResult<Arc<OpenFile>> {
     let open = fd::get(number)?;
     if open.writable() {
         Ok(open)
@@ -324,7 +372,7 @@ fn ftruncate(args: &Args) -> SysResult {
             Errno::EINVAL
         });
     }
-    open.file.truncate(size).map(|()| 0)
+    truncate_open(&open, size)
 }
 
 fn fallocate(args: &Args) -> SysResult {
@@ -336,8 +384,21 @@ fn fallocate(args: &Args) -> SysResult {
     if offset.checked_add(len).is_none_or(|end| end > i64::MAX as u64) {
         return Err(Errno::EFBIG);
     }
-    open.file.allocate(args.u32(1), offset, len).map(|()| 0)
+    if args.u32(1) & FALLOC_FL_KEEP_SIZE == 0 {
+        size_limit::check(&open, offset + len)?;
+    }
+    open.file.allocate(args.u32(1), offset, len)?;
+    if args.u32(1) & !FALLOC_FL_KEEP_SIZE != 0 {
+        // A hole, or zeros: pages were dropped.
+        unmap(&open, offset.div_ceil(PAGE), (offset + len) / PAGE, false);
+    }
+    inotify::happened_to(&open, event::MODIFY);
+    Ok(0)
 }
+
+/// `fallocate` leaves the size as it is.
+const FALLOC_FL_KEEP_SIZE: u32 = 1;
+const FALLOC_FL_PUNCH_HOLE: u32 = 2;
 
 fn synced(number: i32, data_only: bool) -> SysResult {
     let open = fd::get(number)?;

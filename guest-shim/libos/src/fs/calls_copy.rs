@@ -3,10 +3,11 @@
 use alloc::sync::Arc;
 use alloc::vec;
 
+use super::calls_io::{was_read, was_written};
 use super::file::ready;
 use super::flags::{O_APPEND, S_IFMT, S_IFREG, is_dir};
 use super::pipe::PipeEnd;
-use super::{File, OpenFile, fd};
+use super::{File, OpenFile, fd, size_limit};
 use crate::errno::{Errno, SysResult};
 use crate::syscall::{Args, Entry, full, partial};
 use crate::user::{self, Buf, RW_MAX};
@@ -29,6 +30,8 @@ pub const SYSCALLS: &[Entry] = &[
 /// Bytes copied at a time.
 const PART: usize = 64 << 10;
 const SPLICE_F_NONBLOCK: u32 = 2;
+/// All that there are.
+const SPLICE_FLAGS: u32 = 0xf;
 
 /// Where one side of a copy is.
 struct Side {
@@ -59,8 +62,10 @@ impl Side {
 
     fn write(&self, part: &[u8], done: u64) -> SysResult<usize> {
         let mut from = Buf::own(part);
-        match self.offset {
-            Some(offset) => self.open.file.write_at(offset.saturating_add(done), &mut from),
+        let offset = self.offset.map(|offset| offset.saturating_add(done));
+        size_limit::cut(&self.open, offset, &mut from)?;
+        match offset {
+            Some(offset) => self.open.file.write_at(offset, &mut from),
             None => self.open.file.write(&self.open, &mut from),
         }
     }
@@ -109,7 +114,8 @@ fn copy(from: &Side, to: &Side, len: usize) -> SysResult {
             Err(_) => break,
         }
     }
-    Ok(done as u64)
+    was_read(&from.open, done);
+    Ok(was_written(&to.open, done))
 }
 
 fn sendfile(args: &Args) -> SysResult {
@@ -160,6 +166,9 @@ fn copy_file_range(args: &Args) -> SysResult {
 }
 
 fn splice(args: &Args) -> SysResult {
+    if args.u32(5) & !SPLICE_FLAGS != 0 {
+        return Err(Errno::EINVAL);
+    }
     let from = Side::of(args.i32(0), args.u64(1))?;
     let to = Side::of(args.i32(2), args.u64(3))?;
     if !from.open.readable() || !to.open.writable() {
@@ -201,6 +210,9 @@ fn splice_out(pipe: &PipeEnd, from: &Side, to: &Side, len: usize, flags: u32) ->
 
 /// From pipe to pipe, and it stays in the first.
 fn tee(args: &Args) -> SysResult {
+    if args.u32(3) & !SPLICE_FLAGS != 0 {
+        return Err(Errno::EINVAL);
+    }
     let (from, to) = (fd::get(args.i32(0))?, fd::get(args.i32(1))?);
     if !from.readable() || !to.writable() {
         return Err(Errno::EBADF);
@@ -224,6 +236,9 @@ fn tee(args: &Args) -> SysResult {
 
 /// As `writev` to a pipe, or `readv` from one.
 fn vmsplice(args: &Args) -> SysResult {
+    if args.u32(3) & !SPLICE_FLAGS != 0 {
+        return Err(Errno::EINVAL);
+    }
     let open = fd::get(args.i32(0))?;
     let pipe = open.file.as_any().downcast_ref::<PipeEnd>().ok_or(Errno::EBADF)?;
     let mut memory = Buf::user_vector(args.u64(1), args.usize(2))?;

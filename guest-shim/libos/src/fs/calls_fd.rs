@@ -23,7 +23,7 @@ pub const SYSCALLS: &[Entry] = &[
         72,
         "fcntl",
         "fix",
-        "no leases, no directory notification, no SIGIO",
+        "no leases, no SIGIO; of directory notification only its end",
         fcntl,
     ),
     partial(73, "flock", "fx", "LOCK_MAND is refused", flock),
@@ -78,6 +78,8 @@ const F_OFD_GETLK: u32 = 36;
 const F_OFD_SETLK: u32 = 37;
 const F_OFD_SETLKW: u32 = 38;
 const F_GETLEASE: u32 = 1025;
+const F_NOTIFY: u32 = 1026;
+const DN_MULTISHOT: u32 = 1 << 31;
 const F_DUPFD_CLOEXEC: u32 = 1030;
 const F_UNLCK: u64 = 2;
 
@@ -123,6 +125,8 @@ fn fcntl(args: &Args) -> SysResult {
         // Nobody is signalled: SIGIO is not there, so there is nothing to remember.
         F_SETOWN | F_SETSIG | F_GETOWN | F_GETSIG => Ok(0),
         F_GETLEASE => Ok(F_UNLCK),
+        // Without any event it ends a notification; there never was one.
+        F_NOTIFY if argument as u32 & !DN_MULTISHOT == 0 => Ok(0),
         _ => open.file.fcntl(open, command, argument),
     }
 }

@@ -2,7 +2,7 @@
 
 use alloc::sync::Arc;
 use alloc::vec::Vec;
-use core::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
 use spin::Mutex;
 
@@ -60,10 +60,20 @@ impl PositionLock {
     }
 }
 
+/// Open files of all processes.
+static OPEN: AtomicU64 = AtomicU64::new(0);
+
+/// How many files are open, in all processes and on their way between them.
+#[must_use]
+pub fn open_files() -> u64 {
+    OPEN.load(Ordering::Relaxed)
+}
+
 impl OpenFile {
     /// A fresh open file. `flags` as for `open` (access mode and status flags).
     #[must_use]
     pub fn new(file: Arc<dyn File>, flags: u32, path: Vec<u8>) -> Arc<Self> {
+        OPEN.fetch_add(1, Ordering::Relaxed);
         Arc::new(Self {
             file,
             flags: AtomicU32::new(flags & !O_CLOEXEC),
@@ -106,8 +116,10 @@ impl OpenFile {
 impl Drop for OpenFile {
     fn drop(&mut self) {
         super::locks::dropped(self);
+        super::inotify::closed(self);
         let file = self.file.clone();
         file.closed(self);
+        OPEN.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

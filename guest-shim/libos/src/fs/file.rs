@@ -146,6 +146,10 @@ pub trait File: Send + Sync {
         let _ = shared;
         Err(Errno::ENODEV)
     }
+    /// The pages that mappings of the file share, if there may be any.
+    fn mapped_pages(&self) -> Option<Arc<PageCache>> {
+        None
+    }
     /// Page `page` of a shared mapping, brought in if it is not there. The default is for memory files.
     fn shared_page(&self, pages: &Arc<PageCache>, page: u64) -> SysResult<Frame> {
         pages.get_or_zero(page)

@@ -16,6 +16,12 @@ use crate::testing::weaken::{Protection, without};
 
 static HELD: Lazy<Mutex<HashSet<u32>>> = Lazy::new(|| Mutex::new((0..3).collect()));
 
+/// How many are held, the standard streams among them.
+#[must_use]
+pub fn count() -> usize {
+    HELD.lock().len()
+}
+
 /// The numbers that are held.
 #[cfg(test)]
 pub(crate) fn held() -> alloc::vec::Vec<u32> {

@@ -333,6 +333,10 @@ impl File for HostFile {
         }
     }
 
+    fn mapped_pages(&self) -> Option<Arc<PageCache>> {
+        shared_pages::find(self.key).map(|pages| pages.cache.clone())
+    }
+
     fn shared_page(&self, _pages: &Arc<PageCache>, page: u64) -> SysResult<Frame> {
         self.pages()?.page(page)
     }

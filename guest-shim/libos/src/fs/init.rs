@@ -96,7 +96,7 @@ pub fn init(
 ) -> SysResult<()> {
     let mut mounts = records
         .iter()
-        .filter(|r| r.flags & mount_flags::MEASURED == 0)
+        .filter(|r| r.flags & (mount_flags::MEASURED | mount_flags::CIPHERTEXT) == 0)
         .map(|r| r.mount(memory))
         .collect::<SysResult<Vec<_>>>()?;
     mounts.extend(volumes);

@@ -14,13 +14,13 @@
 //! | [`measured`] | files that the host keeps and can't change |
 //! | [`locks`], [`readiness`], [`attributes`], [`dirent`], [`flags`] | what they share |
 //! | [`poll`], [`epoll`], [`hostlink`] | waiting for many files |
-//! | [`pipe`], [`eventfd`], [`timerfd`], [`signalfd`], [`anon`] | what is no file of a file system |
+//! | [`pipe`], [`eventfd`], [`inotify`], [`timerfd`], [`signalfd`], [`anon`] | what is no file of a file system |
 //! | [`providers`], [`signals`] | what files need to know of the rest of the libos |
 //! | `calls_*` | system calls |
 
 pub mod anon;
 pub mod attributes;
-mod calls_change;
+pub mod calls_change;
 mod calls_copy;
 mod calls_fd;
 mod calls_io;
@@ -30,6 +30,7 @@ pub(crate) mod calls_names;
 mod calls_open;
 mod calls_stat;
 mod calls_xattr;
+pub mod certificates;
 mod context;
 mod devfs;
 pub mod dirent;
@@ -46,6 +47,7 @@ pub mod hostlink;
 pub mod hostops;
 mod hoststream;
 mod init;
+pub mod inotify;
 pub mod jobs;
 pub mod locks;
 pub mod measured;
@@ -62,11 +64,12 @@ pub mod poll;
 pub mod protected;
 pub mod providers;
 pub mod pty;
-mod read_cache;
+pub mod read_cache;
 pub mod readiness;
 pub mod shared_pages;
 pub mod signalfd;
 pub mod signals;
+pub mod size_limit;
 mod special;
 pub mod synth;
 pub mod timerfd;
@@ -83,7 +86,7 @@ pub use context::FsContext;
 pub use fd::{FdTable, OpenFile};
 pub use file::File;
 pub use init::{MountRecord, Segment, init, open_executable};
-pub use open::open_kernel;
+pub use open::{handed_stream, open_kernel};
 pub use providers::Providers;
 
 use crate::errno::SysResult;

@@ -4,6 +4,8 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::sync::atomic::Ordering;
 
+use super::attributes::STATX_BASIC;
+use super::calls_change;
 use super::file::{File, Stat};
 use super::flags::*;
 use super::host_fifos;
@@ -12,6 +14,7 @@ use super::hostfd::HostFd;
 use super::hostfile::{HostFile, Position};
 use super::hostops;
 use super::hoststream::HostStream;
+use super::inotify::{self, event};
 use super::node::{self, New, Node};
 use super::pathfile::PathFile;
 use super::walk::{self, HostPlace, Last, Links, NodePlace, Place, Start};
@@ -32,6 +35,7 @@ const CREATION_FLAGS: u32 = O_CREAT | O_EXCL | O_NOCTTY | O_TRUNC;
 /// # Errors
 /// Those of openat(2).
 pub fn open_at(dirfd: i32, path: &[u8], flags: u32, mode: u32) -> SysResult<Arc<OpenFile>> {
+    let flags = flags & !inotify::UNNOTICED;
     let umask = Process::current().fs.umask.load(Ordering::Relaxed);
     open_from(&Start::of(dirfd, path)?, path, flags, mode & 0o7777 & !umask)
 }
@@ -60,10 +64,39 @@ pub fn open_from(start: &Start, path: &[u8], flags: u32, mode: u32) -> SysResult
     } else {
         Last::Follow
     };
-    walk::with_start(start, path, last, Links::Reported, |place| match place {
-        Place::Host(place) => open_host(place, flags, mode),
-        Place::Node(place) => open_node(place, flags, mode),
+    walk::with_start(start, path, last, Links::Reported, |place| {
+        let missing = creates && inotify::watched() && is_missing(place);
+        let open = match place {
+            Place::Host(place) => open_host(place, flags, mode),
+            Place::Node(place) => open_node(place, flags, mode),
+        }?;
+        if inotify::watched() {
+            tell(&open, flags, missing);
+        }
+        Ok(open)
     })
+}
+
+fn is_missing(place: &Place) -> bool {
+    match place {
+        Place::Host(place) => hostops::statx(place.at(), AT_SYMLINK_NOFOLLOW, STATX_BASIC).is_err(),
+        Place::Node(place) => place.node.is_none() && place.open.is_none(),
+    }
+}
+
+/// Tells who watches what was opened, or its directory.
+fn tell(open: &OpenFile, flags: u32, made: bool) {
+    if flags & (O_PATH | inotify::UNNOTICED) != 0 || flags & O_TMPFILE == O_TMPFILE {
+        return;
+    }
+    let path = open.path.lock().clone();
+    if made {
+        inotify::made(&path, false);
+    }
+    if flags & O_TRUNC != 0 && !made {
+        inotify::happened(&path, event::MODIFY);
+    }
+    inotify::happened(&path, event::OPEN);
 }
 
 /// Opens a file for the libos itself: as root of the name space sees it, for reading.
@@ -88,14 +121,19 @@ fn open_host(place: &HostPlace, flags: u32, mode: u32) -> SysResult<Arc<OpenFile
         }
         result => result?,
     };
-    if flags & O_TRUNC != 0 && stat.mode & S_IFMT == S_IFREG {
+    let truncates = flags & O_TRUNC != 0 && stat.mode & S_IFMT == S_IFREG;
+    if truncates {
         truncated(&stat)?;
     }
-    Ok(OpenFile::new(
+    let open = OpenFile::new(
         host_file(fd, &stat, flags, place.read_only),
         flags & !CREATION_FLAGS,
         place.path.clone(),
-    ))
+    );
+    if truncates {
+        calls_change::ends_at(&open, 0);
+    }
+    Ok(open)
 }
 
 /// Shared mappings of a file that was truncated by opening it learn of that.
@@ -121,23 +159,36 @@ fn host_file(fd: HostFd, stat: &Stat, flags: u32, read_only: bool) -> Arc<dyn Fi
     }
 }
 
+/// A stream that was handed over as standard stream `number`.
+///
+/// # Errors
+/// What the host says of it.
+pub fn handed_stream(number: u32, fd: HostFd) -> SysResult<Arc<OpenFile>> {
+    let stat = hostops::fstat(&fd)?;
+    Ok(stream(number, fd, &stat))
+}
+
 /// Standard stream `number` of this mode.
 #[must_use]
 pub fn standard_stream(number: u32, mode: u32) -> Arc<OpenFile> {
     let fd = HostFd::standard(number);
-    let access = match mode & S_IFMT {
-        S_IFCHR | S_IFSOCK => O_RDWR,
-        _ if number == 0 => 0,
-        _ => O_WRONLY,
-    };
     let stat = hostops::fstat(&fd).unwrap_or(Stat {
         mode,
         ..Stat::default()
     });
+    stream(number, fd, &stat)
+}
+
+fn stream(number: u32, fd: HostFd, stat: &Stat) -> Arc<OpenFile> {
+    let access = match stat.mode & S_IFMT {
+        S_IFCHR | S_IFSOCK => O_RDWR,
+        _ if number == 0 => 0,
+        _ => O_WRONLY,
+    };
     let (file, name): (Arc<dyn File>, &[u8]) = match stat.mode & S_IFMT {
         S_IFDIR => (Arc::new(HostDir::new(fd)), b"/dev/fd"),
         S_IFREG | S_IFBLK => (
-            Arc::new(HostFile::new(fd, &stat, access, Position::Host)),
+            Arc::new(HostFile::new(fd, stat, access, Position::Host)),
             b"/dev/stdio",
         ),
         S_IFIFO => (Arc::new(HostStream::new(fd)), b"pipe:"),
@@ -197,10 +248,15 @@ fn open_node(place: &NodePlace, flags: u32, mode: u32) -> SysResult<Arc<OpenFile
         ));
     }
     permit_open(&stat, place.read_only, flags)?;
-    if flags & O_TRUNC != 0 && stat.mode & S_IFMT == S_IFREG {
+    let truncates = flags & O_TRUNC != 0 && stat.mode & S_IFMT == S_IFREG;
+    if truncates {
         node.truncate(0)?;
     }
-    open_file(node, flags, place.path.clone())
+    let open = open_file(node, flags, place.path.clone())?;
+    if truncates {
+        calls_change::ends_at(&open, 0);
+    }
+    Ok(open)
 }
 
 fn permit_open(stat: &Stat, read_only: bool, flags: u32) -> SysResult<()> {
@@ -250,6 +306,7 @@ fn reopen(open: &Arc<OpenFile>, flags: u32) -> SysResult<Arc<OpenFile>> {
         permit_open(&node.stat()?, false, flags)?;
         if flags & O_TRUNC != 0 {
             node.truncate(0)?;
+            calls_change::ends_at(open, 0);
         }
         return open_file(node, flags, path);
     }

@@ -7,10 +7,12 @@ use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 
+use cloak_abi::kcall::REPORT_DATA;
 use spin::Once;
 
 use super::{FdTable, FsContext};
 use crate::errno::{Errno, SysResult};
+use crate::mem::pages::PageCache;
 
 /// Memory of the machine, bytes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -19,8 +21,18 @@ pub struct Memory {
     pub total: u64,
     /// Unused.
     pub free: u64,
-    /// In pages of files.
+    /// In pages of files that the host has, too.
     pub cached: u64,
+    /// In pages of files that are only here.
+    pub in_memory_files: u64,
+    /// What the libos made its small objects from.
+    pub slabs: u64,
+    /// Of it, what is in use.
+    pub objects: u64,
+    /// Page tables.
+    pub tables: u64,
+    /// What was taken for page tables, and is kept for them.
+    pub kept_for_tables: u64,
 }
 
 /// One memory area, for `/proc/PID/maps`.
@@ -134,6 +146,18 @@ pub trait Providers: Send + Sync {
         let _ = bytes;
         Err(Errno::EIO)
     }
+    /// Name of what makes reports about the machine, as Linux names it; none where nothing does.
+    fn attester(&self) -> Option<&'static str> {
+        None
+    }
+    /// A report over these bytes, and the certificates to it, which are the host's word.
+    ///
+    /// # Errors
+    /// ENXIO when there is no attester, EIO when it does not answer as it must.
+    fn report(&self, data: &[u8; REPORT_DATA]) -> SysResult<(Vec<u8>, Vec<u8>)> {
+        let _ = data;
+        Err(Errno::ENXIO)
+    }
     /// Number of CPUs.
     fn cpus(&self) -> usize {
         1
@@ -147,7 +171,7 @@ pub trait Providers: Send + Sync {
         Memory {
             total: 1 << 30,
             free: 1 << 29,
-            cached: 0,
+            ..Memory::default()
         }
     }
     /// Host name.
@@ -167,6 +191,10 @@ pub trait Providers: Send + Sync {
     fn threads(&self, pid: i32) -> Vec<i32> {
         alloc::vec![pid]
     }
+    /// Number of threads of all processes.
+    fn all_threads(&self) -> usize {
+        self.processes().iter().map(|&pid| self.threads(pid).len()).sum()
+    }
     /// A process (`tid` = `pid`) or one of its threads.
     fn task(&self, pid: i32, tid: i32) -> Option<Task> {
         (pid == tid && self.processes().contains(&pid)).then(|| Task {
@@ -179,6 +207,11 @@ pub trait Providers: Send + Sync {
     fn areas(&self, pid: i32) -> Vec<Area> {
         let _ = pid;
         Vec::new()
+    }
+    /// Pages `[first, last)` are the file's no more: whoever has them mapped loses them, with copies that private
+    /// mappings have made if those should go, too. May park.
+    fn unmap_pages(&self, pages: &Arc<PageCache>, first: u64, last: u64, and_copies: bool) {
+        let _ = (pages, first, last, and_copies);
     }
     /// Arguments, each with a NUL.
     fn command_line(&self, pid: i32) -> Vec<u8> {
@@ -198,6 +231,19 @@ pub trait Providers: Send + Sync {
     /// Sets the name of a thread.
     fn set_comm(&self, pid: i32, tid: i32, name: &[u8]) {
         let _ = (pid, tid, name);
+    }
+    /// A process's place in the order in which processes are killed for want of memory.
+    fn oom_score_adj(&self, pid: i32) -> i32 {
+        let _ = pid;
+        0
+    }
+    /// Sets it.
+    ///
+    /// # Errors
+    /// EACCES for less than a privileged process has set; ESRCH.
+    fn set_oom_score_adj(&self, pid: i32, value: i32) -> SysResult<()> {
+        let _ = (pid, value);
+        Err(Errno::ESRCH)
     }
     /// Soft and hard limit of each `RLIMIT_*`; `u64::MAX`: unlimited.
     fn limits(&self, pid: i32) -> [[u64; 2]; 16] {

@@ -33,6 +33,12 @@ static CONTENTS: Lazy<Mutex<HashMap<Key, Arc<Content>>>> = Lazy::new(|| Mutex::n
 /// Bytes in all blocks.
 static USED: AtomicUsize = AtomicUsize::new(0);
 
+/// Bytes that are kept.
+#[must_use]
+pub fn used() -> usize {
+    USED.load(Ordering::Relaxed)
+}
+
 /// Where content comes from.
 pub trait Source {
     /// Reads at an offset, from the host.

@@ -122,7 +122,7 @@ mod tests {
     struct Two(Mutex<u64>);
 
     impl signals::Signals for Two {
-        fn raise_sigpipe(&self) {}
+        fn raise(&self, _: u32) {}
         fn set_mask(&self, _: u64) {}
         fn restore_mask(&self, _: bool) {}
         fn pending(&self, set: u64) -> bool {

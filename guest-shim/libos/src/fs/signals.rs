@@ -1,4 +1,4 @@
-//! What files need from signals: SIGPIPE, temporary masks, and pending signals for `signalfd`.
+//! What files need from signals: SIGPIPE and the like, temporary masks, and pending signals for `signalfd`.
 //!
 //! Signals lie above files, so their side is a trait that the signal code installs at boot ([`install`]).
 //! Without it (under test) nothing is ever pending and masks are ignored.
@@ -10,13 +10,15 @@ use crate::errno::{Errno, SysResult};
 use crate::sched::WaitQueue;
 use crate::user;
 
+const SIGPIPE: u32 = 13;
+
 /// `struct signalfd_siginfo`, 128 bytes.
 pub type SignalInfo = [u8; 128];
 
 /// The signal code's side. All are about the thread that calls.
 pub trait Signals: Sync {
-    /// SIGPIPE for the caller.
-    fn raise_sigpipe(&self);
+    /// A signal for the caller.
+    fn raise(&self, signal: u32);
     /// Replaces the caller's mask until [`Signals::restore_mask`] (`set_user_sigmask`).
     fn set_mask(&self, mask: u64);
     /// Puts the mask back: now, or, when the call was `interrupted`, once the signal's frame is built.
@@ -59,10 +61,15 @@ pub fn arrived() {
 /// Something was written to a pipe or socket that nobody reads: raises SIGPIPE and gives EPIPE.
 #[must_use]
 pub fn broken_pipe() -> Errno {
-    if let Some(signals) = SIGNALS.get() {
-        signals.raise_sigpipe();
-    }
+    raise(SIGPIPE);
     Errno::EPIPE
+}
+
+/// A signal for the caller, about what it just asked for.
+pub fn raise(signal: u32) {
+    if let Some(signals) = SIGNALS.get() {
+        signals.raise(signal);
+    }
 }
 
 /// Whether a signal of `set` is pending for the caller.

@@ -6,6 +6,7 @@ use super::area::{Backing, Protection};
 use super::space::{self, Place, Request};
 use crate::errno::{Errno, SysResult};
 use crate::fs::{self};
+use crate::process::{Process, limits};
 use crate::syscall::{Args, Entry, enosys, full, partial, refused};
 use crate::user;
 
@@ -134,6 +135,13 @@ fn mmap(a: &Args) -> SysResult {
         Place::Anywhere
     };
     let populate = flags & MAP_POPULATE != 0;
+    // What is replaced makes room.
+    let replaced = if place == Place::Fixed {
+        (a.u64(0), len)
+    } else {
+        (0, 0)
+    };
+    check_limit(len, replaced)?;
     let at = space::current().map(Request {
         hint: a.u64(0),
         len,
@@ -188,7 +196,27 @@ fn munmap(a: &Args) -> SysResult {
 }
 
 fn brk(a: &Args) -> SysResult {
+    let now = space::current().lock().brk_range().1;
+    if check_limit(a.u64(0).saturating_sub(now), (0, 0)).is_err() {
+        return Ok(now);
+    }
     Ok(space::current().lock().set_brk(a.u64(0)))
+}
+
+/// `RLIMIT_AS`: whether the address space may grow by `more` bytes that replace what is in a range of some length.
+fn check_limit(more: u64, (start, len): (u64, u64)) -> SysResult<()> {
+    let limit = Process::current().limits.soft(limits::ADDRESS_SPACE);
+    if limit == limits::INFINITY || more == 0 {
+        return Ok(());
+    }
+    let space = space::current().lock();
+    let replaced = space.areas.within(start, start.saturating_add(len));
+    let replaced: u64 = replaced.iter().map(|(low, high)| high - low).sum();
+    if space.areas.total().saturating_add(more).saturating_sub(replaced) > limit {
+        Err(Errno::ENOMEM)
+    } else {
+        Ok(())
+    }
 }
 
 fn mremap(a: &Args) -> SysResult {
@@ -209,6 +237,12 @@ fn mremap(a: &Args) -> SysResult {
     {
         return Err(Errno::EINVAL);
     }
+    let more = if keeps {
+        new_len
+    } else {
+        new_len.saturating_sub(old_len)
+    };
+    check_limit(more, (0, 0))?;
     let mut space = space::current().lock();
     let (area_start, area) = space.areas.find(old).ok_or(Errno::EFAULT)?;
     let (area_end, shared, protection) = (area.end, area.shared, area.protection);
@@ -329,10 +363,12 @@ fn madvise(a: &Args) -> SysResult {
     const POPULATE_READ: u32 = 22;
     const POPULATE_WRITE: u32 = 23;
     let (start, end) = range(a.u64(0), a.u64(1))?;
+    if a.u32(2) == REMOVE {
+        return remove(start, end);
+    }
     let mut space = space::current().lock();
     match a.u32(2) {
         DONTNEED => space.discard(start, end)?,
-        REMOVE => return Err(Errno::EINVAL),
         DONTFORK | DOFORK => space
             .areas
             .change(start, end, |area| area.dont_fork = a.u32(2) == DONTFORK),
@@ -359,6 +395,32 @@ fn madvise(a: &Args) -> SysResult {
     } else {
         Err(Errno::ENOMEM)
     }
+}
+
+/// `MADV_REMOVE`: a hole in the files that are mapped there, shared and writable.
+fn remove(start: u64, end: u64) -> SysResult {
+    let mut holes = alloc::vec::Vec::new();
+    {
+        let space = space::current().lock();
+        if !space.areas.covers(start, end) {
+            return Err(Errno::ENOMEM);
+        }
+        for (low, high) in space.areas.within(start, end) {
+            let (first, area) = space.areas.find(low).ok_or(Errno::ENOMEM)?;
+            let (file, offset) = match &area.backing {
+                Backing::Pages(_, offset, Some(file)) | Backing::File(file, offset) => (file, offset),
+                _ => return Err(Errno::EINVAL),
+            };
+            if !area.shared || !area.protection.contains(Protection::WRITE) {
+                return Err(Errno::EACCES);
+            }
+            holes.push((file.clone(), offset + (low - first), high - low));
+        }
+    }
+    for (file, offset, len) in holes {
+        crate::fs::calls_change::punch(&file, offset, len)?;
+    }
+    Ok(0)
 }
 
 fn get_mempolicy(a: &Args) -> SysResult {

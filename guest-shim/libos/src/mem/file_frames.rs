@@ -39,6 +39,11 @@ pub fn is_wanted() -> bool {
     WANTED.load(Ordering::Relaxed)
 }
 
+/// How many are kept.
+pub fn kept() -> u64 {
+    KEPT.load(Ordering::Relaxed)
+}
+
 /// The frames of those pages in `[first, end)` that are kept, by page; the caller becomes another owner of them.
 pub fn share(version: &Version, first: u64, end: u64) -> Vec<(u64, u64)> {
     let files = FILES.lock();

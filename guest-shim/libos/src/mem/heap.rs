@@ -1,7 +1,8 @@
 //! The libos's heap: size classes on runs of frames.
 //!
 //! Small blocks come from per-class free lists, each with a lock of its own; larger ones are runs of frames.
-//! The frame allocator itself allocates a little (its extents), from a static arena while its lock is held.
+//! The frame allocator itself allocates a little (its extents), from a static arena while its lock is held. Frames of
+//! small blocks are kept, so [`usage`] tells what is in use from what is kept.
 
 use core::alloc::{GlobalAlloc, Layout};
 use core::ptr;
@@ -10,7 +11,6 @@ use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use cloak_abi::layout::PAGE;
 use spin::Mutex;
 
-use super::extents::FRAMES;
 use super::frames;
 
 /// Block sizes. Alignment equals size up to 1024 (each slab starts on a page).
@@ -23,11 +23,52 @@ const ARENA: usize = 8 << 20;
 /// No memory was left, at least once: what a panic after it is about.
 pub static EXHAUSTED: AtomicBool = AtomicBool::new(false);
 
-struct Free(*mut u8);
+/// Blocks of one size.
+struct Class {
+    /// List of the free ones.
+    free: *mut u8,
+    /// How many are in use.
+    used: usize,
+    /// How many slabs they are made from.
+    slabs: usize,
+}
 // SAFETY: a list of free blocks that only its lock's holder touches.
-unsafe impl Send for Free {}
+unsafe impl Send for Class {}
 
-static LISTS: [Mutex<Free>; CLASSES.len()] = [const { Mutex::new(Free(ptr::null_mut())) }; CLASSES.len()];
+const NOTHING: Class = Class {
+    free: ptr::null_mut(),
+    used: 0,
+    slabs: 0,
+};
+static LISTS: [Mutex<Class>; CLASSES.len()] = [const { Mutex::new(NOTHING) }; CLASSES.len()];
+/// Frames of blocks that are larger.
+static LARGE_FRAMES: AtomicUsize = AtomicUsize::new(0);
+
+/// What the heap holds, bytes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// In small blocks that are in use.
+    pub small: usize,
+    /// In frames that small blocks are made from.
+    pub slabs: usize,
+    /// In frames of larger blocks.
+    pub large: usize,
+}
+
+/// What is in use now.
+#[must_use]
+pub fn usage() -> Usage {
+    let mut usage = Usage {
+        large: LARGE_FRAMES.load(Ordering::Relaxed) * PAGE as usize,
+        ..Usage::default()
+    };
+    for (size, class) in CLASSES.iter().zip(&LISTS) {
+        let class = class.lock();
+        usage.small += class.used * size;
+        usage.slabs += class.slabs * SLAB * PAGE as usize;
+    }
+    usage
+}
 
 #[repr(C, align(4096))]
 struct Arena(core::cell::UnsafeCell<[u8; ARENA]>);
@@ -72,11 +113,13 @@ unsafe impl GlobalAlloc for Heap {
             Some(class) => {
                 let mut list = LISTS[class].lock();
                 // SAFETY: the block is free now and at least 16 bytes.
-                unsafe { *block.cast::<*mut u8>() = list.0 };
-                list.0 = block;
+                unsafe { *block.cast::<*mut u8>() = list.free };
+                list.free = block;
+                list.used -= 1;
             }
             None => {
                 let pages = layout.size().div_ceil(PAGE as usize);
+                LARGE_FRAMES.fetch_sub(pages, Ordering::Relaxed);
                 frames::give_run(block as u64 - cloak_abi::layout::LIBOS_PHYS_VA, pages);
             }
         }
@@ -90,23 +133,25 @@ fn in_arena(block: *mut u8) -> bool {
 
 fn small(class: usize) -> *mut u8 {
     let mut list = LISTS[class].lock();
-    if list.0.is_null() {
+    if list.free.is_null() {
         let size = CLASSES[class];
         let Some(slab) = pages(SLAB) else {
             return ptr::null_mut();
         };
+        list.slabs += 1;
         for i in (0..SLAB * PAGE as usize / size).rev() {
             // SAFETY: inside the fresh slab.
             unsafe {
                 let block = slab.add(i * size);
-                *block.cast::<*mut u8>() = list.0;
-                list.0 = block;
+                *block.cast::<*mut u8>() = list.free;
+                list.free = block;
             }
         }
     }
-    let block = list.0;
+    let block = list.free;
+    list.used += 1;
     // SAFETY: a free block holds the next one's address.
-    list.0 = unsafe { *block.cast::<*mut u8>() };
+    list.free = unsafe { *block.cast::<*mut u8>() };
     block
 }
 
@@ -115,18 +160,17 @@ fn large(layout: Layout) -> *mut u8 {
     if layout.align() > PAGE as usize {
         return ptr::null_mut();
     }
-    pages(count).unwrap_or(ptr::null_mut())
+    let Some(block) = pages(count) else {
+        return ptr::null_mut();
+    };
+    LARGE_FRAMES.fetch_add(count, Ordering::Relaxed);
+    block
 }
 
-/// Contiguous pages; more than the frames give in one piece comes from the arena.
+/// Contiguous pages.
 fn pages(count: usize) -> Option<*mut u8> {
-    if count <= FRAMES {
-        return frames::take_run_dirty(count)
-            .ok()
-            .map(|gpa| frames::window(gpa) as *mut u8);
-    }
-    let block = from_arena(count * PAGE as usize);
-    (!block.is_null()).then_some(block)
+    let gpa = frames::take_run_dirty(count).ok()?;
+    Some(frames::window(gpa) as *mut u8)
 }
 
 fn from_arena(bytes: usize) -> *mut u8 {

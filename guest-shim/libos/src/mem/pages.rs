@@ -6,6 +6,7 @@
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use cloak_abi::layout::PAGE;
 use spin::Mutex;
@@ -16,6 +17,15 @@ use crate::user::Buf;
 /// A frame with owners: freed when the last goes.
 #[derive(Debug, Clone)]
 pub struct Frame(Arc<Owned>);
+
+/// Frames that are owned so.
+static IN_USE: AtomicU64 = AtomicU64::new(0);
+
+/// How many frames files have.
+#[must_use]
+pub fn frames_in_use() -> u64 {
+    IN_USE.load(Ordering::Relaxed)
+}
 
 #[derive(Debug)]
 struct Owned {
@@ -31,6 +41,7 @@ impl Frame {
     /// ENOMEM.
     pub fn zeroed() -> SysResult<Self> {
         let address = frames::take_zeroed()?;
+        IN_USE.fetch_add(1, Ordering::Relaxed);
         Ok(Self(Arc::new(Owned { address, lent: false })))
     }
 
@@ -65,6 +76,7 @@ impl Frame {
 impl Drop for Owned {
     fn drop(&mut self) {
         if !self.lent {
+            IN_USE.fetch_sub(1, Ordering::Relaxed);
             frames::give(self.address);
         }
     }
@@ -74,6 +86,8 @@ impl Drop for Owned {
 #[derive(Debug, Default)]
 pub struct PageCache {
     inner: Mutex<Inner>,
+    /// Whether there ever was a private mapping, which may have copies of pages.
+    copied: AtomicBool,
 }
 
 #[derive(Debug, Default)]
@@ -85,6 +99,16 @@ struct Inner {
 }
 
 impl PageCache {
+    /// A private mapping is made.
+    pub fn set_copied(&self) {
+        self.copied.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether private mappings may have copies.
+    pub fn is_copied(&self) -> bool {
+        self.copied.load(Ordering::Relaxed)
+    }
+
     /// Size of the file, bytes.
     pub fn size(&self) -> u64 {
         self.inner.lock().size

@@ -184,7 +184,11 @@ impl Inner {
             None => Backing::Anonymous,
             Some((file, offset)) => match file.file.map(request.shared)? {
                 Mapping::Pages(pages) if request.shared => Backing::Pages(pages, *offset, Some(file.clone())),
-                Mapping::Pages(_) | Mapping::Read => Backing::File(file.clone(), *offset),
+                Mapping::Pages(pages) => {
+                    pages.set_copied();
+                    Backing::File(file.clone(), *offset)
+                }
+                Mapping::Read => Backing::File(file.clone(), *offset),
                 Mapping::Zero if request.shared => Backing::Pages(Arc::new(PageCache::default()), 0, None),
                 Mapping::Zero => Backing::Anonymous,
             },
@@ -343,6 +347,45 @@ impl Inner {
         } else {
             Err(Errno::ENOMEM)
         }
+    }
+
+    /// Drops what is mapped of pages `[first, last)` of a file that gave them up: from shared mappings, and from
+    /// private ones with what was copied there if `and_copies`.
+    ///
+    /// # Errors
+    /// ENOMEM.
+    pub fn forget_pages(
+        &mut self,
+        pages: &Arc<PageCache>,
+        first: u64,
+        last: u64,
+        and_copies: bool,
+    ) -> SysResult<()> {
+        let is_same = |of: &Arc<PageCache>| Arc::ptr_eq(of, pages);
+        let mut gone = Vec::new();
+        for (start, area) in self.areas.iter() {
+            let offset = match &area.backing {
+                Backing::Pages(of, offset, _) if is_same(of) => offset,
+                Backing::File(file, offset)
+                    if and_copies && file.file.mapped_pages().as_ref().is_some_and(is_same) =>
+                {
+                    offset
+                }
+                _ => continue,
+            };
+            let at = |page: u64| {
+                let bytes = page.saturating_mul(PAGE).saturating_sub(*offset);
+                start.saturating_add(bytes).min(area.end)
+            };
+            gone.push((at(first), at(last)));
+        }
+        gone.retain(|(low, high)| low < high);
+        self.drop_pages(gone.iter().copied())?;
+        for (low, high) in gone {
+            self.areas
+                .change(low, high, |area| drop(core::mem::take(&mut area.pins)));
+        }
+        Ok(())
     }
 
     /// Moves what is mapped in `[from, from + len)` to `to`, which is free.

@@ -1,5 +1,6 @@
 //! Process system calls: identity, limits, names, system information.
 
+use alloc::sync::Arc;
 use core::sync::atomic::Ordering;
 
 use cloak_abi::layout::PAGE;
@@ -8,6 +9,7 @@ use super::family::Usage;
 use super::{Process, limits};
 use crate::errno::{Errno, SysResult};
 use crate::sched::{self, DEFAULT_SLACK, clock};
+use crate::signal::timer_calls;
 use crate::syscall::{Args, Entry, enosys, eperm, full, partial, refused};
 use crate::user;
 
@@ -51,7 +53,7 @@ pub const SYSCALLS: &[Entry] = &[
         302,
         "prlimit64",
         "iixx",
-        "held for open files and the stack",
+        "held for processor time, file size, open files, processes, the stack and address space",
         prlimit,
     ),
     partial(98, "getrusage", "ix", "CPU time and faults", getrusage),
@@ -292,7 +294,7 @@ fn prlimit(a: &Args) -> SysResult {
         if soft > hard {
             return Err(Errno::EINVAL);
         }
-        if hard > old[1] {
+        if hard > old[1] && Process::current().credentials.lock().uid[1] != 0 {
             return Err(Errno::EPERM);
         }
         all[resource] = [soft, hard];
@@ -302,10 +304,22 @@ fn prlimit(a: &Args) -> SysResult {
         }
     }
     drop(all);
+    if new.is_some() {
+        took_effect(&process, resource);
+    }
     if a.u64(3) != 0 {
         user::write(a.u64(3), &old)?;
     }
     Ok(0)
+}
+
+/// A limit was set that somebody has to look after.
+fn took_effect(process: &Arc<Process>, resource: usize) {
+    match resource {
+        limits::CPU => timer_calls::limit_cpu(process),
+        limits::FSIZE => crate::fs::size_limit::begin(),
+        _ => {}
+    }
 }
 
 fn getrusage(a: &Args) -> SysResult {

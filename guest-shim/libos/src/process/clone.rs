@@ -9,7 +9,7 @@ use crate::errno::{Errno, SysResult};
 use crate::fs::FsContext;
 use crate::sched::{self, Thread};
 use crate::signal::number::{SIGCHLD, SIGKILL};
-use crate::signal::{AltStack, bit};
+use crate::signal::{AltStack, bit, timer_calls};
 use crate::syscall::{Args, Entry, partial};
 use crate::user;
 
@@ -204,7 +204,7 @@ fn start(what: Clone) -> SysResult {
 /// `RLIMIT_NPROC`: as many processes and threads of one user, but the superuser's.
 fn check_limit(process: &Process) -> SysResult<()> {
     let user = process.credentials.lock().uid[0];
-    let most = process.limits.0.lock()[limits::NPROC][0];
+    let most = process.limits.soft(limits::NPROC);
     if user == 0 || most == limits::INFINITY {
         return Ok(());
     }
@@ -248,7 +248,11 @@ fn child(what: &Clone, parent: &Arc<Process>) -> SysResult<Arc<Process>> {
     *child.signals.actions.lock() = actions;
     *child.limits.0.lock() = *parent.limits.0.lock();
     *child.image.lock() = parent.image.lock().clone();
-    Ok(Arc::new(child))
+    let child = Arc::new(child);
+    if child.limits.soft(limits::CPU) != limits::INFINITY {
+        timer_calls::limit_cpu(&child);
+    }
+    Ok(child)
 }
 
 /// The thread that `clone` makes, in `process`.

@@ -9,7 +9,9 @@ use spin::Lazy;
 use super::family::{self, Remains, Usage};
 use super::{FIRST_PID, Process};
 use crate::arch;
+use crate::fs::hostfd;
 use crate::ipc::semaphores::SEMAPHORES;
+use crate::mem::frames;
 use crate::mem::space::Space;
 use crate::sched::{self, futex};
 use crate::{host, signal, syscall, user};
@@ -44,7 +46,7 @@ impl Status {
 }
 
 /// What threads that have given up their memory run in.
-static NOWHERE: Lazy<Arc<Space>> = Lazy::new(Space::first);
+pub(super) static NOWHERE: Lazy<Arc<Space>> = Lazy::new(Space::first);
 
 /// Page faults of processes that ended, for `--stats`.
 static FAULTS: AtomicU64 = AtomicU64::new(0);
@@ -115,6 +117,7 @@ fn finish(process: &Arc<Process>, otherwise: Status, name: [u8; 16]) {
     if process.family.session() == process.pid {
         crate::fs::pty::session_ended(process.pid);
     }
+    super::outside::ended(process.pid, status);
     family::ended(process, Remains { status, usage, name });
 }
 
@@ -143,7 +146,7 @@ fn leave_statistics() {
     let sum = |f: fn(&cloak_abi::vcpu::VcpuBlock) -> &core::sync::atomic::AtomicU64| {
         blocks().map(|b| load(f(b))).sum()
     };
-    let values: [(Stat, u64); 12] = [
+    let values: [(Stat, u64); 15] = [
         (Stat::Calls, load(&syscall::CALLS)),
         (Stat::Trapped, load(&syscall::TRAPPED)),
         (Stat::Forwarded, load(&host::REQUESTS)),
@@ -159,6 +162,12 @@ fn leave_statistics() {
         ),
         (Stat::Doorbells, load(&host::DOORBELLS)),
         (Stat::Signals, load(&signal::DELIVERED)),
+        (Stat::Frames, frames::usage().0),
+        (Stat::HostFiles, hostfd::count() as u64),
+        (
+            Stat::Threads,
+            family::all().iter().map(|p| p.threads().len() as u64).sum(),
+        ),
     ];
     for (stat, value) in values {
         host::header().stats[stat as usize].store(value, Ordering::Relaxed);

@@ -202,7 +202,7 @@ fn replace(space: alloc::sync::Arc<Space>, executable: Executable) -> SysResult<
 }
 
 /// Vector state and segment base as at a program's start.
-fn reset_registers() {
+pub(super) fn reset_registers() {
     let mut area = VectorArea::new();
     area.0[24..28].copy_from_slice(&0x1f80u32.to_le_bytes());
     area.0[..2].copy_from_slice(&0x37fu16.to_le_bytes());

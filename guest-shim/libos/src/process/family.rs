@@ -69,6 +69,31 @@ pub struct Remains {
     pub name: [u8; 16],
 }
 
+/// A process's place in the order in which processes are killed for want of memory.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct OomScore {
+    /// -1000 to 1000.
+    pub value: i32,
+    /// The least that a process without privileges may set.
+    least: i32,
+}
+
+impl OomScore {
+    /// Sets it.
+    ///
+    /// # Errors
+    /// EACCES.
+    pub fn set(&mut self, value: i32, privileged: bool) -> SysResult<()> {
+        if privileged {
+            self.least = value;
+        } else if value < self.least {
+            return Err(Errno::EACCES);
+        }
+        self.value = value;
+        Ok(())
+    }
+}
+
 /// A process's place among the others.
 #[derive(Debug, Default)]
 pub struct Family {
@@ -85,6 +110,8 @@ pub struct Family {
     pub no_new_privileges: AtomicBool,
     /// `PR_SET_DUMPABLE` with 0.
     pub undumpable: AtomicBool,
+    /// Whom to kill first for want of memory.
+    pub oom_score_adj: Mutex<OomScore>,
     /// `PR_SET_KEEPCAPS`: told back; capabilities are not kept apart from user 0.
     pub keeps_capabilities: AtomicBool,
     /// `PR_SET_THP_DISABLE`: told back.
@@ -125,6 +152,18 @@ impl Family {
         family
     }
 
+    /// That of a process that nobody in here started: of no parent, with a group and a session of its own.
+    #[must_use]
+    pub fn outside(pid: i32) -> Self {
+        let family = Self {
+            started: clock::boottime(),
+            ..Self::default()
+        };
+        family.group.store(pid, Ordering::Relaxed);
+        family.session.store(pid, Ordering::Relaxed);
+        family
+    }
+
     /// A child of `parent`'s, or its sibling.
     #[must_use]
     pub fn child(parent: &Process, sibling: bool, exit_signal: u32) -> Self {
@@ -141,6 +180,7 @@ impl Family {
         let no_new = from.no_new_privileges.load(Ordering::Relaxed);
         family.no_new_privileges.store(no_new, Ordering::Relaxed);
         let undumpable = from.undumpable.load(Ordering::Relaxed);
+        *family.oom_score_adj.lock() = *from.oom_score_adj.lock();
         family.undumpable.store(undumpable, Ordering::Relaxed);
         let huge_pages_off = from.huge_pages_off.load(Ordering::Relaxed);
         family.huge_pages_off.store(huge_pages_off, Ordering::Relaxed);

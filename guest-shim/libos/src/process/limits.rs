@@ -1,5 +1,5 @@
-//! Resource limits: kept, shown, and held where it matters here: open files (which live in the
-//! descriptor table), processes.
+//! Resource limits: kept, shown, and held where it matters here: processor time (by a timer), the size of files, open
+//! files (which live in the descriptor table), processes, address space.
 
 use spin::Mutex;
 
@@ -7,12 +7,18 @@ use spin::Mutex;
 pub const COUNT: usize = 16;
 /// `RLIM_INFINITY`.
 pub const INFINITY: u64 = u64::MAX;
+/// `RLIMIT_CPU`, seconds.
+pub const CPU: usize = 0;
+/// `RLIMIT_FSIZE`.
+pub const FSIZE: usize = 1;
 /// `RLIMIT_STACK`.
 pub const STACK: usize = 3;
 /// `RLIMIT_NPROC`.
 pub const NPROC: usize = 6;
 /// `RLIMIT_NOFILE`.
 pub const NOFILE: usize = 7;
+/// `RLIMIT_AS`.
+pub const ADDRESS_SPACE: usize = 9;
 
 /// Soft and hard limit of each resource.
 #[derive(Debug)]
@@ -30,5 +36,12 @@ impl Default for Limits {
         all[13] = [0, 0];
         all[14] = [0, 0];
         Self(Mutex::new(all))
+    }
+}
+
+impl Limits {
+    /// The soft limit of a resource.
+    pub fn soft(&self, resource: usize) -> u64 {
+        self.0.lock()[resource][0]
     }
 }

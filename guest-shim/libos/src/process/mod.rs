@@ -6,6 +6,7 @@
 //! | `family` | all processes: parents, children, groups, sessions, zombies |
 //! | `clone` | new processes and threads |
 //! | `exec`, `load`, `elf`, `vdso` | another program in a process |
+//! | `outside` | processes that the owner starts beside the program's own |
 //! | `end`, `wait`, `stop`, `pidfd` | its end and its stops, and who learns of them |
 //! | `threads`, `groups`, `calls`, `limits` | the other system calls |
 //! | `providers` | what files and signals ask about processes |
@@ -26,9 +27,11 @@ mod family;
 #[cfg(feature = "bare")]
 mod groups;
 #[cfg(feature = "bare")]
-mod limits;
+pub mod limits;
 #[cfg(feature = "bare")]
 mod load;
+#[cfg(feature = "bare")]
+pub mod outside;
 #[cfg(feature = "bare")]
 mod pidfd;
 #[cfg(feature = "bare")]

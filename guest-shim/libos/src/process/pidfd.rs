@@ -7,7 +7,7 @@ use super::{Process, all, find, may_signal};
 use crate::errno::{Errno, SysResult};
 use crate::fs::fd::{self, O_CLOEXEC, O_NONBLOCK};
 use crate::fs::file::{Stat, ready};
-use crate::fs::{File, anon};
+use crate::fs::{File, anon, synth};
 use crate::sched::WaitQueue;
 use crate::signal::pending::{Info, code};
 use crate::signal::send_process;
@@ -89,11 +89,23 @@ fn pidfd_open(a: &Args) -> SysResult {
     }
 }
 
+/// The process to signal: that of a pidfd, or whose directory under `/proc` is open.
+fn target_of(number: i32) -> SysResult<Arc<Process>> {
+    let pid = fd::get(number)?
+        .file
+        .node()
+        .and_then(|node| synth::process_of(&**node));
+    match pid {
+        Some(pid) => find(pid).ok_or(Errno::ESRCH),
+        None => of(number).map(|(process, _)| process),
+    }
+}
+
 fn pidfd_send_signal(a: &Args) -> SysResult {
     if a.u32(3) != 0 || a.u32(1) > 64 {
         return Err(Errno::EINVAL);
     }
-    let (target, _) = of(a.i32(0))?;
+    let target = target_of(a.i32(0))?;
     let own = Process::current();
     let info = if a.u64(2) == 0 {
         Info::user(a.u32(1), code::SI_USER, own.pid, own.credentials.lock().uid[0])

@@ -6,13 +6,14 @@ use core::sync::atomic::Ordering;
 
 use super::{Process, family};
 use crate::arch;
-use crate::errno::SysResult;
+use crate::errno::{Errno, SysResult};
 use crate::fs::jobs::Job;
 use crate::fs::providers::{Area, Memory, Providers, Task};
 use crate::fs::signals::{SignalInfo, Signals};
 use crate::fs::{FdTable, FsContext, file::Stat};
 use crate::mem::area::Backing;
-use crate::mem::frames;
+use crate::mem::pages::PageCache;
+use crate::mem::{file_frames, frames, heap, pages, tables};
 use crate::sched::time_calls::{self, CpuClock};
 use crate::sched::{self, clock};
 use crate::signal::pending::{Info, code};
@@ -95,16 +96,41 @@ impl Providers for Libos {
         Ok(())
     }
 
+    fn attester(&self) -> Option<&'static str> {
+        crate::attest::provider()
+    }
+
+    fn report(&self, data: &[u8; cloak_abi::kcall::REPORT_DATA]) -> SysResult<(Vec<u8>, Vec<u8>)> {
+        crate::attest::report_with_certificates(data)
+    }
+
     fn cpus(&self) -> usize {
         arch::boot().vcpus as usize
     }
 
     fn memory(&self) -> Memory {
         let (used, total) = frames::usage();
+        let heap = heap::usage();
+        let (in_use, kept) = tables::usage();
         Memory {
             total: total * 4096,
             free: (total - used) * 4096,
-            cached: 0,
+            cached: (crate::fs::read_cache::used() as u64) + file_frames::kept() * 4096,
+            in_memory_files: pages::frames_in_use() * 4096,
+            slabs: heap.slabs as u64,
+            objects: heap.small as u64,
+            tables: in_use * 4096,
+            kept_for_tables: kept * 4096,
+        }
+    }
+
+    fn unmap_pages(&self, pages: &Arc<PageCache>, first: u64, last: u64, and_copies: bool) {
+        for process in family::all() {
+            // Failures leave pages mapped that are nobody's; there is no one to tell.
+            let _ = process
+                .space()
+                .lock()
+                .forget_pages(pages, first, last, and_copies);
         }
     }
 
@@ -261,6 +287,16 @@ impl Providers for Libos {
         }
     }
 
+    fn oom_score_adj(&self, pid: i32) -> i32 {
+        process(pid).map_or(0, |p| p.family.oom_score_adj.lock().value)
+    }
+
+    fn set_oom_score_adj(&self, pid: i32, value: i32) -> SysResult<()> {
+        let target = process(pid).ok_or(Errno::ESRCH)?;
+        let privileged = Process::current().credentials.lock().uid[1] == 0;
+        target.family.oom_score_adj.lock().set(value, privileged)
+    }
+
     fn limits(&self, pid: i32) -> [[u64; 2]; 16] {
         let Some(process) = process(pid) else {
             return [[u64::MAX; 2]; 16];
@@ -293,8 +329,8 @@ fn raise(signal: u32) {
 }
 
 impl Signals for Libos {
-    fn raise_sigpipe(&self) {
-        raise(number::SIGPIPE);
+    fn raise(&self, signal: u32) {
+        raise(signal);
     }
 
     fn set_mask(&self, mask: u64) {

@@ -38,7 +38,8 @@ impl<T> Lock<T> {
     /// Takes the lock if nobody has it.
     pub fn try_lock(&self) -> Option<Guard<'_, T>> {
         let taken = !self.held.swap(true, Ordering::Acquire);
-        taken.then_some(Guard { lock: self })
+        // Not `then_some`: a guard that is made and not given would open the lock at its drop.
+        taken.then(|| Guard { lock: self })
     }
 }
 
@@ -68,5 +69,20 @@ impl<T> Drop for Guard<'_, T> {
         self.lock.held.store(false, Ordering::Release);
         // One is enough: whoever takes the lock before it wakes the next one at its own release.
         self.lock.queue.wake_one();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_attempt_that_fails_leaves_the_lock_with_its_holder() {
+        let lock = Lock::new(5);
+        let held = lock.lock();
+        assert!(lock.try_lock().is_none());
+        assert!(lock.try_lock().is_none(), "the attempt before has opened it");
+        drop(held);
+        assert_eq!(lock.try_lock().map(|guard| *guard), Some(5));
     }
 }

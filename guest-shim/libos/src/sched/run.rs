@@ -699,7 +699,7 @@ fn poll_for_work(index: usize) -> bool {
         if timer::next_deadline() <= arch::ticks() {
             timer::expire(arch::ticks());
         }
-        found = others_wait() || host::header().signals.load(Ordering::Relaxed) != 0;
+        found = others_wait() || called();
         core::hint::spin_loop();
     }
     POLLER.store(false, Ordering::SeqCst);
@@ -708,6 +708,11 @@ fn poll_for_work(index: usize) -> bool {
         .patience
         .store(next.clamp(POLL_LEAST_US, POLL_US), Ordering::Relaxed);
     found
+}
+
+/// Whether the monitor has something for this context: signals, or a further process.
+fn called() -> bool {
+    host::header().signals.load(Ordering::SeqCst) != 0 || crate::process::outside::is_asked()
 }
 
 /// How long it is worth while to poll on this vCPU, microseconds.
@@ -723,10 +728,7 @@ fn halt(index: usize) {
     host::queue(index).deadline.store(deadline, Ordering::SeqCst);
     set_state(index, VcpuState::Halted);
     fence(Ordering::SeqCst);
-    let work = others_wait()
-        || host::has_news(vcpus())
-        || host::header().signals.load(Ordering::SeqCst) != 0
-        || timer::next_deadline() < deadline;
+    let work = others_wait() || host::has_news(vcpus()) || called() || timer::next_deadline() < deadline;
     if !work {
         HALTS.fetch_add(1, Ordering::Relaxed);
         arch::monitor(MonitorCall::Halt, 0);

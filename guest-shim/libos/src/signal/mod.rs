@@ -46,6 +46,7 @@ pub mod number {
     pub const SIGSEGV: u32 = 11;
     pub const SIGPIPE: u32 = 13;
     pub const SIGALRM: u32 = 14;
+    pub const SIGXCPU: u32 = 24;
     pub const SIGVTALRM: u32 = 26;
     pub const SIGPROF: u32 = 27;
     pub const SIGCHLD: u32 = 17;

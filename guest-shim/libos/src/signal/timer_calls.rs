@@ -7,12 +7,12 @@ use alloc::sync::Arc;
 use spin::Mutex;
 
 use super::interval::{Interval, Source};
-use super::number::SIGALRM;
+use super::number::{SIGALRM, SIGKILL, SIGXCPU};
 use super::pending::{Info, TimerSignal, code};
 use super::{send_process, send_timer};
 use crate::arch;
 use crate::errno::{Errno, SysResult};
-use crate::process::Process;
+use crate::process::{Process, limits};
 use crate::sched::clock::{self, SECOND, Timespec, id};
 use crate::syscall::{Args, Entry, full, partial};
 use crate::user;
@@ -54,6 +54,8 @@ const SIGEV_THREAD_ID: i32 = 4;
 pub struct Timers {
     interval: Mutex<[Option<Arc<Interval>>; 3]>,
     created: Mutex<Created>,
+    /// Holds the limit of processor time, where there is one.
+    cpu_limit: Mutex<Option<Arc<Interval>>>,
 }
 
 #[derive(Debug, Default)]
@@ -73,6 +75,8 @@ impl Timers {
     pub fn clear(&self) {
         self.clear_created();
         let gone = core::mem::take(&mut *self.interval.lock());
+        drop(gone);
+        let gone = self.cpu_limit.lock().take();
         drop(gone);
     }
 }
@@ -95,6 +99,41 @@ fn processor(process: &Arc<Process>) -> Source {
         }),
         parallel: u64::from(arch::boot().vcpus),
     }
+}
+
+/// Holds the process to its limit of processor time from now on: SIGXCPU at the soft limit and each second after it,
+/// SIGKILL at the hard one.
+pub fn limit_cpu(process: &Arc<Process>) {
+    let owner = Arc::downgrade(process);
+    let timer = process
+        .signals
+        .timers
+        .cpu_limit
+        .lock()
+        .get_or_insert_with(|| {
+            let action = move |_| {
+                if let Some(process) = owner.upgrade() {
+                    cpu_limit_reached(&process);
+                }
+            };
+            Interval::new(processor(process), Box::new(action))
+        })
+        .clone();
+    let soft = process.limits.soft(limits::CPU);
+    // No time at all counts as a second, as on Linux.
+    let due = (soft != limits::INFINITY).then(|| soft.max(1).saturating_mul(SECOND));
+    timer.set(due, SECOND);
+}
+
+fn cpu_limit_reached(process: &Process) {
+    let [_, hard] = process.limits.0.lock()[limits::CPU];
+    let is_over = crate::process::providers::used_ns(process) >= hard.saturating_mul(SECOND);
+    let info = Info {
+        signal: if is_over { SIGKILL } else { SIGXCPU },
+        code: code::SI_KERNEL,
+        ..Info::default()
+    };
+    send_process(process, info);
 }
 
 /// Timer `which` of `setitimer`, made at its first use.

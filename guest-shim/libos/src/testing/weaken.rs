@@ -22,11 +22,17 @@ pub enum Protection {
     Position,
     /// A block of a measured file is what the manifest's digest stands for.
     Measured,
+    /// A block of a measured file is used as it was compared, and not fetched once more.
+    Once,
+    /// A block of a protected volume has the tag that it was sealed with.
+    Sealed,
+    /// A protected volume is not older than its anchor says.
+    Anchored,
 }
 
 impl Protection {
     /// All of them.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 10] = [
         Self::Length,
         Self::ErrorNumber,
         Self::Adoption,
@@ -34,6 +40,9 @@ impl Protection {
         Self::Attributes,
         Self::Position,
         Self::Measured,
+        Self::Once,
+        Self::Sealed,
+        Self::Anchored,
     ];
 }
 

@@ -18,6 +18,7 @@ use core::sync::atomic::Ordering;
 
 use cloak_abi::anchor::{self, ANCHORS, AnchorSlot};
 use cloak_abi::boot::ContextBlock;
+use cloak_abi::exec::{self, ExecPage};
 use cloak_abi::kcall::Kcall;
 use cloak_abi::layout::{LIBOS_SHARED_VA, LIBOS_VCPU_VA, MAX_SEGMENTS, PAGE, doorbell_port, monitor_port};
 use cloak_abi::vcpu::{MonitorCall, VcpuBlock};
@@ -49,6 +50,7 @@ static BOOT: BootCell = BootCell(UnsafeCell::new(ContextBlock {
     config_len: 0,
     tsc_khz: 0,
     platform: 0,
+    private_bit: 0,
     identity: [0; 48],
 }));
 
@@ -99,6 +101,23 @@ pub fn anchor_slot(number: usize) -> &'static AnchorSlot {
     let at = crate::mem::frames::window(page) + (number * size_of::<AnchorSlot>()) as u64;
     // SAFETY: the page lies before the first free frame, for the life of the VM; atomics only.
     unsafe { &*(at as *const AnchorSlot) }
+}
+
+/// Where the monitor asks for further processes.
+pub fn exec_page() -> &'static ExecPage {
+    let head = exec::head_at(boot().config_gpa, boot().config_len);
+    // SAFETY: before the first free frame, for the life of the VM; atomics only.
+    unsafe { &*(crate::mem::frames::window(head) as *const ExecPage) }
+}
+
+/// Copies the request that stands behind the head: at most `len` bytes.
+pub fn exec_request(len: usize) -> alloc::vec::Vec<u8> {
+    let head = exec::head_at(boot().config_gpa, boot().config_len);
+    let mut bytes = alloc::vec![0; len.min(exec::REQUEST_MAX)];
+    let from = (crate::mem::frames::window(head) + exec::HEAD_LEN as u64) as *const u8;
+    // SAFETY: the buffer lies behind the head and has that many bytes; the monitor leaves it alone until `asked` is clear.
+    unsafe { super::copy_own(bytes.as_mut_ptr(), from, bytes.len()) };
+    bytes
 }
 
 /// A kernel call.

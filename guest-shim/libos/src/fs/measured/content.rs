@@ -246,6 +246,10 @@ impl Content {
                 return Err(Errno::EIO);
             }
         }
+        #[cfg(test)]
+        if without(Protection::Once) {
+            read_exactly(fd, first * BLOCK as u64, out)?;
+        }
         Ok(())
     }
 

@@ -34,7 +34,7 @@ impl Anchor for MonitorAnchor {
     }
 }
 
-fn to_words(mark: &Mark) -> [u64; MARK_WORDS] {
+pub fn to_words(mark: &Mark) -> [u64; MARK_WORDS] {
     let mut bytes = [0; 8 * MARK_WORDS];
     bytes[..16].copy_from_slice(&mark.volume.0);
     bytes[16..24].copy_from_slice(&mark.counter.to_le_bytes());

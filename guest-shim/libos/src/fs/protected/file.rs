@@ -216,6 +216,10 @@ impl File for VolumeFile {
         }
     }
 
+    fn mapped_pages(&self) -> Option<Arc<PageCache>> {
+        self.inode.pages()
+    }
+
     fn shared_page(&self, pages: &Arc<PageCache>, page: u64) -> SysResult<Frame> {
         self.inode.shared_page(pages, page)
     }

@@ -12,12 +12,14 @@
 //! | [`node`], [`names`] | files and directories, and their names |
 //! | [`content`] | what is in a file: by calls and by mappings |
 //! | [`mod@file`] | open regular files |
+//! | [`ciphertext`] | what is seen of one without its key |
 //! | [`errors`] | errors, and who is told |
 //!
 //! Locks: [`Protected::state`] parks, as what is done under it asks the host. Nothing is copied from or to the program
 //! while it is held: that may fault, and the fault may need this very volume.
 
 mod anchor;
+pub mod ciphertext;
 mod content;
 mod errors;
 mod file;
@@ -37,6 +39,9 @@ use hashbrown::HashMap;
 use spin::Mutex;
 
 pub use open::{Record, mount};
+
+#[cfg(test)]
+pub(crate) use self::anchor::to_words as mark_words;
 
 use self::node::Inode;
 use self::store::Container;

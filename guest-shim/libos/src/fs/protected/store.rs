@@ -27,16 +27,22 @@ impl Container {
     /// # Errors
     /// What the OS side says; EWOULDBLOCK (EAGAIN) when it is in use.
     pub fn open(root: u64, writable: bool) -> SysResult<Self> {
-        let itself = hostops::At {
-            dir: root,
-            path: b"",
-            how: 0,
-        };
         let flags = if writable { crate::fs::flags::O_RDWR } else { 0 };
-        let (fd, _) = hostops::open(itself, flags, 0)?;
+        let fd = open(root, flags)?;
         let lock = if writable { LOCK_ALONE } else { LOCK_SHARED };
         hostops::plain(HostOp::Flock, &fd, lock, 0, 0)?;
         Ok(Self { fd, writable })
+    }
+
+    /// Opens it for a look from outside, whoever has it in use.
+    ///
+    /// # Errors
+    /// What the OS side says.
+    pub fn look(root: u64) -> SysResult<Self> {
+        Ok(Self {
+            fd: open(root, 0)?,
+            writable: false,
+        })
     }
 
     /// Requests until `len` bytes are through; each is given what is left and where.
@@ -68,6 +74,16 @@ impl Container {
             Err(StoreError::ReadOnly)
         }
     }
+}
+
+/// The file that is host mount `root` itself.
+fn open(root: u64, flags: u32) -> SysResult<HostFd> {
+    let itself = hostops::At {
+        dir: root,
+        path: b"",
+        how: 0,
+    };
+    Ok(hostops::open(itself, flags, 0)?.0)
 }
 
 fn refused(errno: Errno) -> StoreError {

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use cloak_abi::config::{self, Anchored};
 use cloak_abi::hostop::HostOp;
 use cloak_volumes::volume::{NewVolume, Options};
-use cloak_volumes::{Fresh, MemoryStore, NoAnchor, Time, Volume, VolumeKey};
+use cloak_volumes::{Fresh, MemoryStore, NoAnchor, Time, Volume, VolumeKey, weakened};
 
 use super::{MOUNTED, Record, anchor, mount};
 use crate::errno::Errno;
@@ -307,6 +307,54 @@ fn lies_give_errors_and_never_wrong_bytes() {
     assert!(
         read(&file, 0, right.len()).unwrap() == right,
         "the truth is read again"
+    );
+}
+
+/// One write to the container fails while a file is made durable; then the service is honest again. Whether the next sync
+/// says that all is durable, and what the next mount finds.
+fn after_a_failed_write() -> (bool, Result<Vec<u8>, Errno>) {
+    let setting = Setting::new();
+    let root = setting.mount();
+    let file = create(&root, b"file");
+    assert_eq!(write(&file, 0, &[1; 64 * BLOCK]), Ok(64 * BLOCK));
+    root.sync().expect("durable");
+    assert_eq!(write(&file, 0, &[2; 64 * BLOCK]), Ok(64 * BLOCK));
+    let failed = Arc::new(AtomicU64::new(0));
+    let count = failed.clone();
+    setting.service.twist(move |op, result, _, _| {
+        // The host's disk has failed: nothing was written.
+        if op == HostOp::Sync {
+            *result = -i64::from(Errno::EIO.number());
+            count.fetch_add(1, Ordering::Relaxed);
+        }
+    });
+    assert_eq!(file.sync(false), Err(Errno::EIO));
+    assert!(failed.load(Ordering::Relaxed) > 0);
+    setting.service.honest();
+    // What a disk loses whose flush has failed: the pages are clean and gone.
+    let blocks = setting.container();
+    let superblocks = blocks[..2 * BLOCK].to_vec();
+    setting.put(&[superblocks, vec![0; blocks.len() - 2 * BLOCK]].concat());
+    let again = file.sync(false).is_ok();
+    drop((file, root));
+    MOUNTED.lock().clear();
+    if !again {
+        setting.put(&blocks);
+    }
+    let root = setting.mount_with(None).map_err(|_| Errno::EIO);
+    let found = root.and_then(|root| read(&open(&root, b"file"), 0, 64 * BLOCK));
+    (again, found)
+}
+
+#[test]
+fn after_a_failed_flush_nothing_is_called_durable_any_more() {
+    let (again, found) = after_a_failed_write();
+    assert!(!again, "nobody knows what is durable");
+    assert_eq!(found.expect("the commit before"), [1; 64 * BLOCK]);
+    let (again, found) = weakened::with(weakened::Protection::Poison, after_a_failed_write);
+    assert!(
+        again && found != Ok(vec![2; 64 * BLOCK]),
+        "without the refusal a sync is lost"
     );
 }
 

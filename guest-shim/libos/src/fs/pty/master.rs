@@ -26,6 +26,11 @@ pub(super) struct Master(pub(super) Arc<Pair>);
 /// # Errors
 /// ENOSPC when there are too many.
 pub fn open_master() -> SysResult<Arc<dyn File>> {
+    Ok(Arc::new(Master(new_pair()?)))
+}
+
+/// A pair that no side is open of, locked.
+pub(super) fn new_pair() -> SysResult<Arc<Pair>> {
     let now = providers::get().now();
     let mut pairs = PAIRS.lock();
     let number = (0u32..)
@@ -48,7 +53,7 @@ pub fn open_master() -> SysResult<Arc<dyn File>> {
         }),
     });
     pairs.insert(number, Arc::downgrade(&pair));
-    Ok(Arc::new(Master(pair)))
+    Ok(pair)
 }
 
 impl Master {

@@ -34,8 +34,10 @@ pub use devpts::root;
 pub use master::open_master;
 
 use self::discipline::{Discipline, Effects, Signal};
-use super::file::ready;
-use super::{providers, signals};
+use super::file::{File, ready};
+use super::flags::{O_NONBLOCK, O_RDWR};
+use super::{OpenFile, providers, signals};
+use crate::errno::SysResult;
 use crate::sched::WaitQueue;
 
 /// Major number of the slaves.
@@ -185,6 +187,41 @@ impl Pair {
         };
         self.raise(foreground, &[SIGWINCH]);
     }
+}
+
+/// A handle on a pair for who is neither of its sides.
+pub struct Terminal(Arc<Pair>);
+
+impl core::fmt::Debug for Terminal {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.debug_tuple("Terminal").field(&self.0.number).finish()
+    }
+}
+
+impl Terminal {
+    /// Rows and columns.
+    pub fn resize(&self, [rows, columns]: [u16; 2]) {
+        let [_, _, x, y] = self.0.state.lock().size;
+        self.0.set_size([rows, columns, x, y]);
+    }
+}
+
+/// A new pair: its master, which does not wait, a handle, and its slave. A caller that leads a session without a terminal
+/// has it as its terminal then.
+///
+/// # Errors
+/// ENOSPC when there are too many.
+pub fn open_pair() -> SysResult<(Arc<OpenFile>, Terminal, Arc<OpenFile>)> {
+    let pair = master::new_pair()?;
+    pair.state.lock().locked = false;
+    let master: Arc<dyn File> = Arc::new(master::Master(pair.clone()));
+    let slave = devpts::slave(pair.number)?.open(O_RDWR)?;
+    let path = alloc::format!("/dev/pts/{}", pair.number).into_bytes();
+    Ok((
+        OpenFile::new(master, O_RDWR | O_NONBLOCK, b"/dev/ptmx".to_vec()),
+        Terminal(pair),
+        OpenFile::new(slave, O_RDWR, path),
+    ))
 }
 
 impl State {

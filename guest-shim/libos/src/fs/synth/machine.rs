@@ -8,7 +8,7 @@ use core::fmt::Write;
 
 use super::{Fixed, Item, made, text};
 use crate::fs::attributes::split_dev;
-use crate::fs::{mount, path, providers};
+use crate::fs::{fd, mount, path, providers};
 
 /// Clock ticks in a second, as `/proc` counts (`USER_HZ`).
 pub const TICKS: u64 = 100;
@@ -204,11 +204,18 @@ impl Cpu {
 fn meminfo() -> String {
     let memory = providers::get().memory();
     let kib = |bytes: u64| bytes / 1024;
-    let (total, free, cached) = (kib(memory.total), kib(memory.free), kib(memory.cached));
+    let (total, free) = (kib(memory.total), kib(memory.free));
+    let (shared, slabs, objects) = (
+        kib(memory.in_memory_files),
+        kib(memory.slabs),
+        kib(memory.objects),
+    );
+    // As on Linux, files in memory count as cached but can't be let go.
+    let cached = kib(memory.cached) + shared;
     let lines = [
         ("MemTotal:", total),
         ("MemFree:", free),
-        ("MemAvailable:", free + cached),
+        ("MemAvailable:", free + cached - shared),
         ("Buffers:", 0),
         ("Cached:", cached),
         ("SwapCached:", 0),
@@ -218,12 +225,17 @@ fn meminfo() -> String {
         ("SwapFree:", 0),
         ("Dirty:", 0),
         ("Writeback:", 0),
-        ("AnonPages:", total.saturating_sub(free + cached)),
+        (
+            "AnonPages:",
+            total.saturating_sub(free + cached + slabs + kib(memory.kept_for_tables)),
+        ),
         ("Mapped:", 0),
-        ("Shmem:", cached),
-        ("Slab:", 0),
+        ("Shmem:", shared),
+        ("Slab:", slabs),
+        ("SReclaimable:", slabs.saturating_sub(objects)),
+        ("SUnreclaim:", objects),
         ("KernelStack:", 0),
-        ("PageTables:", 0),
+        ("PageTables:", kib(memory.tables)),
         ("CommitLimit:", total),
         ("Committed_AS:", total - free.min(total)),
         ("VmallocTotal:", 34_359_738_367),
@@ -287,7 +299,8 @@ fn uptime() -> String {
 fn loadavg() -> String {
     let processes = providers::get().processes();
     let last = processes.iter().max().copied().unwrap_or(1);
-    format!("0.00 0.00 0.00 1/{} {last}\n", processes.len())
+    let threads = providers::get().all_threads();
+    format!("0.00 0.00 0.00 1/{threads} {last}\n")
 }
 
 fn vmstat() -> String {
@@ -364,7 +377,10 @@ fn ignore(_: &[u8]) -> crate::errno::SysResult<()> {
 }
 
 fn setting(value: &'static str) -> Item {
-    Item::Writable(Arc::new(move || Ok(format!("{value}\n").into_bytes())), ignore)
+    Item::Writable(
+        Arc::new(move || Ok(format!("{value}\n").into_bytes())),
+        Arc::new(ignore),
+    )
 }
 
 fn uuid() -> String {
@@ -432,7 +448,7 @@ fn sys() -> Item {
         .with("nr_hugepages", text("0\n"));
     let files = Fixed::default()
         .with("file-max", text("1048576\n"))
-        .with("file-nr", text("0\t0\t1048576\n"))
+        .with("file-nr", made(|| format!("{}\t0\t1048576\n", fd::open_files())))
         .with("nr_open", text("1048576\n"))
         .with("pipe-max-size", text("1048576\n"))
         .with("pipe-user-pages-soft", text("16384\n"))
@@ -441,7 +457,11 @@ fn sys() -> Item {
         .with("protected_symlinks", text("0\n"))
         .with(
             "inotify",
-            Fixed::default().with("max_user_watches", text("0\n")).done(),
+            Fixed::default()
+                .with("max_queued_events", text("16384\n"))
+                .with("max_user_instances", text("1024\n"))
+                .with("max_user_watches", text("65536\n"))
+                .done(),
         )
         .with(
             "epoll",

@@ -9,6 +9,7 @@
 //! | [`tasks`] | `/proc/PID` |
 //! | [`texts`] | the texts of `/proc/PID` files |
 //! | [`sysfs`] | `/sys` |
+//! | [`tsm`] | `/sys/kernel/config/tsm`: reports about the machine |
 
 mod machine;
 mod sysfs;
@@ -16,6 +17,7 @@ mod tasks;
 #[cfg(test)]
 mod tests;
 mod texts;
+mod tsm;
 
 use alloc::sync::Arc;
 use alloc::vec::Vec;
@@ -26,7 +28,7 @@ use super::dirent::Entry;
 use super::file::{File, Stat};
 use super::flags::*;
 use super::hostfile::seek_from;
-use super::node::{Link, Node};
+use super::node::{Link, New, Node};
 use super::nodedir::NodeDir;
 use super::{OpenFile, providers};
 use crate::errno::{Errno, SysResult};
@@ -57,7 +59,7 @@ const PROC_MAGIC: i64 = 0x9fa0;
 /// Makes a file's content.
 pub type Make = Arc<dyn Fn() -> SysResult<Vec<u8>> + Send + Sync>;
 /// Takes what is written to a file.
-pub type Take = fn(&[u8]) -> SysResult<()>;
+pub type Take = Arc<dyn Fn(&[u8]) -> SysResult<()> + Send + Sync>;
 
 /// What a name in a synthetic directory is.
 #[derive(Clone)]
@@ -90,6 +92,16 @@ pub trait Source: Send + Sync {
     fn names(&self) -> SysResult<Vec<Vec<u8>>>;
     /// The item of a name.
     fn find(&self, name: &[u8]) -> Option<Item>;
+    /// Makes a directory of this name in it.
+    fn make(&self, name: &[u8]) -> SysResult<()> {
+        let _ = name;
+        Err(Errno::EPERM)
+    }
+    /// Takes the directory of this name out of it.
+    fn unmake(&self, name: &[u8]) -> SysResult<()> {
+        let _ = name;
+        Err(Errno::EPERM)
+    }
     /// User and group.
     fn owner(&self) -> (u32, u32) {
         (0, 0)
@@ -98,6 +110,16 @@ pub trait Source: Send + Sync {
     fn mode(&self) -> u32 {
         0o555
     }
+    /// The process that the directory stands for.
+    fn process(&self) -> Option<i32> {
+        None
+    }
+}
+
+/// The process whose directory under `/proc` this is.
+#[must_use]
+pub fn process_of(node: &dyn Node) -> Option<i32> {
+    node.as_any().downcast_ref::<Directory>()?.source.process()
 }
 
 /// A directory whose content does not change.
@@ -222,6 +244,22 @@ impl Node for Directory {
             .find(name)
             .map(|item| self.child(name, item))
             .ok_or(Errno::ENOENT)
+    }
+
+    fn create(&self, name: &[u8], new: New<'_>, _mode: u32) -> SysResult<Arc<dyn Node>> {
+        match new {
+            New::Node(mode, _) if mode & S_IFMT == S_IFDIR => self.source.make(name)?,
+            _ => return Err(Errno::EPERM),
+        }
+        self.lookup(name)
+    }
+
+    fn remove(&self, name: &[u8], directory: bool) -> SysResult<()> {
+        if directory {
+            self.source.unmake(name)
+        } else {
+            Err(Errno::EPERM)
+        }
     }
 
     fn entries(&self, from: u64, each: &mut dyn FnMut(&Entry<'_>) -> bool) -> SysResult<()> {
@@ -358,7 +396,7 @@ impl File for Generated {
     }
 
     fn write_at(&self, _offset: u64, from: &mut Buf) -> SysResult<usize> {
-        let take = self.leaf.take.ok_or(Errno::EACCES)?;
+        let take = self.leaf.take.as_ref().ok_or(Errno::EACCES)?;
         let mut bytes = alloc::vec![0; from.len().min(4096)];
         let len = from.take(&mut bytes)?;
         take(&bytes[..len])?;

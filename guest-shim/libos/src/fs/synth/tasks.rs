@@ -8,6 +8,10 @@ use super::{Fixed, Item, Source, machine, made, text, texts};
 use crate::errno::{Errno, SysResult};
 use crate::fs::node::Link;
 use crate::fs::providers::{self, Task};
+use crate::net::address::family;
+use crate::net::mode::{self, Mode};
+use crate::net::private::texts as private;
+use crate::net::socket::Kind;
 
 /// A symbolic link to a path that does not change.
 pub fn link(target: &'static str) -> Item {
@@ -141,12 +145,31 @@ fn ignore(_: &[u8]) -> SysResult<()> {
 }
 
 fn setting(value: &'static str) -> Item {
-    Item::Writable(Arc::new(move || Ok(value.as_bytes().to_vec())), ignore)
+    Item::Writable(Arc::new(move || Ok(value.as_bytes().to_vec())), Arc::new(ignore))
+}
+
+/// How the kernel would choose whom to kill for want of memory. Kept, and inherited, for programs that set it and look
+/// at it; nobody is killed by it.
+fn oom_score_adj(pid: i32) -> Item {
+    let make = move || Ok(format!("{}\n", providers::get().oom_score_adj(pid)).into_bytes());
+    let take = move |text: &[u8]| {
+        let text = core::str::from_utf8(text).map_err(|_| Errno::EINVAL)?;
+        let value: i32 = text.trim().parse().map_err(|_| Errno::EINVAL)?;
+        if !(-1000..=1000).contains(&value) {
+            return Err(Errno::EINVAL);
+        }
+        providers::get().set_oom_score_adj(pid, value)
+    };
+    Item::Writable(Arc::new(make), Arc::new(take))
 }
 
 impl Source for Process {
     fn owner(&self) -> (u32, u32) {
         self.owner
+    }
+
+    fn process(&self) -> Option<i32> {
+        (!self.is_thread).then_some(self.pid)
     }
 
     fn names(&self) -> SysResult<Vec<Vec<u8>>> {
@@ -166,7 +189,7 @@ impl Source for Process {
             b"cmdline" => this.of_pid(|pid| providers::get().command_line(pid)),
             b"comm" => {
                 let make = move || this.task().map(|t| [&t.comm[..], b"\n"].concat());
-                Item::Writable(Arc::new(make), set_comm)
+                Item::Writable(Arc::new(make), Arc::new(set_comm))
             }
             b"cwd" => link_to(move || {
                 let fs = providers::get().fs(this.pid).ok_or(Errno::ESRCH)?;
@@ -205,7 +228,8 @@ impl Source for Process {
             b"mounts" => made(machine::mounts),
             b"net" => net(),
             b"ns" => Fixed::default().done(),
-            b"oom_adj" | b"oom_score_adj" => setting("0\n"),
+            b"oom_adj" => setting("0\n"),
+            b"oom_score_adj" => oom_score_adj(this.pid),
             b"oom_score" => text("0\n"),
             b"personality" => text("00000000\n"),
             b"wchan" => text("0"),
@@ -221,8 +245,28 @@ impl Source for Process {
     }
 }
 
+/// A private network's tables.
+fn private_net() -> Item {
+    let sockets = |kind, domain| made(move || private::sockets(kind, domain));
+    Fixed::default()
+        .with("tcp", sockets(Kind::Stream, family::INET))
+        .with("tcp6", sockets(Kind::Stream, family::INET6))
+        .with("udp", sockets(Kind::Datagram, family::INET))
+        .with("udp6", sockets(Kind::Datagram, family::INET6))
+        .with("unix", text(UNIX_SOCKETS))
+        .with("dev", made(private::devices))
+        .with("route", made(private::routes))
+        .with("if_inet6", made(private::addresses_of_ipv6))
+        .done()
+}
+
+const UNIX_SOCKETS: &str = "Num       RefCount Protocol Flags    Type St Inode Path\n";
+
 /// Tables of sockets are the host's to know; programs that read them find none.
 fn net() -> Item {
+    if mode::get() == Mode::Private {
+        return private_net();
+    }
     let sockets =
         "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode\n";
     Fixed::default()
@@ -230,10 +274,7 @@ fn net() -> Item {
         .with("tcp6", text(sockets))
         .with("udp", text(sockets))
         .with("udp6", text(sockets))
-        .with(
-            "unix",
-            text("Num       RefCount Protocol Flags    Type St Inode Path\n"),
-        )
+        .with("unix", text(UNIX_SOCKETS))
         .with(
             "dev",
             text("Inter-|   Receive                                                |  Transmit\n"),

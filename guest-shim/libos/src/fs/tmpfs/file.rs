@@ -267,6 +267,10 @@ impl File for MemoryFile {
         Ok(Mapping::Pages(self.pages()?.clone()))
     }
 
+    fn mapped_pages(&self) -> Option<Arc<PageCache>> {
+        self.pages().ok().cloned()
+    }
+
     fn shared_page(&self, pages: &Arc<PageCache>, page: u64) -> SysResult<Frame> {
         if page >= pages.size().div_ceil(PAGE) {
             return Err(Errno::ENXIO);

@@ -240,6 +240,31 @@ fn connections_are_accepted_and_refused() {
 }
 
 #[test]
+fn a_listener_never_takes_data() {
+    testing::start();
+    let socket = HostSocket::create(family::INET, Kind::Stream, 0).expect("creates");
+    let (file, socket) = open(socket, O_NONBLOCK);
+    socket.bind(&loopback(0)).expect("binds");
+    socket.listen(5).expect("listens");
+    let set = Epoll::new();
+    set.add(3, &file, ready::OUT, 1).expect("adds");
+    assert_eq!(events(&set, 2), []);
+    let port = port_of(&socket.name().expect("named"));
+    let _client = TcpStream::connect(("127.0.0.1", port)).expect("connects");
+    assert_eq!(
+        events(&set, 2),
+        [],
+        "a connection that waits changes nothing about that"
+    );
+    set.modify(3, &file, ready::IN | ready::OUT, 1).expect("modifies");
+    let told = Event {
+        bits: ready::IN,
+        data: 1,
+    };
+    assert_eq!(events(&set, 5000), [told]);
+}
+
+#[test]
 fn a_nonblocking_connect_is_told_by_epoll() {
     testing::start();
     let listener = TcpListener::bind("127.0.0.1:0").expect("binds");

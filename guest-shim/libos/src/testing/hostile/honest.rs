@@ -8,6 +8,7 @@ use cloak_abi::hostop::{ADDR_MAX, CONTROL_MAX, HostOp, ROOT_FD, resolve};
 use cloak_abi::ring::BUFFER;
 use zerocopy::IntoBytes;
 
+use super::sealed;
 use crate::fs::attributes::{StatFs, statx_of};
 use crate::fs::dirent;
 use crate::fs::file::Stat;
@@ -81,6 +82,8 @@ pub fn stat(mode: u32, name: &[u8]) -> Stat {
 struct Open {
     stat: Stat,
     listed: bool,
+    /// The container of a protected volume that it is.
+    container: Option<usize>,
 }
 
 /// The descriptors that were given out.
@@ -102,6 +105,7 @@ impl Files {
                 Open {
                     stat: stat(S_IFCHR | 0o620, b"tty"),
                     listed: false,
+                    container: None,
                 },
             );
         }
@@ -109,8 +113,17 @@ impl Files {
             let root = Open {
                 stat: stat(S_IFDIR | 0o755, b"root"),
                 listed: false,
+                container: None,
             };
             open.insert(u64::from(ROOT_FD) + mount, root);
+        }
+        for (at, mount) in (sealed::READ..).take(sealed::CONTAINERS).enumerate() {
+            let container = Open {
+                stat: stat(S_IFREG | 0o600, b"container"),
+                listed: false,
+                container: Some(at),
+            };
+            open.insert(u64::from(ROOT_FD + mount), container);
         }
         Self {
             open,
@@ -135,8 +148,18 @@ impl Files {
             self.next += 1;
             self.next - 1
         });
-        self.open.insert(number, Open { stat, listed: false });
+        let open = Open {
+            stat,
+            listed: false,
+            container: None,
+        };
+        self.open.insert(number, open);
         number
+    }
+
+    /// Which container a descriptor is.
+    pub fn container(&self, number: u64) -> Option<usize> {
+        self.open.get(&number)?.container
     }
 
     fn known(&mut self, number: u64) -> Result<&mut Open, i32> {
@@ -153,6 +176,11 @@ impl Files {
 
     fn answer(&mut self, op: HostOp, a: [u64; 6], buffer: &mut [u8]) -> Answer {
         let len = |n: u64| (n as usize).min(BUFFER);
+        if let Some(at) = self.container(a[0])
+            && let Some(answer) = sealed::serve(op, at, a, buffer)
+        {
+            return answer;
+        }
         match op {
             HostOp::Open => return self.open(a, buffer),
             HostOp::Close => {
@@ -167,7 +195,11 @@ impl Files {
             }
             HostOp::Write | HostOp::PWrite => return Ok((a[1], 0)),
             HostOp::FStat => {
-                let stat = self.known(a[0])?.stat;
+                let open = self.known(a[0])?;
+                let mut stat = open.stat;
+                if let Some(at) = open.container {
+                    stat.size = sealed::length(at) as i64;
+                }
                 give(buffer, stat.as_bytes());
             }
             HostOp::StatX => {
@@ -225,6 +257,13 @@ impl Files {
 
     fn open(&mut self, a: [u64; 6], buffer: &mut [u8]) -> Answer {
         let name = buffer[..(a[3] as usize).min(buffer.len())].to_vec();
+        if let Some(at) = self.container(a[0]).filter(|_| name.is_empty()) {
+            let found = stat(S_IFREG | 0o600, b"container");
+            give(buffer, found.as_bytes());
+            let number = self.give(found);
+            self.known(number)?.container = Some(at);
+            return Ok((number, found.mode.into()));
+        }
         let flags = a[1] as u32;
         let mut mode = mode_of(&name);
         if mode & S_IFMT == S_IFLNK {

@@ -18,6 +18,7 @@ mod calls;
 mod dice;
 mod honest;
 mod program;
+mod sealed;
 mod service;
 mod workout;
 
@@ -30,7 +31,7 @@ use std::time::{Duration, Instant};
 use cloak_abi::hostop::HostOp;
 use cloak_volumes::verity::{BLOCK, Builder};
 
-use super::weaken::{Protection, VARIABLE};
+use super::weaken::{Protection, VARIABLE, without};
 use crate::errno::Errno;
 use crate::fs::flags::S_IFCHR;
 use crate::fs::{FdTable, MountRecord, hostfd, init, locks, measured, mount, open, readiness, shared_pages};
@@ -152,8 +153,13 @@ fn run() {
     let answers = number(COUNT).unwrap_or(ANSWERS);
     println!("hostile OS service: seed {seed} ({SEED}={seed} repeats it), {answers} answers");
     let begun = Instant::now();
+    weaken_volumes();
     service::start(seed);
     boot();
+    let held = hostfd::held();
+    if let Some(what) = sealed::is_rolled_back() {
+        found(what);
+    }
     workout::honest(200);
     service::LIES.store(true, Ordering::SeqCst);
     let stop = Arc::new(AtomicBool::new(false));
@@ -165,9 +171,9 @@ fn run() {
     stop.store(true, Ordering::SeqCst);
     finish(workers);
     check_numbers(answers);
-    check_tables();
+    check_tables(&held);
     workout::honest(1000);
-    check_tables();
+    check_tables(&held);
     println!(
         "{} answers, {} of them changed, {} system calls of all {} kinds in {:.1} s: the guest is whole",
         service::ANSWERS.load(Ordering::SeqCst),
@@ -176,6 +182,17 @@ fn run() {
         calls::CALLS.len(),
         begun.elapsed().as_secs_f32()
     );
+}
+
+/// Takes away what is not the libos's own to take away.
+fn weaken_volumes() {
+    use cloak_volumes::weakened::{self, take_away};
+    if without(Protection::Sealed) {
+        take_away(weakened::Protection::Seal);
+    }
+    if without(Protection::Anchored) {
+        take_away(weakened::Protection::Anchor);
+    }
 }
 
 fn boot() {
@@ -198,7 +215,8 @@ fn boot() {
         files: vec![(digest.finish().0, program::MEASURED.to_vec())],
         links: Vec::new(),
     };
-    let volumes = measured::mounts(&records, &listed, &[]).expect("it can be measured");
+    let mut volumes = measured::mounts(&records, &listed, &[]).expect("it can be measured");
+    volumes.extend(sealed::mounts());
     let files = FdTable::new(16, 16);
     init(
         &records,
@@ -313,7 +331,7 @@ fn check_numbers(answers: u64) {
 }
 
 /// What the libos keeps about the host is as it was before the program ran.
-fn check_tables() {
+fn check_tables(since_boot: &[u32]) {
     let mut free = host::free_slots();
     free.sort_unstable();
     assert!(
@@ -326,7 +344,7 @@ fn check_tables() {
         0,
         "threads are noted as waiting for an answer or a slot"
     );
-    let mut held: BTreeSet<u64> = (0..3).collect();
+    let mut held: BTreeSet<u64> = since_boot.iter().copied().map(u64::from).collect();
     held.extend(mount::border_descriptors());
     let really: BTreeSet<u64> = hostfd::held().into_iter().map(u64::from).collect();
     assert_eq!(really, held, "descriptors that nobody has");

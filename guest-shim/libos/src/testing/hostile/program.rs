@@ -8,7 +8,7 @@ use zerocopy::FromBytes;
 use super::arena::Arena;
 use super::calls::{CALLS, Call};
 use super::dice::Dice;
-use super::honest;
+use super::{honest, sealed};
 use crate::errno::SysResult;
 use crate::fs::file::{Mapping, Stat};
 use crate::fs::{OpenFile, measured, open_kernel};
@@ -92,7 +92,7 @@ pub enum Gives {
     Any,
 }
 
-const PATHS: [&str; 26] = [
+const PATHS: [&str; 33] = [
     "/f",
     "/f",
     "/g",
@@ -119,6 +119,13 @@ const PATHS: [&str; 26] = [
     "/tmp/t",
     "/proc/self/fd/3",
     "/f/",
+    "/sealed/f",
+    "/sealed/dir",
+    "/sealed/link",
+    "/kept/f",
+    "/kept/g",
+    "/kept/dir",
+    "/kept/dir/f",
 ];
 
 /// A file that is measured, with the service's content for all files.
@@ -168,6 +175,7 @@ impl Program {
             1 => self.hand_over(),
             2..5 => self.tidy(),
             5 => self.read_measured(),
+            6 => self.read_sealed(),
             _ => {
                 let call = &CALLS[self.choose()];
                 self.make(call);
@@ -497,6 +505,31 @@ impl Program {
             assert!(
                 rest.starts_with(&bytes[..len]),
                 "a measured file gave bytes that are not its own"
+            );
+        }
+        self.progress.calls.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// A file of a protected volume that nobody writes: its own bytes or an error, and so its folder.
+    fn read_sealed(&mut self) {
+        self.progress.now.store(17, Ordering::Relaxed);
+        let right = &*sealed::CONTENT;
+        let offset = self.dice.below(right.len() as u64 + 2000);
+        let mut bytes = vec![0; self.length()];
+        let got = open_kernel(sealed::FILE).and_then(|open| {
+            let stat = open.file.stat()?;
+            assert_eq!(
+                stat.size as usize,
+                sealed::LENGTH,
+                "a protected file has its own length"
+            );
+            open.file.read_at(offset, &mut Buf::own_mut(&mut bytes))
+        });
+        if let Ok(len) = got {
+            let rest = right.get(offset as usize..).unwrap_or_default();
+            assert!(
+                rest.starts_with(&bytes[..len]),
+                "a protected file gave bytes that are not its own"
             );
         }
         self.progress.calls.fetch_add(1, Ordering::Relaxed);

@@ -8,6 +8,7 @@ use cloak_abi::ring::{BUFFER, EVENTS, QUEUE, SHARED_LEN, SLOTS, SLOTS_AT, Slot, 
 
 use super::dice::Dice;
 use super::honest::Files;
+use super::sealed;
 use crate::{arch, host};
 
 /// Whether it lies.
@@ -298,6 +299,12 @@ impl Service {
             let at = dice.pick(&[8, 32, 56]);
             let position = dice.pick(&[u64::MAX - 3, 1 << 63, i64::MAX as u64, 0, 77]);
             buffer[at..at + 8].copy_from_slice(&position.to_ne_bytes());
+            return;
+        }
+        if op == HostOp::PRead
+            && let Some(at) = self.files.container(args[0])
+        {
+            sealed::lie(dice, at, args, result, buffer);
             return;
         }
         let asked = args[1 + dice.below(4) as usize];

@@ -1,6 +1,7 @@
 //! With an honest service everything works, exactly: before the lies, and after them.
 
 use super::honest::{self, NAMES, SIZE, TARGET, VALUE};
+use super::sealed;
 use crate::errno::{Errno, SysResult};
 use crate::fs::dirent;
 use crate::fs::file::Stat;
@@ -64,6 +65,16 @@ fn files(round: u64) {
     let mut stat = Stat::default();
     assert_eq!(call(5, &[fd, &raw mut stat as u64]), Ok(0));
     assert_eq!((stat.size as u64, stat.nlink), (SIZE, 1));
+    assert_eq!(call(3, &[fd]), Ok(0));
+    let fd = open("/sealed/link", 0);
+    let offset = round * 40_009 % (sealed::LENGTH as u64 - 100);
+    let got = call(17, &[fd, bytes.as_mut_ptr() as u64, 100, offset]);
+    assert_eq!(got, Ok(100));
+    assert_eq!(
+        bytes,
+        sealed::CONTENT[offset as usize..offset as usize + 100],
+        "the bytes of the protected file at {offset}"
+    );
     assert_eq!(call(3, &[fd]), Ok(0));
     let name = path("/dir/link");
     let got = call(89, &[name.as_ptr() as u64, bytes.as_mut_ptr() as u64, 100]);

@@ -1,0 +1,103 @@
+//! The lines of the table about volumes and cloaking. What stands in the column of native is said in each title.
+
+use crate::rows::{Row, Target};
+
+const fn rate(key: &'static str, title: &'static str, target: Target) -> Row {
+    Row {
+        key,
+        title,
+        unit: "/s",
+        target,
+    }
+}
+
+const fn cost(key: &'static str, title: &'static str, unit: &'static str, target: Target) -> Row {
+    Row {
+        key,
+        title,
+        unit,
+        target,
+    }
+}
+
+const SLOWER: Target = Target::RateRatio(0.7);
+
+/// These rows, in the table's order.
+pub const ROWS: [Row; 18] = [
+    rate(
+        "volume-read-64k",
+        "protected volume, 64 KiB read in a row, bytes; native: the slower of the host's file and the cipher",
+        SLOWER,
+    ),
+    rate("volume-write-64k", "the same, written, synced at the end", SLOWER),
+    rate("volume-read-4k", "the same, 4 KiB read at random", SLOWER),
+    rate(
+        "volume-write-4k",
+        "the same, 4 KiB written at random, synced at the end",
+        SLOWER,
+    ),
+    rate(
+        "gocryptfs-read-64k",
+        "protected volume, 64 KiB read in a row, bytes; native: `gocryptfs` on the host",
+        Target::Report,
+    ),
+    rate("gocryptfs-write-64k", "the same, written", Target::Report),
+    rate(
+        "gocryptfs-read-4k",
+        "the same, 4 KiB read at random",
+        Target::Report,
+    ),
+    rate(
+        "gocryptfs-write-4k",
+        "the same, 4 KiB written at random",
+        Target::Report,
+    ),
+    rate(
+        "measured-read-64k",
+        "measured file, warm, 64 KiB read, bytes; native: the same file shared, under Cloak",
+        Target::RateRatio(0.95),
+    ),
+    cost(
+        "seal",
+        "sealing a page of 4 KiB; native: the library's cipher alone",
+        "ns",
+        Target::CostRatio(1.0 / 0.9),
+    ),
+    cost(
+        "open",
+        "opening one; native: the library's cipher alone",
+        "ns",
+        Target::CostRatio(1.0 / 0.9),
+    ),
+    cost(
+        "bookkeeping",
+        "bookkeeping for 16 GiB of guest memory, all in use",
+        "MiB",
+        // 0.8 % of it.
+        Target::AtMost(131.0),
+    ),
+    cost(
+        "marking",
+        "marking all pages of 16 GiB",
+        "ms",
+        Target::AtMost(50.0),
+    ),
+    cost(
+        "resident-fits",
+        "a loop over memory that fits `--resident`; native: under Cloak without it",
+        "ms",
+        Target::CostRatio(1.01),
+    ),
+    rate(
+        "paging-in-a-row",
+        "pages of a working set twice the limit, in a row; native: under a cgroup's limit, with the kernel's swap",
+        Target::RateRatio(0.5),
+    ),
+    rate("paging-at-random", "the same, at random", Target::RateRatio(0.5)),
+    rate(
+        "cipher-seal",
+        "the cipher of volumes alone, sealing, bytes",
+        Target::Report,
+    ),
+    rate("cipher-open", "the same, opening", Target::Report),
+];

@@ -1,0 +1,105 @@
+/* What other people's test suites found: small differences from Linux, each once. */
+#include "check.h"
+
+#include <fcntl.h>
+#include <linux/net_tstamp.h>
+#include <netinet/in.h>
+#include <signal.h>
+#include <sys/epoll.h>
+#include <sys/socket.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+static volatile sig_atomic_t caught;
+
+static void note(int number) { caught = number; }
+
+/* CPython: a directory of /proc stands for its process. */
+static void a_process_is_signalled_by_its_directory(void) {
+    struct sigaction action = {.sa_handler = note};
+    MUST(sigaction(SIGUSR1, &action, NULL) == 0);
+    char path[64];
+    snprintf(path, sizeof path, "/proc/%d", getpid());
+    int directory = open(path, O_DIRECTORY | O_RDONLY), other = open("/proc", O_DIRECTORY | O_RDONLY);
+    MUST(directory >= 0 && other >= 0);
+    CHECK("a signal by /proc/PID", syscall(SYS_pidfd_send_signal, directory, SIGUSR1, NULL, 0) == 0);
+    CHECK("it arrived", caught == SIGUSR1);
+    CHECK_FAILS("not by /proc", syscall(SYS_pidfd_send_signal, other, SIGUSR1, NULL, 0), EBADF);
+    close(directory);
+    close(other);
+}
+
+/* CPython: notification of nothing is how it is switched off. */
+static void no_notification_is_asked_for(void) {
+    int directory = open("/", O_RDONLY);
+    MUST(directory >= 0);
+    CHECK("F_NOTIFY of nothing", fcntl(directory, F_NOTIFY, DN_MULTISHOT) == 0);
+    close(directory);
+}
+
+/* mio: a listener is never ready for writing, whatever it was before it listened. */
+static void a_listener_is_not_writable(void) {
+    int listener = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK, 0), set = epoll_create1(0);
+    struct sockaddr_in address = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    MUST(bind(listener, (struct sockaddr *)&address, sizeof address) == 0 && listen(listener, 8) == 0);
+    struct epoll_event event = {.events = EPOLLOUT | EPOLLET | EPOLLONESHOT};
+    MUST(epoll_ctl(set, EPOLL_CTL_ADD, listener, &event) == 0);
+    CHECK("a listener is not writable", epoll_wait(set, &event, 1, 50) == 0);
+    close(listener);
+    close(set);
+}
+
+/* nix: a socket may be told by which clock it is told when to send. */
+static void a_time_to_send_at(void) {
+    int sender = socket(AF_INET, SOCK_DGRAM, 0);
+    struct sock_txtime when = {.clockid = CLOCK_MONOTONIC};
+    socklen_t length = sizeof when;
+    CHECK("SO_TXTIME is set", setsockopt(sender, SOL_SOCKET, SO_TXTIME, &when, length) == 0);
+    CHECK("and told back", getsockopt(sender, SOL_SOCKET, SO_TXTIME, &when, &length) == 0);
+    CHECK("as it was", length == sizeof when && when.clockid == CLOCK_MONOTONIC);
+    close(sender);
+}
+
+static int score(void) {
+    char text[16] = "";
+    int file = open("/proc/self/oom_score_adj", O_RDONLY);
+    MUST(file >= 0 && read(file, text, sizeof text - 1) > 0);
+    close(file);
+    return atoi(text);
+}
+
+static int set_score(const char *text) {
+    int file = open("/proc/self/oom_score_adj", O_WRONLY);
+    MUST(file >= 0);
+    int result = write(file, text, strlen(text)) < 0 ? errno : 0;
+    close(file);
+    return result;
+}
+
+/* Redis: the score is kept, is inherited, and is each process's own. */
+static void a_process_has_a_score_of_its_own(void) {
+    CHECK("oom_score_adj is set", set_score("700\n") == 0 && score() == 700);
+    CHECK("within bounds", set_score("1001\n") == EINVAL && score() == 700);
+    CHECK("to a number", set_score("none\n") == EINVAL && score() == 700);
+    pid_t child = fork();
+    MUST(child >= 0);
+    if (child == 0) {
+        CHECK("a child has its parent's", score() == 700);
+        CHECK("and then its own", set_score("800") == 0 && score() == 800);
+        _exit(check_result());
+    }
+    int status;
+    CHECK("the child ended well", waitpid(child, &status, 0) == child && status == 0);
+    CHECK("the parent's stayed", score() == 700);
+}
+
+int main(void) {
+    a_process_is_signalled_by_its_directory();
+    no_notification_is_asked_for();
+    a_listener_is_not_writable();
+    a_time_to_send_at();
+    a_process_has_a_score_of_its_own();
+    return check_result();
+}
