@@ -89,10 +89,13 @@ static int read_foreign(void) {
     return 0;
 }
 
-/* One page operation: map LEN bytes from GPA on. */
+/* One page operation: map LEN bytes from GPA on. The kernel takes it from the block of the vCPU that calls, whichever that
+ * is: what another one's block holds is a former operation of the libos, and right. */
 static long map(uint64_t va, uint64_t len, uint64_t gpa, uint64_t flags) {
-    volatile uint64_t *op = (uint64_t *)(LIBOS_VCPU + 128);
-    op[0] = va, op[1] = len, op[2] = gpa, op[3] = flags;
+    for (uint32_t vcpu = 0; vcpu < own->vcpus; vcpu++) {
+        volatile uint64_t *op = (uint64_t *)(LIBOS_VCPU + vcpu * PAGE + 128);
+        op[0] = va, op[1] = len, op[2] = gpa, op[3] = flags;
+    }
     return kernel_call(PAGE_OPS, 1, 0);
 }
 
