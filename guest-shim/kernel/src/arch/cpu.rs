@@ -115,7 +115,7 @@ pub const fn above_stack(offset: usize) -> usize {
 
 /// What a vCPU needs to enter CPL 3 and come back. `block` is its block in the kernel's window; the entry code loads any
 /// root table in `roots`.
-pub fn install(index: usize, context: u32, block: u64, header: &LibosHeader, roots: &core::ops::Range<u64>) {
+pub fn install(index: usize, context: u32, block: u64, header: &LibosHeader, roots: core::ops::Range<u64>) {
     // SAFETY: each vCPU installs its own element, once, before it takes a trap from CPL 3.
     let cpu = unsafe {
         let all = &raw mut CPUS;

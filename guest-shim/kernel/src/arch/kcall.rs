@@ -187,7 +187,7 @@ fn space_switch(context: &Context, cpu: &Cpu, number: u64, root: u64) -> Result<
     if !known || !root.is_multiple_of(cloak_abi::layout::PAGE) {
         return Err(KcallError::Invalid);
     }
-    cpu::switch(cpu, number, root);
+    cpu::switch(cpu, number, root | all.private);
     Ok(0)
 }
 

@@ -100,6 +100,8 @@ struct Constants {
     roots: [core::ops::Range<u64>; 2],
     /// First of its frames that nothing is in at the start.
     free_frames: u64,
+    /// Bit of private memory, in page tables and in CR3; 0 where there is none.
+    private: u64,
     /// A copy, made before any program could change the libos's image.
     header: LibosHeader,
 }
@@ -132,6 +134,7 @@ static CONTEXTS: [Context; MAX_CONTEXTS] = [const {
             first_root: 0,
             roots: [0..0, 0..0],
             free_frames: 0,
+            private: 0,
             header: LibosHeader {
                 magic: 0,
                 version: 0,
@@ -181,12 +184,23 @@ impl Context {
             first_root: block.root,
             roots: block.frames.map(|[start, end]| start..end),
             free_frames: block.free_frames,
+            private: block.private(),
             header,
         };
     }
 }
 
 impl Context {
+    /// Roots that the entry code may load by itself: it checks no table, and knows no bit of private memory.
+    fn short_roots(&self) -> core::ops::Range<u64> {
+        let all = self.constants();
+        if all.checks || all.private != 0 {
+            0..0
+        } else {
+            all.roots[0].clone()
+        }
+    }
+
     /// Whether the large page at `gpa` is the context's, and was nothing's at the start.
     fn may_accept(&self, gpa: u64) -> bool {
         let all = self.constants();
@@ -247,13 +261,12 @@ fn start_in(context: &'static Context, number: usize, blocks: u64, index: u32) -
     let all = context.constants();
     let own = index - all.first_vcpu;
     let header = &all.header;
-    let roots = if all.checks { &(0..0) } else { &all.roots[0] };
     cpu::install(
         index as usize,
         number as u32,
         KERNEL_PHYS_VA + blocks + u64::from(own) * PAGE,
         header,
-        roots,
+        context.short_roots(),
     );
     let mode = context.mode.load(Ordering::Relaxed);
     if mode != UNKNOWN_MODE {

@@ -89,7 +89,8 @@ pub fn start(index: u32) -> ! {
             MEASURED.store(true, Ordering::Relaxed);
             CONTEXTS[0].begin(&division.context);
             state.blocks = division.context.vcpu_blocks;
-            cpu::install(0, 0, KERNEL_PHYS_VA + state.blocks, &header);
+            let roots = CONTEXTS[0].short_roots();
+            cpu::install(0, 0, KERNEL_PHYS_VA + state.blocks, &header, roots);
             entry::enter_libos(header.start, 0, [division.zeros.va, division.zeros.len])
         }
         Err(stop) => end(state.instructions, stop),
