@@ -254,9 +254,10 @@ fn trial(aims: &Aims, jailed: bool, seed: u64) -> i32 {
     // SAFETY: no arguments; and descriptors of the test's that nothing in this child uses any more.
     unsafe {
         libc::setsid();
-        let null = libc::open(c"/dev/null".as_ptr(), libc::O_RDWR);
+        // Not `/dev/null`: a trial may change modes and owners of what it has open, and root's would last.
+        let streams = libc::memfd_create(c"streams".as_ptr(), 0);
         for stream in 0..3 {
-            libc::dup2(null, stream);
+            libc::dup2(streams, stream);
         }
         libc::close_range(3, u32::MAX, 0);
     }
