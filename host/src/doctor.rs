@@ -1,10 +1,13 @@
 //! What this machine has, what it lacks, and what that costs.
 
+mod hardware;
+
 use std::fs;
 use std::path::Path;
 
 use kvm_ioctls::{Cap, Kvm};
 
+use self::hardware::{KVM_CAP_VM_TYPES, Machine};
 use crate::kvm;
 
 /// One thing looked at.
@@ -64,8 +67,12 @@ impl Finding {
 #[must_use]
 pub fn examine() -> Vec<Finding> {
     let mut findings = vec![processor()];
+    let mut vm_types = 0;
     match kvm::open(Path::new("/dev/kvm")) {
-        Ok(device) => findings.extend(virtualisation(&device)),
+        Ok(device) => {
+            findings.extend(virtualisation(&device));
+            vm_types = device.check_extension_raw(KVM_CAP_VM_TYPES).max(0) as u32;
+        }
         Err(error) => {
             findings.push(Finding::blocking(
                 "KVM",
@@ -74,14 +81,13 @@ pub fn examine() -> Vec<Finding> {
             ));
         }
     }
-    findings.extend([
-        large_pages(),
-        user_faults(),
-        open_files(),
-        namespaces(),
-        snp(),
-        tdx(),
-    ]);
+    findings.extend([large_pages(), user_faults(), open_files(), namespaces()]);
+    let machine = Machine {
+        root: "/".into(),
+        vm_types,
+    };
+    findings.push(hardware::snp(&machine));
+    findings.extend(hardware::tdx(&machine));
     findings
 }
 
@@ -209,40 +215,6 @@ fn open_files() -> Finding {
             "open files",
             format!("at most {most}"),
             "programs with many sockets need more: raise the hard limit (ulimit -Hn)",
-        )
-    }
-}
-
-fn snp() -> Finding {
-    let on = fs::read_to_string("/sys/module/kvm_amd/parameters/sev_snp")
-        .is_ok_and(|t| matches!(t.trim(), "Y" | "1"));
-    if on && Path::new("/dev/sev").exists() {
-        Finding::good("SEV-SNP", "on; /dev/sev is there")
-    } else if Path::new("/sys/module/kvm_amd").exists() {
-        Finding::missing(
-            "SEV-SNP",
-            "off",
-            "needs an EPYC 7003 or later, SNP on in the firmware, Linux 6.11 or later",
-        )
-    } else {
-        Finding::missing(
-            "SEV-SNP",
-            "not an AMD host",
-            "software cloaks instead: the host kernel is trusted",
-        )
-    }
-}
-
-fn tdx() -> Finding {
-    let on = fs::read_to_string("/sys/module/kvm_intel/parameters/tdx")
-        .is_ok_and(|t| matches!(t.trim(), "Y" | "1"));
-    if on {
-        Finding::good("TDX", "on")
-    } else {
-        Finding::missing(
-            "TDX",
-            "off or not there",
-            "needs a 4th-generation Xeon or later with TDX on in the firmware, Linux 6.16 or later",
         )
     }
 }

@@ -11,9 +11,12 @@ pub mod jail;
 pub mod kvm;
 pub mod os;
 #[cfg(not(fuzzing))]
+pub mod platform;
+#[cfg(not(fuzzing))]
 pub mod run;
 #[cfg(test)]
 mod skipped;
+pub mod tdvmcall;
 #[cfg(not(fuzzing))]
 pub mod user;
 #[cfg(not(fuzzing))]

@@ -24,6 +24,7 @@ use crate::control::wire::ContextInfo;
 use crate::jail::calls;
 use crate::jail::privileges::Identity;
 use crate::os::{self, Access, OsService, Root, SpawnConfig};
+use crate::platform::Machine;
 use crate::user;
 use crate::vm::error::{Step, VmError};
 use crate::vm::{self, Border, ContextOptions, Options, Statistics};
@@ -155,6 +156,8 @@ pub struct RunOptions {
     pub name: Option<String>,
     /// Name under which the owner may ask for things while it runs; none: nobody can. [`run_all`] takes its own.
     pub control: Option<Name>,
+    /// Kind of machine.
+    pub machine: Machine,
     /// One line per system call.
     pub trace: bool,
     /// Turn system-call sites into jumps.
@@ -189,6 +192,7 @@ impl RunOptions {
             resident: None,
             name: None,
             control: None,
+            machine: Machine::Plain,
             trace: false,
             patch: true,
             kernel_tables: false,
@@ -240,13 +244,14 @@ pub fn run_all(
             )
         })
         .collect::<Result<Vec<_>, _>>()?;
-    let first = all.first().ok_or(VmError::Shim("no program"))?;
+    let first = all.first_mut().ok_or(VmError::Shim("no program"))?;
     let mut prepared = vm::prepare(Options {
         device: first.device.clone(),
         own_tables: contexts.len() == 1 && !first.kernel_tables,
         contexts,
         segments: segments.into_iter().map(Segment::place).collect(),
         control: control.map(|name| Folder::open()?.bind(name)).transpose()?,
+        machine: std::mem::take(&mut first.machine),
     })?;
     let mut services = Vec::new();
     for (border, side) in prepared.borders.iter().zip(sides) {
@@ -339,6 +344,12 @@ fn context<'a>(
     controlled: bool,
 ) -> Result<ContextOptions, VmError> {
     let program = find_program(options)?;
+    if !options.protected.is_empty() && !matches!(options.machine, Machine::Plain) {
+        return Err(VmError::NotOnPlatform {
+            what: "a protected volume",
+            why: "its key would come from the host, which is not to have it",
+        });
+    }
     let vcpus = options.cpus.unwrap_or_else(|| {
         thread::available_parallelism()
             .map_or(1, usize::from)
@@ -365,6 +376,7 @@ fn context<'a>(
         memory: options.memory,
         config: configuration(options, &stated, &program, user, segments, controlled && exec)?,
         identity: *stated.identity.as_bytes(),
+        host_data: stated.host_data,
         memory_key: options.memory_key.take(),
         anchors: std::mem::take(&mut options.protected)
             .into_iter()

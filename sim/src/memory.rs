@@ -14,8 +14,7 @@
 
 use std::collections::HashMap;
 
-use aes::Aes256;
-use aes::cipher::{BlockDecrypt, BlockEncrypt, KeyInit};
+use crate::cipher::Xex;
 
 /// Bytes of a page.
 pub const PAGE: usize = 4096;
@@ -69,14 +68,95 @@ struct Entry {
     immutable: bool,
 }
 
+/// What the security processor and the hypervisor's part of KVM need of RAM behind an RMP. Pages are a guest's by their own
+/// numbers.
+pub trait Ram {
+    /// Hypervisor: these pages are the guest's. Those that were not are not accepted.
+    ///
+    /// # Errors
+    /// [`Fault::Immutable`].
+    fn make_private(&mut self, pages: std::ops::Range<u64>) -> Result<(), Fault>;
+    /// Hypervisor: these pages are its own.
+    ///
+    /// # Errors
+    /// [`Fault::Immutable`].
+    fn make_shared(&mut self, pages: std::ops::Range<u64>) -> Result<(), Fault>;
+    /// Hypervisor: clears those of the pages that are its own.
+    fn discard(&mut self, pages: std::ops::Range<u64>);
+    /// Whether a page is the guest's.
+    fn is_private(&self, gfn: Gfn) -> bool;
+    /// Firmware, at launch: whether [`Ram::launch`] could fill it.
+    ///
+    /// # Errors
+    /// [`Fault`].
+    fn launchable(&self, gfn: Gfn) -> Result<(), Fault>;
+    /// Firmware, at launch: fills a page that is the guest's and that it has not got yet.
+    ///
+    /// # Errors
+    /// [`Fault::Immutable`]: it has been launched before; others as for an access.
+    fn launch(&mut self, gfn: Gfn, bytes: &PageBytes) -> Result<(), Fault>;
+}
+
+/// Distance from a guest page's number to its host page's, so that mixing them up shows.
+const HOST_PAGES: u64 = 1 << 30;
+
+impl Ram for Memory {
+    fn make_private(&mut self, pages: std::ops::Range<u64>) -> Result<(), Fault> {
+        for page in pages {
+            if !self.is_private(Gfn(page)) {
+                self.map(Gfn(page), Hfn(page + HOST_PAGES));
+                self.assign(Hfn(page + HOST_PAGES), Gfn(page))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn make_shared(&mut self, pages: std::ops::Range<u64>) -> Result<(), Fault> {
+        for page in pages {
+            if self.is_private(Gfn(page)) {
+                self.release(Hfn(page + HOST_PAGES))?;
+                self.map(Gfn(page), Hfn(page + HOST_PAGES));
+            }
+        }
+        Ok(())
+    }
+
+    fn discard(&mut self, pages: std::ops::Range<u64>) {
+        for page in pages {
+            // What is the guest's stays; the host can't clear it.
+            let _ = self.host_write(Hfn(page + HOST_PAGES), &[0; PAGE]);
+        }
+    }
+
+    fn is_private(&self, gfn: Gfn) -> bool {
+        self.rmp
+            .get(&Hfn(gfn.0 + HOST_PAGES))
+            .is_some_and(|entry| entry.gfn == gfn)
+    }
+
+    fn launchable(&self, gfn: Gfn) -> Result<(), Fault> {
+        match self.accepted(gfn) {
+            Err(Fault::NotValidated) => Ok(()),
+            Err(fault) => Err(fault),
+            Ok(_) => Err(Fault::Immutable),
+        }
+    }
+
+    fn launch(&mut self, gfn: Gfn, bytes: &PageBytes) -> Result<(), Fault> {
+        if self.validate(gfn, true)? == Validation::Unchanged {
+            return Err(Fault::Immutable);
+        }
+        self.private_write(gfn, bytes)
+    }
+}
+
 /// The machine's RAM, with one guest.
 pub struct Memory {
     nested: HashMap<Gfn, Hfn>,
     rmp: HashMap<Hfn, Entry>,
     /// As a reader of the memory bus sees it. What was never written is zero.
     raw: HashMap<Hfn, Box<PageBytes>>,
-    data: Aes256,
-    tweak: Aes256,
+    cipher: Xex,
 }
 
 impl std::fmt::Debug for Memory {
@@ -91,13 +171,11 @@ impl Memory {
     /// RAM whose guest has this key (data, then tweak).
     #[must_use]
     pub fn new(key: &[u8; 64]) -> Self {
-        let (data, tweak) = key.split_at(32);
         Self {
             nested: HashMap::new(),
             rmp: HashMap::new(),
             raw: HashMap::new(),
-            data: Aes256::new(data.into()),
-            tweak: Aes256::new(tweak.into()),
+            cipher: Xex::new(key),
         }
     }
 
@@ -182,7 +260,7 @@ impl Memory {
     pub fn private_read(&self, gfn: Gfn) -> Result<PageBytes, Fault> {
         let page = self.accepted(gfn)?;
         let mut bytes = self.host_read(page);
-        self.xex(page, &mut bytes, false);
+        self.cipher.open(page, &mut bytes);
         Ok(bytes)
     }
 
@@ -193,7 +271,7 @@ impl Memory {
     pub fn private_write(&mut self, gfn: Gfn, bytes: &PageBytes) -> Result<(), Fault> {
         let page = self.accepted(gfn)?;
         let mut raw = Box::new(*bytes);
-        self.xex(page, &mut raw, true);
+        self.cipher.seal(page, &mut raw);
         self.raw.insert(page, raw);
         Ok(())
     }
@@ -210,26 +288,6 @@ impl Memory {
         Ok(self.host_read(page))
     }
 
-    /// Firmware, at launch: fills a page that is the guest's and that it has not got yet.
-    ///
-    /// # Errors
-    /// [`Fault::Immutable`]: it has been launched before; others as for an access.
-    pub(crate) fn launch(&mut self, gfn: Gfn, bytes: &PageBytes) -> Result<(), Fault> {
-        if self.validate(gfn, true)? == Validation::Unchanged {
-            return Err(Fault::Immutable);
-        }
-        self.private_write(gfn, bytes)
-    }
-
-    /// Firmware, at launch: whether [`Memory::launch`] could fill it.
-    pub(crate) fn launchable(&self, gfn: Gfn) -> Result<(), Fault> {
-        match self.accepted(gfn) {
-            Err(Fault::NotValidated) => Ok(()),
-            Err(fault) => Err(fault),
-            Ok(_) => Err(Fault::Immutable),
-        }
-    }
-
     fn owned(&self, gfn: Gfn) -> Result<Hfn, Fault> {
         let page = *self.nested.get(&gfn).ok_or(Fault::NotMapped)?;
         match self.rmp.get(&page) {
@@ -244,28 +302,6 @@ impl Memory {
         match self.rmp.get(&page) {
             Some(entry) if entry.validated => Ok(page),
             _ => Err(Fault::NotValidated),
-        }
-    }
-
-    /// AES in XEX mode with the machine address as tweak, as the memory controller does it: the same plaintext looks
-    /// different in every page, and ciphertext moved to another page is noise there.
-    fn xex(&self, page: Hfn, bytes: &mut PageBytes, encrypt: bool) {
-        for (index, block) in bytes.chunks_exact_mut(16).enumerate() {
-            let mut tweak = [0; 16];
-            let address = page.0.wrapping_mul(PAGE as u64).wrapping_add(16 * index as u64);
-            tweak[..8].copy_from_slice(&address.to_le_bytes());
-            self.tweak.encrypt_block((&mut tweak).into());
-            let mix = |block: &mut [u8]| block.iter_mut().zip(tweak).for_each(|(byte, t)| *byte ^= t);
-            mix(block);
-            let mut inner = [0; 16];
-            inner.copy_from_slice(block);
-            if encrypt {
-                self.data.encrypt_block((&mut inner).into());
-            } else {
-                self.data.decrypt_block((&mut inner).into());
-            }
-            block.copy_from_slice(&inner);
-            mix(block);
         }
     }
 }

@@ -1,5 +1,6 @@
 //! `cloak run`: one program in one VM.
 
+mod platform;
 pub(super) mod protected;
 pub(super) mod publish;
 mod stated;
@@ -9,9 +10,12 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use cloak_host::control::folder::Name;
+use cloak_host::platform::Machine;
 use cloak_host::run::{
     self, Environment, Network, Outcome, Published, Resident, RootTree, RunOptions, Volume,
 };
+
+use self::platform::Platform;
 
 /// Exit code of Cloak's own failures.
 const FAILED: u8 = 125;
@@ -84,9 +88,15 @@ pub struct Args {
     /// Name of the VM, and the host name inside. Under it `cloak ps`, `exec` and `inspect` find the VM while it runs
     #[arg(long)]
     name: Option<Name>,
-    /// Kind of machine: `plain` KVM, or the best that there is
+    /// Kind of machine: `plain` KVM, SEV-SNP in hardware or simulated, or the best that there is
     #[arg(long, value_enum, default_value_t = Platform::Auto)]
     platform: Platform,
+    /// Tell what the machine is
+    #[arg(long)]
+    verbose: bool,
+    /// Let the simulated hypervisor do something that it must not (for tests of Cloak itself)
+    #[arg(long, hide = true, value_name = "CASE")]
+    hostile: Option<String>,
     /// Keep standard input open (always so; accepted for habit)
     #[arg(short = 'i', long, hide = true)]
     interactive: bool,
@@ -115,14 +125,6 @@ pub struct Args {
         value_name = "PROGRAM"
     )]
     command: Vec<OsString>,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-enum Platform {
-    /// The best that the machine has
-    Auto,
-    /// Plain KVM: software cloaks
-    Plain,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
@@ -159,11 +161,14 @@ impl From<NetworkArg> for Network {
 /// Runs the program; gives its exit code, or ends by its signal.
 pub fn run(args: Args) -> ExitCode {
     let stats = args.stats;
-    let options = if args.manifest.is_some() {
-        stated::options(args).map_err(|error| error.to_string())
-    } else {
-        plain(args)
-    };
+    let machine = platform::machine(args.platform, args.hostile.as_deref(), args.verbose);
+    let options = machine.map_err(|error| error.to_string()).and_then(|machine| {
+        if args.manifest.is_some() {
+            stated::options(args, machine).map_err(|error| error.to_string())
+        } else {
+            plain(args, machine)
+        }
+    });
     let options = match options {
         Ok(options) => options,
         Err(error) => {
@@ -192,7 +197,7 @@ pub fn run(args: Args) -> ExitCode {
 }
 
 /// A run without a manifest.
-fn plain(args: Args) -> Result<RunOptions, String> {
+fn plain(args: Args, machine: Machine) -> Result<RunOptions, String> {
     let opened = args.protected.into_iter().map(protected::Asked::open);
     let protected = opened
         .collect::<Result<Vec<_>, _>>()
@@ -224,6 +229,7 @@ fn plain(args: Args) -> Result<RunOptions, String> {
             .map(|(bytes, swap)| Resident { bytes, swap }),
         name: args.name.as_ref().map(|name| name.as_str().to_owned()),
         control: args.name,
+        machine,
         trace: args.trace,
         patch: !args.no_patch,
         kernel_tables: args.kernel_tables,

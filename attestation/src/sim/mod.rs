@@ -17,6 +17,6 @@ mod x509;
 pub use rsa_key::{RsaKey, RsaKeyError};
 pub use snp_report::ReportFields;
 pub use snp_world::{Endorsement, SnpFault, SnpWorld, VekSpec};
-pub use tdx_quote::QuoteFields;
+pub use tdx_quote::{QuoteFields, QuoteVersion};
 pub use tdx_world::{TdxFault, TdxSpec, TdxWorld};
 pub use x509::{CertSpec, CrlSpec, Signer, SimError};

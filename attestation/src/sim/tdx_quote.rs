@@ -1,4 +1,4 @@
-//! Writes quotes of version 4 and signs them.
+//! Writes quotes of versions 4 and 5 and signs them.
 
 use p256::ecdsa::signature::Signer as _;
 use p256::ecdsa::{Signature, SigningKey};
@@ -13,11 +13,26 @@ pub(super) const QE_ISV_SVN: u16 = 4;
 const INTEL_QE: [u8; 16] = [
     0x93, 0x9a, 0x72, 0x33, 0xf7, 0x9c, 0x4c, 0xa9, 0x94, 0x0a, 0x0d, 0xb3, 0x95, 0x7f, 0x06, 0x07,
 ];
+/// Type and size of a body of TDX 1.5 in a quote of version 5.
+const TD_15: u16 = 3;
+const TD_15_BYTES: u32 = 648;
 const QE_AUTHENTICATION: [u8; 32] = [0x1f; 32];
+
+/// Format of a quote.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum QuoteVersion {
+    /// Version 4, with the body of TDX 1.0.
+    #[default]
+    V4,
+    /// Version 5, with the body of TDX 1.5.
+    V5,
+}
 
 /// What a domain's report says. The default is a domain that a strict policy accepts.
 #[derive(Debug, Clone)]
 pub struct QuoteFields {
+    /// Format.
+    pub version: QuoteVersion,
     /// ATTRIBUTES.
     pub attributes: u64,
     /// XFAM.
@@ -39,6 +54,7 @@ pub struct QuoteFields {
 impl Default for QuoteFields {
     fn default() -> Self {
         Self {
+            version: QuoteVersion::default(),
             attributes: 1 << 28,
             xfam: 0x602e7,
             mrtd: Bytes48::ZERO,
@@ -55,12 +71,20 @@ impl QuoteFields {
     /// Header and TD report, which the attestation key signs.
     fn signed_part(&self) -> Vec<u8> {
         let mut bytes = Vec::new();
-        bytes.extend(4u16.to_le_bytes());
+        let version: u16 = match self.version {
+            QuoteVersion::V4 => 4,
+            QuoteVersion::V5 => 5,
+        };
+        bytes.extend(version.to_le_bytes());
         bytes.extend(2u16.to_le_bytes());
         bytes.extend(0x81u32.to_le_bytes());
         bytes.extend([0; 4]);
         bytes.extend(INTEL_QE);
         bytes.extend([0; 20]);
+        if self.version == QuoteVersion::V5 {
+            bytes.extend(TD_15.to_le_bytes());
+            bytes.extend(TD_15_BYTES.to_le_bytes());
+        }
         // SVN 1 of the module, whose measurement, signer and attributes are zero in this world.
         bytes.push(1);
         bytes.extend([0; 15 + 48 + 48 + 8]);
@@ -71,6 +95,11 @@ impl QuoteFields {
         }
         self.rtmrs.iter().for_each(|register| bytes.extend(register.0));
         bytes.extend(self.report_data.0);
+        if self.version == QuoteVersion::V5 {
+            // The module that runs now is the one that was launched; no service domain is bound.
+            bytes.push(1);
+            bytes.extend([0; 15 + 48]);
+        }
         bytes
     }
 }

@@ -25,7 +25,7 @@ use crate::net::mode::Mode;
 use crate::net::private::network::Settings;
 use crate::process::{self, Credentials, FIRST_PID, NotStarted, Process, Program};
 use crate::sched::{self, Thread, clock};
-use crate::{identity, net, patch, random, trace};
+use crate::{attest, identity, net, patch, random, trace};
 
 static FIRST: Once<Arc<Process>> = Once::new();
 
@@ -54,6 +54,10 @@ fn first() {
     }
     frames::init();
     let config = Config::read();
+    attest::check_manifest();
+    if frames::must_accept() && arch::hardware_random().is_none() {
+        arch::panic_exit("the CPU has no random numbers, and the host's can't be believed");
+    }
     random::seed(&config.seed);
     let process = Arc::new(Process::new(
         FIRST_PID,
@@ -260,15 +264,22 @@ struct Config {
 impl Config {
     fn read() -> Self {
         let boot = arch::boot();
-        let at = frames::window(boot.config_gpa) as *const u8;
-        // SAFETY: the monitor wrote it there before the start; nobody changes it.
-        let bytes = unsafe { core::slice::from_raw_parts(at, boot.config_len as usize) };
+        // Copied: where the launch is measured it is in memory that the host may change meanwhile.
+        let mut bytes = alloc::vec![0u8; boot.config_len as usize];
+        // SAFETY: the window maps it, and the copy is ours.
+        unsafe {
+            arch::copy_own(
+                bytes.as_mut_ptr(),
+                frames::window(boot.config_gpa) as *const u8,
+                bytes.len(),
+            )
+        };
         let mut config = Self {
             max_files: (1024, 4096),
             umask: 0o022,
             ..Self::default()
         };
-        for record in Records::new(bytes) {
+        for record in Records::new(&bytes) {
             if record.and_then(|(tag, value)| config.take(tag, value)).is_err() {
                 arch::panic_exit("the configuration can't be read");
             }
@@ -279,6 +290,8 @@ impl Config {
             // SAFETY: inside the configuration, to which no reference is left. Volatile, as nobody reads it again.
             unsafe { at.add(offset).write_volatile(0) };
         }
+        bytes.fill(0);
+        core::hint::black_box(&bytes);
         config
     }
 

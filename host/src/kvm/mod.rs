@@ -1,12 +1,17 @@
 //! KVM: opening it, and the registers that a vCPU starts with.
 //!
-//! One of the crate's unsafe islands, together with [`ram`] and [`snp::kernel`].
+//! One of the crate's unsafe islands, together with [`ram`], [`private`], [`snp::kernel`] and [`tdx::kernel`].
 
+#[cfg(test)]
+mod headers;
+pub mod private;
 pub mod ram;
 pub mod snp;
 mod start;
+pub mod tdx;
 
-pub use start::{prepare_vcpu, start_state};
+pub(crate) use start::set_apic_id;
+pub use start::{prepare_measured_vcpu, prepare_vcpu, start_state};
 
 use std::ffi::CString;
 use std::os::unix::ffi::OsStrExt;

@@ -1,6 +1,6 @@
 //! The registers and CPUID that a vCPU starts with: long mode, CPL 0, the kernel's entry.
 
-use kvm_bindings::{CpuId, kvm_regs, kvm_segment, kvm_sregs, kvm_xcrs};
+use kvm_bindings::{CpuId, kvm_cpuid_entry2, kvm_regs, kvm_segment, kvm_sregs, kvm_xcrs};
 use kvm_ioctls::VcpuFd;
 
 use crate::image::registers::{CODE, CR0, CR4, DATA, EFER, Registers};
@@ -100,12 +100,17 @@ fn enable_vector_state(vcpu: &VcpuFd, cpuid: &CpuId) -> Result<(), VmError> {
 
 fn with_apic_id(cpuid: &CpuId, id: u32) -> CpuId {
     let mut own = cpuid.clone();
-    for entry in own.as_mut_slice() {
-        match entry.function {
-            1 => entry.ebx = entry.ebx & 0x00ff_ffff | id << 24,
-            0xb | 0x1f => entry.edx = id,
-            _ => {}
-        }
-    }
+    own.as_mut_slice()
+        .iter_mut()
+        .for_each(|leaf| set_apic_id(leaf, id));
     own
+}
+
+/// Writes a vCPU's number where one of its leaves has it.
+pub(crate) fn set_apic_id(leaf: &mut kvm_cpuid_entry2, id: u32) {
+    match leaf.function {
+        1 => leaf.ebx = leaf.ebx & 0x00ff_ffff | id << 24,
+        0xb | 0x1f => leaf.edx = id,
+        _ => {}
+    }
 }

@@ -18,6 +18,8 @@ use cloak_manifest::model::{
 };
 use cloak_manifest::{Digest, Identity, Manifest, ManifestDigests, ManifestError, Purpose, RootKey};
 
+use crate::platform::Machine;
+
 use super::{Anchor, Environment, Network, Protected, Published, RunOptions, Volume};
 
 /// What the one who starts a context may say about it beside its manifest.
@@ -36,6 +38,8 @@ pub struct Caller {
     pub anchors: BTreeMap<String, Box<dyn Anchor>>,
     /// Files that the OS side must not read or change: of the root key, of anchors.
     pub withheld: Vec<PathBuf>,
+    /// Kind of machine.
+    pub machine: Machine,
 }
 
 /// Why a manifest can't be run like this.
@@ -45,8 +49,10 @@ pub enum StatedError {
     #[error(transparent)]
     Manifest(#[from] ManifestError),
     /// Not on this kind of machine.
-    #[error("the manifest accepts the platforms {accepted}; this is plain KVM")]
+    #[error("the manifest accepts the platforms {accepted}; this is {found}")]
     Platform {
+        /// What this is.
+        found: &'static str,
         /// What it accepts.
         accepted: String,
     },
@@ -105,6 +111,8 @@ pub struct Stated {
     pub identity: Identity,
     /// Whether the owner may start further programs, and see the context's memory.
     pub exec: bool,
+    /// What a measured launch is bound to: SHA-256 of the canonical form.
+    pub host_data: [u8; 32],
 }
 
 impl Stated {
@@ -121,6 +129,7 @@ impl Stated {
             canonical,
             exec: manifest.program.exec,
             identity: Identity::of(&shim, &digests),
+            host_data: digests.sha256.0,
         })
     }
 }
@@ -135,7 +144,7 @@ pub fn of_manifest(
     root: Option<RootKey>,
     mut caller: Caller,
 ) -> Result<RunOptions, StatedError> {
-    refuse_what_is_not_there(manifest)?;
+    refuse_what_is_not_there(manifest, &caller.machine)?;
     let program = &manifest.program;
     if !program.untrusted_args && !caller.arguments.is_empty() {
         return Err(StatedError::Arguments(caller.arguments));
@@ -154,6 +163,7 @@ pub fn of_manifest(
         },
         published: published(manifest, std::mem::take(&mut caller.published))?,
         host_root: None,
+        machine: std::mem::take(&mut caller.machine),
         withheld: std::mem::take(&mut caller.withheld),
         ..RunOptions::new(
             [OsString::from(&program.path)]
@@ -185,11 +195,21 @@ pub fn of_manifest(
     Ok(options)
 }
 
-fn refuse_what_is_not_there(manifest: &Manifest) -> Result<(), StatedError> {
+/// How a manifest names a machine: a simulated one as what it simulates.
+fn kind(machine: &Machine) -> (PlatformKind, &'static str) {
+    match machine {
+        Machine::Plain => (PlatformKind::Plain, "plain KVM"),
+        Machine::SimulatedSnp(_) => (PlatformKind::Snp, "SEV-SNP, simulated"),
+    }
+}
+
+fn refuse_what_is_not_there(manifest: &Manifest, machine: &Machine) -> Result<(), StatedError> {
     let accept = &manifest.platform.accept;
-    if !accept.contains(&PlatformKind::Plain) {
+    let (kind, found) = kind(machine);
+    if !accept.contains(&kind) {
         let names: Vec<String> = accept.iter().map(|p| format!("{p:?}").to_lowercase()).collect();
         return Err(StatedError::Platform {
+            found,
             accepted: names.join(", "),
         });
     }
@@ -348,7 +368,7 @@ pub fn of_options(options: &RunOptions, program: &std::path::Path, vcpus: usize)
             cpus: vcpus as u32,
         },
         platform: Platform {
-            accept: vec![PlatformKind::Plain],
+            accept: vec![kind(&options.machine).0],
         },
         network: StatedNetwork {
             mode: match options.network {

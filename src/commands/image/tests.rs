@@ -112,6 +112,21 @@ fn the_state_of_a_vcpu_is_the_same_on_every_product() {
     }
 }
 
+/// What the kernel writes for a further vCPU is what the first one has, as the prediction writes it.
+#[test]
+fn the_state_of_a_further_vcpu_is_as_the_first_ones() {
+    let mut page = [0; PAGE_BYTES];
+    for (offset, word) in cloak_snp::vmsa::words(0xffff_ffff_8020_1234, 0x40_0000, 7) {
+        page[offset as usize..offset as usize + 8].copy_from_slice(&word.to_le_bytes());
+    }
+    let wanted = state(Registers {
+        rip: 0xffff_ffff_8020_1234,
+        root: 0x40_0000,
+        rdi: 7,
+    });
+    assert_eq!(page, wanted.to_page());
+}
+
 #[test]
 fn more_vcpus_than_the_shim_has_room_for_are_refused() {
     for cpus in [0, 65, u32::MAX] {
@@ -157,5 +172,33 @@ fn the_simulated_launch_measures_what_is_predicted_on_every_product() {
             let predicted = embedded(Platform::Snp, vcpus).and_then(|image| image.snp_measurement(vcpus));
             assert_eq!(measured, predicted.ok(), "{product}, {vcpus} vCPUs");
         }
+    }
+}
+
+/// The same for a domain: neither vCPUs nor the page of parameters are in the MRTD.
+#[test]
+fn the_simulated_domain_measures_what_is_predicted() {
+    use cloak_host::kvm::tdx::config::SEPT_VE_DISABLE;
+    use cloak_host::kvm::tdx::{Configured, Options};
+    use cloak_sim::tdx::machine::Machine;
+
+    for vcpus in [1, 2, 8, 64] {
+        let mut machine = Machine::new(&[1; 64], [2; 32]);
+        let options = Options {
+            attributes: SEPT_VE_DISABLE,
+            vcpus,
+            mr_config_id: [4; 48],
+            parameters: Box::new([vcpus as u8; PAGE_BYTES]),
+        };
+        let image = LaunchImage::new(&Shim::embedded().expect("own"), Measuring::Tdx).expect("an image");
+        let memory = [[0, 32 << 20], [0xffff_f000, 1 << 32]];
+        Configured::new(&mut machine, image, options)
+            .and_then(Configured::init)
+            .and_then(|domain| domain.vcpus()?.back(&memory)?.add()?.finalize())
+            .expect("a launch");
+        assert_eq!(machine.module.vcpus(), vcpus);
+        let measured = machine.module.info().map(|info| Bytes48::from(info.mrtd));
+        let predicted = embedded(Platform::Tdx, vcpus).and_then(|image| image.mrtd());
+        assert_eq!(measured, predicted.ok(), "{vcpus} vCPUs");
     }
 }

@@ -5,6 +5,7 @@ use std::fs;
 use std::io;
 use std::path::PathBuf;
 
+use cloak_host::platform::Machine;
 use cloak_host::run::stated::{Caller, StatedError, of_manifest};
 use cloak_host::run::{Network, Resident, RunOptions};
 use cloak_manifest::model::{NetworkMode, Volume, VolumeKind};
@@ -67,7 +68,7 @@ pub enum Error {
 ///
 /// # Errors
 /// [`Error`].
-pub fn options(args: Args) -> Result<RunOptions, Error> {
+pub fn options(args: Args, machine: Machine) -> Result<RunOptions, Error> {
     let path = args.manifest.clone().unwrap_or_default();
     let manifest = fs::read(&path).map_err(|source| Error::File {
         path: path.clone(),
@@ -84,6 +85,7 @@ pub fn options(args: Args) -> Result<RunOptions, Error> {
         arguments: args.command,
         published: args.publish,
         withheld: args.root_key.into_iter().collect(),
+        machine,
         ..Caller::default()
     };
     for name in &manifest.program.untrusted_environment {

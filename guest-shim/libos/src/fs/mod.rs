@@ -30,6 +30,7 @@ pub(crate) mod calls_names;
 mod calls_open;
 mod calls_stat;
 mod calls_xattr;
+pub mod certificates;
 mod context;
 mod devfs;
 pub mod dirent;

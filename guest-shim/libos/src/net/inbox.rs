@@ -235,6 +235,11 @@ impl Inbox {
         self.state.lock().reset = true;
     }
 
+    /// Whether an error waits to be told.
+    pub fn is_reset(&self) -> bool {
+        self.state.lock().reset
+    }
+
     /// Nobody will read: writers get EPIPE. Gives whether something was left unread.
     pub fn close(&self) -> bool {
         let left = {

@@ -96,6 +96,14 @@ impl Providers for Libos {
         Ok(())
     }
 
+    fn attester(&self) -> Option<&'static str> {
+        crate::attest::provider()
+    }
+
+    fn report(&self, data: &[u8; cloak_abi::kcall::REPORT_DATA]) -> SysResult<(Vec<u8>, Vec<u8>)> {
+        crate::attest::report_with_certificates(data)
+    }
+
     fn cpus(&self) -> usize {
         arch::boot().vcpus as usize
     }

@@ -68,7 +68,7 @@ pub(super) const CODES: &[(u32, &str, &str)] = &[
     (0x1b, "INVALID_MDATA_ENTRY", "a metadata entry is invalid"),
     (0x1c, "INVALID_PAGE_OWNER", "a page belongs to someone else"),
     (0x1d, "AEAD_OFLOW", "a sequence number has run out"),
-    (0x1f, "RB_MODE_EXITED", "ring buffer mode was left"),
+    (0x1f, "EXIT_RING_BUFFER", "ring buffer mode was left"),
     (0x20, "RMP_INIT_REQUIRED", "the RMP is not initialised"),
     (
         0x21,
@@ -85,6 +85,11 @@ pub(super) const CODES: &[(u32, &str, &str)] = &[
         "the RMP could not be initialised",
     ),
     (0x27, "INVALID_KEY", "a key is invalid"),
+    (
+        0x28,
+        "SHUTDOWN_INCOMPLETE",
+        "the platform is still being shut down",
+    ),
 ];
 
 impl FirmwareError {
@@ -117,11 +122,7 @@ impl fmt::Display for FirmwareError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match CODES.iter().find(|(code, ..)| *code == self.0) {
             Some((code, name, meaning)) => write!(f, "firmware status {code:#x}, {name}: {meaning}"),
-            None => write!(
-                f,
-                "firmware status {:#x}, which no specification up to 1.58 names",
-                self.0
-            ),
+            None => write!(f, "firmware status {:#x}, which Cloak does not know", self.0),
         }
     }
 }

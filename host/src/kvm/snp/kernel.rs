@@ -5,12 +5,12 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::AsRawFd;
 use std::path::Path;
 
 use kvm_bindings::{
-    CpuId, KVM_X86_SNP_VM, kvm_create_guest_memfd, kvm_enable_cap, kvm_memory_attributes, kvm_sev_cmd,
-    kvm_sev_init, kvm_sev_snp_launch_finish, kvm_sev_snp_launch_start, kvm_sev_snp_launch_update,
+    CpuId, KVM_X86_SNP_VM, kvm_enable_cap, kvm_memory_attributes, kvm_sev_cmd, kvm_sev_init,
+    kvm_sev_snp_launch_finish, kvm_sev_snp_launch_start, kvm_sev_snp_launch_update,
     kvm_userspace_memory_region2, sev_cmd_id, sev_cmd_id_KVM_SEV_INIT2, sev_cmd_id_KVM_SEV_SNP_LAUNCH_FINISH,
     sev_cmd_id_KVM_SEV_SNP_LAUNCH_START, sev_cmd_id_KVM_SEV_SNP_LAUNCH_UPDATE,
 };
@@ -19,6 +19,7 @@ use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 use super::calls::{Backing, LaunchCalls, Refusal, RunCalls};
 use super::error::{At, SnpError, Step};
 use crate::image::registers::Registers;
+use crate::kvm::private::PrivateMemory;
 use crate::kvm::start;
 
 /// The security processor's device.
@@ -32,27 +33,7 @@ pub struct KvmSnp {
     cpuid: CpuId,
     /// Its vCPUs, in the order of their numbers.
     pub vcpus: Vec<VcpuFd>,
-    memory: Vec<Slot>,
-}
-
-/// What is behind one range of guest-physical memory.
-#[derive(Debug)]
-struct Slot {
-    gpa: u64,
-    len: u64,
-    shared: *mut libc::c_void,
-    private: OwnedFd,
-}
-
-// SAFETY: the mapping is plain memory of this process; the pointer is only passed to system calls.
-unsafe impl Send for Slot {}
-
-impl Drop for Slot {
-    fn drop(&mut self) {
-        // SAFETY: the mapping that `add_memory` made, of the same length. The VM that used it is closed before (the field
-        // comes first), or keeps the pages by itself.
-        unsafe { libc::munmap(self.shared, self.len as usize) };
-    }
+    memory: PrivateMemory,
 }
 
 impl KvmSnp {
@@ -71,7 +52,7 @@ impl KvmSnp {
             sev,
             cpuid: cpuid.map_err(refused).at(Step::CreateVm)?,
             vcpus: Vec::new(),
-            memory: Vec::new(),
+            memory: PrivateMemory::default(),
         })
     }
 
@@ -93,28 +74,10 @@ impl KvmSnp {
             firmware: Some(command.error),
         })
     }
-
-    fn slot(&self, gpa: u64, len: u64) -> Result<(&Slot, u64), Refusal> {
-        let inside = |slot: &&Slot| {
-            let offset = gpa.checked_sub(slot.gpa);
-            offset.is_some_and(|offset| offset.checked_add(len).is_some_and(|end| end <= slot.len))
-        };
-        let slot = self.memory.iter().find(inside);
-        let slot = slot.ok_or_else(|| io::Error::from_raw_os_error(libc::EFAULT))?;
-        Ok((slot, gpa - slot.gpa))
-    }
 }
 
 fn refused(error: kvm_ioctls::Error) -> Refusal {
     io::Error::from_raw_os_error(error.errno()).into()
-}
-
-fn checked(result: libc::c_int) -> Result<(), Refusal> {
-    if result < 0 {
-        Err(io::Error::last_os_error().into())
-    } else {
-        Ok(())
-    }
 }
 
 impl RunCalls for KvmSnp {
@@ -123,29 +86,7 @@ impl RunCalls for KvmSnp {
     }
 
     fn discard(&mut self, gpa: u64, len: u64, backing: Backing) -> Result<(), Refusal> {
-        let (slot, offset) = self.slot(gpa, len)?;
-        match backing {
-            Backing::Private => {
-                let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
-                // SAFETY: plain call on an own descriptor.
-                checked(unsafe {
-                    libc::fallocate(
-                        slot.private.as_raw_fd(),
-                        mode,
-                        offset as libc::off_t,
-                        len as libc::off_t,
-                    )
-                })
-            }
-            // SAFETY: inside the mapping, to which this process has no references.
-            Backing::Shared => checked(unsafe {
-                libc::madvise(
-                    slot.shared.wrapping_byte_add(offset as usize),
-                    len as usize,
-                    libc::MADV_DONTNEED,
-                )
-            }),
-        }
+        Ok(self.memory.discard(gpa, len, backing)?)
     }
 }
 
@@ -169,32 +110,8 @@ impl LaunchCalls for KvmSnp {
         unsafe { self.command(sev_cmd_id_KVM_SEV_SNP_LAUNCH_START, data) }
     }
 
-    fn add_memory(&mut self, mut region: kvm_userspace_memory_region2) -> Result<(), Refusal> {
-        let len = region.memory_size;
-        let memfd = kvm_create_guest_memfd {
-            size: len,
-            ..Default::default()
-        };
-        let raw = self.vm.create_guest_memfd(memfd).map_err(refused)?;
-        // SAFETY: a fresh descriptor that nobody else owns.
-        let private = unsafe { OwnedFd::from_raw_fd(raw) };
-        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
-        let access = libc::PROT_READ | libc::PROT_WRITE;
-        // SAFETY: a fresh mapping; the result is checked.
-        let shared = unsafe { libc::mmap(std::ptr::null_mut(), len as usize, access, flags, -1, 0) };
-        if shared == libc::MAP_FAILED {
-            return Err(io::Error::last_os_error().into());
-        }
-        region.userspace_addr = shared as u64;
-        region.guest_memfd = private.as_raw_fd() as u32;
-        self.memory.push(Slot {
-            gpa: region.guest_phys_addr,
-            len,
-            shared,
-            private,
-        });
-        // SAFETY: the mapping lives as long as the VM, and nobody keeps references into it.
-        unsafe { self.vm.set_user_memory_region2(region) }.map_err(refused)
+    fn add_memory(&mut self, region: kvm_userspace_memory_region2) -> Result<(), Refusal> {
+        Ok(self.memory.add(&self.vm, region)?)
     }
 
     fn update(&mut self, data: &mut kvm_sev_snp_launch_update, source: &mut [u8]) -> Result<(), Refusal> {

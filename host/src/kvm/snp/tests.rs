@@ -1,10 +1,10 @@
 use std::fmt::Write as _;
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::path::Path;
 
 use super::calls::{Backing, Refusal};
 use super::*;
 use crate::image::registers::Registers;
+use crate::kvm::headers;
 
 /// Writes each call down, and refuses as it is told to.
 #[derive(Debug, Default)]
@@ -374,62 +374,39 @@ fn what_no_firmware_takes_is_refused_before_it_is_asked() {
     }
 }
 
-/// Names and numbers of the firmware's statuses, against the kernel's header. Older headers know fewer.
+/// Names and numbers of the firmware's statuses, against the kernel's headers. Older headers know fewer.
 #[test]
-fn statuses_are_those_of_the_kernels_header() {
-    let Ok(header) = std::fs::read_to_string("/usr/include/linux/psp-sev.h") else {
-        crate::skipped::skip("no linux/psp-sev.h here");
-        return;
-    };
-    let (mut next, mut compared) = (0, 0);
-    for line in header.lines() {
-        let Some(name) = line.trim().strip_prefix("SEV_RET_") else {
+fn statuses_are_those_of_the_kernels_headers() {
+    let mut most = None;
+    for include in headers::folders() {
+        let Ok(text) = std::fs::read_to_string(include.join("linux/psp-sev.h")) else {
             continue;
         };
-        let (name, value) = name.trim_end_matches(',').split_once('=').unwrap_or((name, ""));
-        let name = name.trim().trim_end_matches(',');
-        let value = value.trim();
-        let code = match value.strip_prefix("0x") {
-            Some(hex) => u32::from_str_radix(hex, 16).expect("hexadecimal"),
-            None => value.parse::<i64>().map_or(next, |n| n as u32),
-        };
-        next = code.wrapping_add(1);
-        if let Some((ours, ..)) = firmware::CODES.iter().find(|(_, n, _)| *n == name) {
-            assert_eq!(*ours, code, "{name}");
-            compared += 1;
+        let word = |c: char| c.is_ascii_alphanumeric() || c == '_';
+        let words: Vec<_> = text.split(|c| !word(c)).collect();
+        let mut c = headers::Asserted::including(&["linux/psp-sev.h"]);
+        let mut compared = 0;
+        for (code, name, _) in firmware::CODES {
+            let name = format!("SEV_RET_{name}");
+            if words.contains(&&*name) {
+                c.equal(&name, *code);
+                compared += 1;
+            }
         }
+        c.check(&include);
+        most = most.max(Some(compared));
     }
-    assert!(compared >= 24, "only {compared} statuses found");
-}
-
-macro_rules! layout {
-    ($out:ident, $($name:ident { $($field:ident as $c:literal),* })*) => {$(
-        writeln!($out, "_Static_assert(sizeof(struct {0}) == {1}, \"{0}\");",
-            stringify!($name), size_of::<kvm_bindings::$name>()).expect("a string");
-        $(writeln!($out, "_Static_assert(__builtin_offsetof(struct {}, {}) == {}, \"{}\");",
-            stringify!($name), $c, std::mem::offset_of!(kvm_bindings::$name, $field), $c).expect("a string");)*
-    )*};
-}
-
-/// The headers to compare with: CLOAK_KERNEL_HEADERS, else the machine's.
-fn headers() -> PathBuf {
-    std::env::var_os("CLOAK_KERNEL_HEADERS").map_or_else(|| "/usr/include".into(), PathBuf::from)
+    match most {
+        Some(compared) => assert!(compared >= 24, "only {compared} statuses found"),
+        None => crate::skipped::skip("no linux/psp-sev.h here"),
+    }
 }
 
 /// Structures and numbers, by a C compiler, against the kernel's headers.
 #[test]
 fn structures_are_those_of_the_kernels_headers() {
-    let include = headers();
-    let asm = ["x86_64-linux-gnu/asm/kvm.h", "asm/kvm.h"].map(|file| include.join(file));
-    let text = asm.iter().find_map(|file| std::fs::read_to_string(file).ok());
-    if !text.is_some_and(|text| text.contains("KVM_SEV_SNP_LAUNCH_FINISH")) {
-        crate::skipped::skip(
-            "no kernel headers of 6.11 or later (set CLOAK_KERNEL_HEADERS to their include folder)",
-        );
-        return;
-    }
-    let mut c = String::from("#include <linux/kvm.h>\n");
-    layout! { c,
+    let mut c = headers::Asserted::including(&["linux/kvm.h", "linux/kvm_para.h"]);
+    headers::layout! { c, kvm_bindings,
         kvm_sev_cmd { id as "id", data as "data", error as "error", sev_fd as "sev_fd" }
         kvm_sev_init { vmsa_features as "vmsa_features", flags as "flags", ghcb_version as "ghcb_version" }
         kvm_sev_snp_launch_start { policy as "policy", gosvw as "gosvw", flags as "flags" }
@@ -470,6 +447,7 @@ fn structures_are_those_of_the_kernels_headers() {
         ("KVM_SEV_SNP_PAGE_TYPE_CPUID", KVM_SEV_SNP_PAGE_TYPE_CPUID),
         ("KVM_X86_SNP_VM", kvm_bindings::KVM_X86_SNP_VM),
         ("KVM_CAP_EXIT_HYPERCALL", KVM_CAP_EXIT_HYPERCALL),
+        ("KVM_HC_MAP_GPA_RANGE", KVM_HC_MAP_GPA_RANGE as u32),
         ("KVM_MEM_GUEST_MEMFD", KVM_MEM_GUEST_MEMFD),
         ("KVM_MEMORY_ATTRIBUTE_PRIVATE", KVM_MEMORY_ATTRIBUTE_PRIVATE),
         ("KVM_MEMORY_ENCRYPT_OP", 0xc008_aeba),
@@ -477,26 +455,11 @@ fn structures_are_those_of_the_kernels_headers() {
         ("KVM_SET_MEMORY_ATTRIBUTES", 0x4020_aed2),
         ("KVM_CREATE_GUEST_MEMFD", 0xc040_aed4),
     ] {
-        writeln!(c, "_Static_assert({name} == {value}u, \"{name}\");").expect("a string");
+        c.equal(name, value);
     }
-    let folder = tempfile::tempdir().expect("a folder");
-    let file = folder.path().join("layout.c");
-    std::fs::write(&file, c).expect("a file");
-    let built = Command::new("cc")
-        .arg("-I")
-        .arg(&include)
-        .args(["-fsyntax-only", "-Werror"])
-        .arg(&file)
-        .output();
-    let Ok(built) = built else {
-        crate::skipped::skip("no C compiler here");
-        return;
-    };
-    assert!(
-        built.status.success(),
-        "{}",
-        String::from_utf8_lossy(&built.stderr)
-    );
+    for include in headers::knowing("KVM_SEV_SNP_LAUNCH_FINISH") {
+        c.check(&include);
+    }
 }
 
 /// The sizes that the kernel reads, from its sources: 6.11 and later. One of the libraries has a shorter last one, by

@@ -46,6 +46,7 @@ pub fn root() -> Arc<dyn Source> {
                 "kernel",
                 Fixed::default()
                     .with("cloak", cloak())
+                    .with("config", super::tsm::config())
                     .with("mm", mm.done())
                     .done(),
             )

@@ -163,7 +163,10 @@ impl UnixSocket {
             }
             peer.inbox.end();
         }
-        // Connections that nobody accepted end as `state` goes.
+        for waiting in state.listener.into_iter().flat_map(|l| l.waiting) {
+            // Nobody accepted it.
+            waiting.end(true);
+        }
     }
 }
 
@@ -221,6 +224,7 @@ impl File for UnixSocket {
                 read | if room { WRITE } else { 0 }
                     | if hung { ready::RDHUP } else { 0 }
                     | if gone { ready::HUP } else { 0 }
+                    | if self.inbox.is_reset() { ready::ERR } else { 0 }
             }
         }
     }
