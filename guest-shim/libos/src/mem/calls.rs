@@ -137,7 +137,10 @@ fn mmap(a: &Args) -> SysResult {
     let populate = flags & MAP_POPULATE != 0;
     if place == Place::Fixed {
         // What is replaced makes room.
-        let within = space::current().lock().areas.within(a.u64(0), a.u64(0).saturating_add(len));
+        let within = space::current()
+            .lock()
+            .areas
+            .within(a.u64(0), a.u64(0).saturating_add(len));
         check_limit(len - within.iter().map(|(s, e)| e - s).sum::<u64>().min(len))?;
     } else {
         check_limit(len)?;
@@ -235,7 +238,11 @@ fn mremap(a: &Args) -> SysResult {
     {
         return Err(Errno::EINVAL);
     }
-    check_limit(if keeps { new_len } else { new_len.saturating_sub(old_len) })?;
+    check_limit(if keeps {
+        new_len
+    } else {
+        new_len.saturating_sub(old_len)
+    })?;
     let mut space = space::current().lock();
     let (area_start, area) = space.areas.find(old).ok_or(Errno::EFAULT)?;
     let (area_end, shared, protection) = (area.end, area.shared, area.protection);

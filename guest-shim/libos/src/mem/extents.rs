@@ -327,7 +327,13 @@ mod tests {
         let again = extents.take(2 * FRAMES).expect("the first two");
         assert_eq!(again, Run { gpa: 0, dirty: true });
         let fresh = extents.take(5 * FRAMES).expect("the last five");
-        assert_eq!(fresh, Run { gpa: 3 * LARGE, dirty: false });
+        assert_eq!(
+            fresh,
+            Run {
+                gpa: 3 * LARGE,
+                dirty: false
+            }
+        );
         assert_eq!(extents.usage(), (7 * FRAMES as u64 + 1, 8 * FRAMES as u64));
     }
 

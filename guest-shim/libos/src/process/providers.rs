@@ -119,7 +119,10 @@ impl Providers for Libos {
     fn unmap_pages(&self, pages: &Arc<PageCache>, first: u64, last: u64, and_copies: bool) {
         for process in family::all() {
             // Failures leave pages mapped that are nobody's; there is no one to tell.
-            let _ = process.space().lock().forget_pages(pages, first, last, and_copies);
+            let _ = process
+                .space()
+                .lock()
+                .forget_pages(pages, first, last, and_copies);
         }
     }
 
