@@ -59,8 +59,8 @@ test-suites: build
 	$(CARGO) build --release --locked --package cloak-broker
 	tests/suites/run; verdict=$$?; $(MAKE) compat-table && exit $$verdict
 
-# Suites that nobody here wrote. Results are kept in target/test-suites/compat; a unit with results is not run again,
-# unless COMPAT_AGAIN is set, so that a run that was stopped goes on where it was.
+# Suites that nobody here wrote. Results are kept in target/test-suites/compat; a unit with results is not run again, so
+# that a run that was stopped goes on where it was. COMPAT_AGAIN=differences runs what differed again, another value all.
 compat: program
 	scripts/install-test-packages --suites
 	tests/suites/run nix mio tokio redis cpython; verdict=$$?; $(MAKE) compat-table && exit $$verdict

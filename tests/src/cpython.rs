@@ -16,7 +16,7 @@ use std::time::Duration;
 /// The longest module takes a minute alone on this kind of machine.
 const MODULE: Duration = Duration::from_secs(900);
 /// A run of a few tests again.
-const AGAIN: Duration = Duration::from_secs(180);
+const AGAIN: Duration = Duration::from_secs(900);
 
 /// How often a module is taken up again after a test that ended its process.
 const RESTARTS: usize = 8;

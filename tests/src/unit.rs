@@ -34,13 +34,21 @@ pub fn run_both_ways(unit: &dyn Unit, launcher: &Launcher, known: &[Known]) -> R
     let cloaked = unit.run(launcher, &native);
     let mut runs = Runs { native, cloaked };
     for _ in 0..CHANCES {
-        let comparison = Comparison::of(&unit.prefix(), &runs, known);
-        let suspects: Vec<String> = comparison.new.into_iter().map(|(test, _, _)| test).collect();
-        if suspects.is_empty() || suspects.len() > SUSPECTS {
+        if !another_chance(unit, launcher, known, &mut runs) {
             break;
         }
-        runs.native.extend(unit.again(&suspects, &Launcher::Native));
-        runs.cloaked.extend(unit.again(&suspects, launcher));
     }
     runs
+}
+
+/// Runs what differs and is not known again, both ways; false when there was nothing to run.
+pub fn another_chance(unit: &dyn Unit, launcher: &Launcher, known: &[Known], runs: &mut Runs) -> bool {
+    let comparison = Comparison::of(&unit.prefix(), runs, known);
+    let suspects: Vec<String> = comparison.new.into_iter().map(|(test, _, _)| test).collect();
+    if suspects.is_empty() || suspects.len() > SUSPECTS {
+        return false;
+    }
+    runs.native.extend(unit.again(&suspects, &Launcher::Native));
+    runs.cloaked.extend(unit.again(&suspects, launcher));
+    true
 }

@@ -28,5 +28,9 @@ rust_suite() {
         tell "$suite: $2 is built" 1 "$scratch/cargo"
         return
     fi
+    # What there is to run, for the table.
+    local records=target/test-suites/compat/$suite
+    mkdir -p "$records" && touch "$records/all"
+    printf '%s\n' "${binaries[@]%%=*}" | sort -u -o "$records/all" - "$records/all"
     target/release/compat libtest "$suite" "$folder" "${binaries[@]}"
 }
