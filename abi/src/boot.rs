@@ -62,10 +62,24 @@ pub struct ContextBlock {
     pub config_len: u64,
     /// Frequency of the guest's time-stamp counter, kHz.
     pub tsc_khz: u64,
-    /// Platform the monitor says this is (0 plain). The shim checks what it can.
-    pub platform: u64,
+    /// Which [`platform`] this is. Where the launch is measured the kernel writes this block, and it is so.
+    pub platform: u32,
+    /// Number of the bit of [`LaunchBlock::private`], where the machine has such a bit, else 0.
+    pub private_bit: u32,
     /// Identity of the context: what shim and manifest it is of (`cloak_manifest::Identity`, SHA-384).
     pub identity: [u8; 48],
+}
+
+impl ContextBlock {
+    /// What is set in each entry of a page table that leads to private memory.
+    #[must_use]
+    pub const fn private(&self) -> u64 {
+        if self.private_bit == 0 {
+            0
+        } else {
+            1 << (self.private_bit & 63)
+        }
+    }
 }
 
 /// Platforms whose hardware measures the launch, as [`LaunchBlock::platform`] and [`ContextBlock::platform`] name them.
@@ -76,6 +90,30 @@ pub mod platform {
     pub const SNP: u64 = 1;
     /// Intel TDX.
     pub const TDX: u64 = 2;
+}
+
+/// "CLOAKPP1", little endian.
+pub const PARAMETERS_MAGIC: u64 = u64::from_le_bytes(*b"CLOAKPP1");
+
+/// At [`crate::layout::PARAMETERS_GPA`]: what differs from run to run where the launch is measured. The host's word. It has
+/// no address in it, so that nothing in it can overlap anything.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct Parameters {
+    /// [`PARAMETERS_MAGIC`].
+    pub magic: u64,
+    /// [`crate::VERSION`].
+    pub version: u64,
+    /// Bytes of RAM: those below the hole, then those behind it. A multiple of [`crate::layout::LARGE`].
+    pub memory: u64,
+    /// Number of vCPUs.
+    pub vcpus: u64,
+    /// Frequency of the time-stamp counter, kHz.
+    pub tsc_khz: u64,
+    /// Bytes of the configuration, which is at [`crate::layout::CONFIG_GPA`].
+    pub config_len: u64,
+    /// What the host says that the identity of the context is.
+    pub identity: [u8; 48],
 }
 
 /// Most loadable parts of the libos.
@@ -157,4 +195,5 @@ crate::tripwire!(
 );
 crate::tripwire!(size_of::<LibosHeader>() == 72, "LibosHeader");
 crate::tripwire!(size_of::<PartBlock>() == 40, "PartBlock");
+crate::tripwire!(size_of::<Parameters>() == 96, "Parameters");
 crate::tripwire!(size_of::<LaunchBlock>() == 232, "LaunchBlock");

@@ -3,6 +3,8 @@
 //! A sequence of records: `u32 tag | u32 length | bytes`, padded to 4 bytes, in any order, lists by
 //! repetition. Numbers are little-endian u64. An unknown tag is an error: both ends are of one build.
 
+use core::net::{IpAddr, SocketAddr};
+
 use crate::anchor::{ANCHORS, MARK_WORDS};
 
 macro_rules! tags {
@@ -59,6 +61,12 @@ tags! {
     /// One more process ([`crate::exec`]; never in the first configuration): u64 [`crate::exec::exec_flags`], u64 ticket of
     /// its streams ([`crate::hostop::HostOp::Streams`]), u64 rows, u64 columns of its terminal.
     Exec = 18,
+    /// A port of a private network that the host publishes: a [`Published`].
+    Published = 19,
+    /// A server of names that a private network reaches: its address, 4 or 16 bytes.
+    NameServer = 20,
+    /// Further lines of the host's `/etc/resolv.conf`.
+    Resolver = 21,
 }
 
 /// Bits of a mount.
@@ -85,6 +93,58 @@ pub mod run_flags {
     pub const NO_NETWORK: u64 = 4;
     /// The owner may start further processes ([`crate::exec`]).
     pub const EXEC: u64 = 8;
+    /// The context has a network of its own: what is said on it stays inside, but for connections that the program makes to
+    /// others, and for ports that are published.
+    pub const PRIVATE_NETWORK: u64 = 16;
+}
+
+/// A published port. Layout: u16 IP protocol (6 or 17), u16 port in the guest, u16 port of the host, then the host's address, 4 or
+/// 16 bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Published {
+    /// Whether it is one of UDP; else of TCP.
+    pub datagrams: bool,
+    /// In the guest.
+    pub port: u16,
+    /// On the host.
+    pub host: SocketAddr,
+}
+
+const TCP: u16 = 6;
+const UDP: u16 = 17;
+
+impl Published {
+    /// Parses the value of a [`Tag::Published`] record.
+    ///
+    /// # Errors
+    /// [`ConfigError::Size`] for what is none.
+    pub fn parse(value: &[u8]) -> Result<Self, ConfigError> {
+        let bad = ConfigError::Size(Tag::Published);
+        let (head, host) = value.split_first_chunk::<6>().ok_or(bad)?;
+        let [protocol, port, host_port] =
+            [[head[0], head[1]], [head[2], head[3]], [head[4], head[5]]].map(u16::from_le_bytes);
+        let datagrams = match protocol {
+            TCP => false,
+            UDP => true,
+            _ => return Err(bad),
+        };
+        if port == 0 || host_port == 0 {
+            return Err(bad);
+        }
+        Ok(Self {
+            datagrams,
+            port,
+            host: SocketAddr::new(ip_address(host).ok_or(bad)?, host_port),
+        })
+    }
+}
+
+/// An IP address of 4 or 16 bytes.
+#[must_use]
+pub fn ip_address(bytes: &[u8]) -> Option<IpAddr> {
+    let four = <[u8; 4]>::try_from(bytes).map(IpAddr::from);
+    four.or_else(|_| <[u8; 16]>::try_from(bytes).map(IpAddr::from))
+        .ok()
 }
 
 /// A protected volume. Layout: u32 host mount index, u32 [`mount_flags`], u32 anchor (0 none, 1 it has seen the mark, 2
@@ -338,6 +398,26 @@ impl Writer {
         self.put(Tag::Segment, &value)
     }
 
+    /// Appends one IP address.
+    pub fn ip_address(&mut self, tag: Tag, address: IpAddr) -> &mut Self {
+        match address {
+            IpAddr::V4(address) => self.put(tag, &address.octets()),
+            IpAddr::V6(address) => self.put(tag, &address.octets()),
+        }
+    }
+
+    /// Appends one published port.
+    pub fn published(&mut self, published: &Published) -> &mut Self {
+        let protocol = if published.datagrams { UDP } else { TCP };
+        let numbers = [protocol, published.port, published.host.port()];
+        let mut value: alloc::vec::Vec<u8> = numbers.iter().flat_map(|n| n.to_le_bytes()).collect();
+        match published.host.ip() {
+            IpAddr::V4(address) => value.extend(address.octets()),
+            IpAddr::V6(address) => value.extend(address.octets()),
+        }
+        self.put(Tag::Published, &value)
+    }
+
     /// The finished bytes.
     #[must_use]
     pub fn finish(self) -> alloc::vec::Vec<u8> {
@@ -413,6 +493,32 @@ mod tests {
             assert!(measured_link(&values[1][..cut]).is_err(), "{cut}");
         }
         assert!(measured_link(&[0, 0, 0, 0, b'x']).is_err(), "no path");
+    }
+
+    #[test]
+    fn published_ports_round_trip_and_cut_ones_are_refused() {
+        for (datagrams, host) in [(false, "127.0.0.1:8080"), (true, "[::]:53")] {
+            let published = Published {
+                datagrams,
+                port: 80,
+                host: host.parse().expect("an address"),
+            };
+            let mut w = Writer::default();
+            w.published(&published);
+            let bytes = w.finish();
+            let (tag, value) = Records::new(&bytes).next().expect("one").expect("well formed");
+            assert_eq!(tag, Tag::Published);
+            assert_eq!(Published::parse(value), Ok(published));
+            for cut in 0..value.len() {
+                assert!(
+                    Published::parse(&value[..cut]).is_err() || cut == 10,
+                    "an IPv6 address cut to 4 bytes is one of IPv4: {cut}"
+                );
+            }
+            let mut other = value.to_vec();
+            other[0] = 1;
+            assert!(Published::parse(&other).is_err(), "another protocol");
+        }
     }
 
     #[test]

@@ -42,10 +42,21 @@ pub enum Kcall {
     /// RDI = address space, or [`ALL_SPACES`]: let every vCPU on which it is current forget its translations before
     /// returning.
     Shoot = 10,
+    /// RDI = guest-physical address, a multiple of [`crate::layout::LARGE`]: accept so much memory from there on as the guest's.
+    /// Its content is anything then. Once for each address, and only where [`crate::boot::ContextBlock::platform`] is not
+    /// plain.
+    Accept = 11,
+    /// A report by the machine's security processor, over the [`REPORT_DATA`] bytes at the start of the vCPU's `ops`, where
+    /// the report is left, too. RDI = 1: with certificates, at [`crate::layout::CERTIFICATES_GPA`], which are the host's
+    /// word. Result: bytes of the report.
+    Report = 12,
 }
 
+/// Bytes that a report is over.
+pub const REPORT_DATA: usize = 64;
+
 /// Number of kernel calls.
-pub const KCALLS: u64 = 11;
+pub const KCALLS: u64 = 13;
 
 /// Why a kernel call failed; the result register holds its negative.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -61,6 +72,10 @@ pub enum KcallError {
     Tables = 4,
     /// The address space is current on another vCPU.
     Busy = 5,
+    /// This platform has nothing of the kind.
+    Absent = 6,
+    /// The platform refused, or did not answer as it must. It will not answer again.
+    Platform = 7,
 }
 
 /// Most address spaces at a time. Number 0 is the one that the first vCPU starts in; it is never freed.

@@ -11,6 +11,7 @@
 //! ...          for each context: its page-table pool, then its frames (3 GiB..4 GiB is a hole)
 //! ...          segments that contexts share
 //! 0xffff_f000  where the launch is measured: the page with the reset vector
+//! 0x3f_ff00_0000  where the launch is measured: what kernel and hypervisor tell each other, and the configuration
 //! 0x40_0000_0000  shared regions, one for each context: the only memory that both sides read and write
 //! ```
 //!
@@ -60,6 +61,26 @@ pub const KERNEL_GPA: u64 = LARGE;
 /// Guest-physical address of the first context's shared region; those of the others follow it.
 pub const SHARED_GPA: u64 = 0x40_0000_0000;
 
+/// Measured launches: memory that the guest shares with the hypervisor itself, not with an OS service. A large page of
+/// what the kernel alone reaches, then what its context reads, too.
+pub const PLATFORM_GPA: u64 = SHARED_GPA - PLATFORM_LEN;
+/// Bytes of it.
+pub const PLATFORM_LEN: u64 = 16 << 20;
+/// SNP: the GHCB pages, one for each vCPU.
+pub const GHCBS_GPA: u64 = PLATFORM_GPA;
+/// SNP: the page of requests to the security processor, and behind it the page of responses.
+pub const MESSAGES_GPA: u64 = GHCBS_GPA + MAX_VCPUS as u64 * PAGE;
+/// SNP: where the hypervisor leaves the certificates to a report.
+pub const CERTIFICATES_GPA: u64 = PLATFORM_GPA + LARGE;
+/// Most bytes of those.
+pub const CERTIFICATES_LEN: u64 = 256 << 10;
+/// Where the hypervisor leaves the configuration ([`crate::config`]), to the end of the region.
+pub const CONFIG_GPA: u64 = PLATFORM_GPA + 2 * LARGE;
+/// Most bytes of it.
+pub const CONFIG_LEN: u64 = PLATFORM_GPA + PLATFORM_LEN - CONFIG_GPA;
+/// Measured launches: what the measured page tables map of the window, from address 0 on.
+pub const LAUNCH_WINDOW: u64 = 1 << 30;
+
 /// Kernel image: guest-virtual = this + (gpa - [`KERNEL_GPA`]).
 pub const KERNEL_VA: u64 = 0xffff_ffff_8020_0000;
 /// The kernel's window on all of guest-physical RAM (supervisor only).
@@ -105,6 +126,9 @@ pub const fn monitor_port(index: u32) -> u16 {
 /// Last port that any context uses.
 pub const LAST_PORT: u16 = monitor_port(MAX_CONTEXTS as u32 - 1) + 3;
 
+/// The port by which a kernel on simulated hardware reaches it ([`crate::sim`]).
+pub const SIM_PORT: u16 = 0x500;
+
 /// The interrupt vector that the monitor injects to make a vCPU look at its state.
 pub const KICK_VECTOR: u8 = 0x20;
 
@@ -135,8 +159,8 @@ crate::tripwire!(
     "page tables of a measured launch below the kernel"
 );
 crate::tripwire!(
-    MAX_RAM + (HOLE_END - HOLE_START) <= SHARED_GPA,
-    "RAM below the shared region"
+    MAX_RAM + (HOLE_END - HOLE_START) <= PLATFORM_GPA,
+    "RAM below the shared regions"
 );
 
 #[cfg(test)]

@@ -13,6 +13,8 @@
 //! | [`kcall`] | libos → kernel | kernel calls and page-table operations |
 //! | [`vcpu`] | kernel ↔ libos | one page per vCPU: upcall frame, operations, state |
 //! | [`ring`] | libos ↔ OS service, monitor | shared region: queues, slots, events, signals |
+//! | [`sim`] | kernel → simulated hardware | what an instruction does on real hardware |
+//! | [`stop`] | kernel → monitor | why the kernel stops |
 //! | [`hostop`] | libos ↔ OS service | operation numbers and their arguments |
 //!
 //! A layout that changes here changes [`VERSION`] and the golden file `abi/golden/layout.txt`.
@@ -30,10 +32,12 @@ pub mod hostop;
 pub mod kcall;
 pub mod layout;
 pub mod ring;
+pub mod sim;
+pub mod stop;
 pub mod vcpu;
 
 /// Version of everything in this crate. Both sides refuse another one.
-pub const VERSION: u32 = 10;
+pub const VERSION: u32 = 11;
 
 /// Asserts a size at compile time, with the reason when it no longer holds.
 #[macro_export]

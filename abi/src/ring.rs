@@ -28,6 +28,8 @@ use core::sync::atomic::{AtomicI64, AtomicU32, AtomicU64};
 
 /// "CLOAKSH1", little endian.
 pub const SHARED_MAGIC: u64 = u64::from_le_bytes(*b"CLOAKSH1");
+/// Distance of the bits of [`SharedHeader::signals`] for what was typed at the terminal from those for what was sent.
+pub const TYPED: u32 = 32;
 /// Number of request slots.
 pub const SLOTS: usize = 256;
 /// Buffer bytes of each slot.
@@ -59,8 +61,8 @@ pub struct SharedHeader {
     pub version: AtomicU32,
     /// 1 while the OS service sleeps and needs the doorbell.
     pub service_asleep: AtomicU32,
-    /// Signals that arrived at the monitor for the program, bit `n - 1` for signal `n`. The guest takes
-    /// them with an exchange.
+    /// Signals that arrived at the monitor for the program, bit `n - 1` for signal `n`, and [`TYPED`] above that for one that the
+    /// terminal sent to all of its foreground. The guest takes them with an exchange.
     pub signals: AtomicU64,
     /// Written by the libos before it ends the VM: [`exit_status`] encoding.
     pub exit_status: AtomicU64,

@@ -8,13 +8,17 @@ use std::mem::{offset_of, size_of};
 use std::path::Path;
 
 use cloak_abi::anchor::{self, AnchorPage, AnchorSlot};
-use cloak_abi::boot::{self, BootBlock, ContextBlock, LaunchBlock, LibosHeader, PartBlock, platform};
+use cloak_abi::boot::{
+    self, BootBlock, ContextBlock, LaunchBlock, LibosHeader, Parameters, PartBlock, platform,
+};
 use cloak_abi::config::{Tag, mount_flags, run_flags};
 use cloak_abi::exec::{self, ExecPage, ExecSlot, exec_flags};
 use cloak_abi::hostop::{self, HostOp, resolve};
 use cloak_abi::kcall::{self, Kcall, KcallError, PageOp, PageOpKind};
 use cloak_abi::layout;
 use cloak_abi::ring::{self, EventPage, QueuePage, SharedHeader, Slot, Stat, exit_status};
+use cloak_abi::sim::{self, SimCall};
+use cloak_abi::stop::Stop;
 use cloak_abi::vcpu::{self, MonitorCall, VcpuBlock, VcpuState};
 
 /// Offset and size of each field. The pattern makes a field that is missing here an error of the compiler;
@@ -65,26 +69,28 @@ fn describe() -> String {
 fn constants(out: &mut String) {
     constants!(
         out, layout: PAGE, LARGE, MAX_VCPUS, MAX_RAM, MIN_RAM, HOLE_START, HOLE_END, BOOT_GPA, ROOT_GPA,
-        SECRETS_GPA, CPUID_GPA, PARAMETERS_GPA, LAUNCH_TABLES_GPA, LAUNCH_TABLES, RESET_GPA, KERNEL_GPA, SHARED_GPA, KERNEL_VA, KERNEL_PHYS_VA, LIBOS_SLOT, LIBOS_BASE, LIBOS_END, LIBOS_IMAGE_MAX,
+        SECRETS_GPA, CPUID_GPA, PARAMETERS_GPA, LAUNCH_TABLES_GPA, LAUNCH_TABLES, RESET_GPA, KERNEL_GPA, PLATFORM_GPA,
+        PLATFORM_LEN, GHCBS_GPA, MESSAGES_GPA, CERTIFICATES_GPA, CERTIFICATES_LEN, CONFIG_GPA, CONFIG_LEN, LAUNCH_WINDOW, SIM_PORT, SHARED_GPA, KERNEL_VA, KERNEL_PHYS_VA, LIBOS_SLOT, LIBOS_BASE, LIBOS_END, LIBOS_IMAGE_MAX,
         LIBOS_VCPU_VA, LIBOS_SHARED_VA, LIBOS_PHYS_VA, USER_MIN, USER_END, MAX_CONTEXTS, MAX_SEGMENTS, LAST_PORT, KICK_VECTOR
     );
     constants!(out, anchor: MARK_WORDS, ANCHORS);
-    constants!(out, boot: BOOT_MAGIC, LAUNCH_MAGIC, LIBOS_MAGIC, MAX_PARTS);
+    constants!(out, boot: BOOT_MAGIC, LAUNCH_MAGIC, PARAMETERS_MAGIC, LIBOS_MAGIC, MAX_PARTS);
     constants!(out, platform: PLAIN, SNP, TDX);
+    constants!(out, sim: UNCHANGED);
     constants!(out, vcpu: MAX_OPS);
     constants!(
-        out, kcall: KCALLS, MAX_SPACES, ALL_SPACES, PTE_P, PTE_W, PTE_U, PTE_A, PTE_D, PTE_PS, PTE_SHARED, PTE_SOFT, PTE_NX, PTE_ADDR,
+        out, kcall: KCALLS, REPORT_DATA, MAX_SPACES, ALL_SPACES, PTE_P, PTE_W, PTE_U, PTE_A, PTE_D, PTE_PS, PTE_SHARED, PTE_SOFT, PTE_NX, PTE_ADDR,
         PTE_ALLOWED
     );
     constants!(
-        out, ring: SHARED_MAGIC, SLOTS, BUFFER, QUEUE, EVENTS, QUEUES_AT, QUEUE_PAGE, EVENTS_AT, SLOTS_AT,
+        out, ring: SHARED_MAGIC, TYPED, SLOTS, BUFFER, QUEUE, EVENTS, QUEUES_AT, QUEUE_PAGE, EVENTS_AT, SLOTS_AT,
         BUFFERS_AT, SHARED_LEN, STATS
     );
     constants!(out, exit_status: PANIC);
     constants!(out, hostop: ROOT_FD, MAX_MOUNTS, MAX_IO, PATH_MAX, ADDR_MAX, CONTROL_MAX);
     constants!(out, resolve: ROOTED, COMPONENT);
     constants!(out, mount_flags: READ_ONLY, MEMORY, MEASURED, OVERLAY, CIPHERTEXT);
-    constants!(out, run_flags: TRACE, NO_PATCH, NO_NETWORK, EXEC);
+    constants!(out, run_flags: TRACE, NO_PATCH, NO_NETWORK, EXEC, PRIVATE_NETWORK);
     constants!(out, exec: EXECS, MESSAGE_WORDS, HEAD_LEN, REQUEST_MAX, LEN);
     constants!(out, exec_flags: TERMINAL);
 }
@@ -103,6 +109,18 @@ fn structures(out: &mut String) {
             root,
             end,
             libos
+        }
+    );
+    structure!(
+        out,
+        Parameters {
+            magic,
+            version,
+            memory,
+            vcpus,
+            tsc_khz,
+            config_len,
+            identity
         }
     );
     structure!(
@@ -144,6 +162,7 @@ fn structures(out: &mut String) {
             config_len,
             tsc_khz,
             platform,
+            private_bit,
             identity
         }
     );
@@ -270,18 +289,24 @@ fn structures(out: &mut String) {
 
 fn numbers(out: &mut String) {
     variants!(
-        out, Kcall: PageOps, Flush, Kick, Start, Exit, SyscallMode, SpaceNew, SpaceSwitch, SpaceFree, SpaceCopy, Shoot
+        out, Kcall: PageOps, Flush, Kick, Start, Exit, SyscallMode, SpaceNew, SpaceSwitch, SpaceFree, SpaceCopy, Shoot, Accept, Report
     );
-    variants!(out, KcallError: Invalid, Address, Frame, Tables, Busy);
+    variants!(out, KcallError: Invalid, Address, Frame, Tables, Busy, Absent, Platform);
     variants!(out, PageOpKind: Map, Unmap, Protect, Shoot, Clean);
     variants!(out, VcpuState: Offline, Running, Polling, Halted);
+    variants!(out, SimCall: Pvalidate, RmpAdjust, VmgExit);
+    out.push_str("\nenum Stop\n");
+    for stop in Stop::ALL {
+        writeln!(out, "  {:>3} {stop:?}", *stop as u8).unwrap();
+    }
     variants!(out, MonitorCall: Halt, Kick, Start, Exit, Panic, Anchor, Ended);
     variants!(
         out, Stat: Calls, Trapped, Forwarded, Exceptions, Kcalls, Interrupts, Patched, Switches, Halts, Faults,
         Doorbells, Signals, Entered, Frames, HostFiles, Threads
     );
     variants!(
-        out, Tag: Program, Arg, Env, Cwd, Mount, Ids, HostName, Flags, MaxFiles, Seed, Stdio, Umask, Protected, Manifest, File, Link, Segment, Exec
+        out, Tag: Program, Arg, Env, Cwd, Mount, Ids, HostName, Flags, MaxFiles, Seed, Stdio, Umask, Protected, Manifest, File, Link, Segment, Exec, Published,
+            NameServer, Resolver
     );
 }
 

@@ -42,13 +42,10 @@ pub fn postgresql(world: &World, peer: &Peer) -> Result<Vec<Figure>, MeasureErro
         "-c".into(),
         "listen_addresses=127.0.0.1".into(),
     ];
-    let mut case = as_owner(&program("postgres")?)
+    let case = as_owner(peer, &program("postgres")?)
         .args(settings)
         .volume(own.path())
         .memory("2G");
-    if is_root() {
-        case = case.option("--user").option(USER);
-    }
     let mut started = peer.start(&case)?;
     let server = Server::attach(started.running.take().expect("it was just started"), port)?;
     let port = port.to_string();
@@ -81,14 +78,13 @@ pub fn prepare(folder: &Path) -> Result<PathBuf, MeasureError> {
     if is_root() {
         succeeds("chown", Command::new("chown").arg(USER).arg(folder))?;
     }
-    let initdb =
-        as_owner(&program("initdb")?)
-            .arg("-D")
-            .arg(&data)
-            .args(["-A", "trust", "-U", "owner", "--no-sync"]);
+    let initdb = as_owner(&Peer::native(), &program("initdb")?)
+        .arg("-D")
+        .arg(&data)
+        .args(["-A", "trust", "-U", "owner", "--no-sync"]);
     run("initdb", &Peer::native(), &initdb)?;
     let port = free_port();
-    let case = as_owner(&program("postgres")?)
+    let case = as_owner(&Peer::native(), &program("postgres")?)
         .arg("-D")
         .arg(&data)
         .args(["-p", &port.to_string(), "-c", "listen_addresses=127.0.0.1", "-k"])
@@ -119,15 +115,17 @@ fn ready(port: &str) -> Result<(), MeasureError> {
     }
 }
 
-/// A run of `program` by a user who owns the files and is not root.
-fn as_owner(program: &Path) -> Case {
-    if is_root() {
-        // Where the launcher has changed the user already, this changes nothing.
+/// A run of `program` under a peer, by a user who owns the files and is not root.
+fn as_owner(peer: &Peer, program: &Path) -> Case {
+    if !is_root() {
+        Case::new(program)
+    } else if peer.name() == "cloak" {
+        // Its launcher changes the user of the OS side, too.
+        Case::new(program).option("--user").option(USER)
+    } else {
         Case::new("/usr/bin/setpriv")
             .args(["--reuid", USER, "--regid", USER, "--keep-groups"])
             .arg(program)
-    } else {
-        Case::new(program)
     }
 }
 

@@ -106,7 +106,9 @@ fn volumes(_: &World, peer: &Peer) -> Result<Vec<Figure>, MeasureError> {
             Ok(all)
         }
         "cloak" => {
-            let (container, key) = (scratch.join("container"), scratch.join("key"));
+            // Apart from the program: a key is not to lie in what is shared.
+            let kept = Scratch::new();
+            let (container, key) = (kept.join("container"), kept.join("key"));
             let mut create = Command::new(cloak().ok_or_else(|| failed("volumes", "no launcher"))?);
             create.args(["volume", "create", "--new-key-file", "--key"]);
             done("cloak volume create", create.arg(&key).arg(&container))?;
@@ -167,7 +169,11 @@ fn gocryptfs(scratch: &Scratch, program: &Path, peer: &Peer) -> Result<Vec<Figur
     init.args(["-q", "-init", "-scryptn", "10", "-passfile"]);
     done("gocryptfs -init", init.arg(&word).arg(&sealed))?;
     let mut mount = Command::new("gocryptfs");
-    mount.args(["-q", "-passfile"]).arg(&word).arg(&sealed).arg(&open);
+    mount
+        .args(["-q", "-nosyslog", "-passfile"])
+        .arg(&word)
+        .arg(&sealed)
+        .arg(&open);
     // It goes into the background, and would keep pipes open.
     let status = mount
         .status()

@@ -20,6 +20,7 @@ fn main() {
         "guest-shim/kernel",
         "guest-shim/libos",
         "guest-shim/pagetables",
+        "guest-shim/snp",
         "guest-shim/image/build.rs",
         "guest-shim/image/recipe.rs",
         "volumes/Cargo.toml",

@@ -11,6 +11,8 @@ pub mod jail;
 pub mod kvm;
 pub mod os;
 #[cfg(not(fuzzing))]
+pub mod platform;
+#[cfg(not(fuzzing))]
 pub mod run;
 #[cfg(test)]
 mod skipped;

@@ -1,5 +1,6 @@
 //! From what a user asks for to a running VM, and back to how the program ended. [`stated`] does the same for a manifest.
 
+mod network;
 pub mod stated;
 
 use std::ffi::{OsStr, OsString};
@@ -23,9 +24,12 @@ use crate::control::wire::ContextInfo;
 use crate::jail::calls;
 use crate::jail::privileges::Identity;
 use crate::os::{self, Access, OsService, Root, SpawnConfig};
+use crate::platform::Machine;
 use crate::user;
 use crate::vm::error::{Step, VmError};
 use crate::vm::{self, Border, ContextOptions, Options, Statistics};
+
+pub use cloak_abi::config::Published;
 
 pub use crate::vm::anchors::{Anchor, Mark};
 pub use crate::vm::resident::Resident;
@@ -107,6 +111,8 @@ pub enum Network {
     Host,
     /// None: sockets answer as in an empty network namespace.
     None,
+    /// Its own: what is said there stays inside, but for connections to others and ports that are published.
+    Private,
 }
 
 /// What a user asks for.
@@ -138,6 +144,8 @@ pub struct RunOptions {
     pub withheld: Vec<PathBuf>,
     /// Network.
     pub network: Network,
+    /// Ports of a private network that the host publishes.
+    pub published: Vec<Published>,
     /// The manifest that all of this follows from; none: one is made of it.
     pub stated: Option<Stated>,
     /// Key of guest memory that is sealed; none: one for this run.
@@ -148,6 +156,8 @@ pub struct RunOptions {
     pub name: Option<String>,
     /// Name under which the owner may ask for things while it runs; none: nobody can. [`run_all`] takes its own.
     pub control: Option<Name>,
+    /// Kind of machine.
+    pub machine: Machine,
     /// One line per system call.
     pub trace: bool,
     /// Turn system-call sites into jumps.
@@ -176,11 +186,13 @@ impl RunOptions {
             protected: Vec::new(),
             withheld: Vec::new(),
             network: Network::Host,
+            published: Vec::new(),
             stated: None,
             memory_key: None,
             resident: None,
             name: None,
             control: None,
+            machine: Machine::Plain,
             trace: false,
             patch: true,
             kernel_tables: false,
@@ -232,13 +244,14 @@ pub fn run_all(
             )
         })
         .collect::<Result<Vec<_>, _>>()?;
-    let first = all.first().ok_or(VmError::Shim("no program"))?;
+    let first = all.first_mut().ok_or(VmError::Shim("no program"))?;
     let mut prepared = vm::prepare(Options {
         device: first.device.clone(),
         own_tables: contexts.len() == 1 && !first.kernel_tables,
         contexts,
         segments: segments.into_iter().map(Segment::place).collect(),
         control: control.map(|name| Folder::open()?.bind(name)).transpose()?,
+        machine: std::mem::take(&mut first.machine),
     })?;
     let mut services = Vec::new();
     for (border, side) in prepared.borders.iter().zip(sides) {
@@ -293,7 +306,7 @@ impl OsSide {
                 })
                 .collect(),
             spin: SpawnConfig::SPIN,
-            network: self.network == Network::Host,
+            network: self.network != Network::None,
             user: self.user.filter(|user| user != caller),
             withheld: withheld.to_vec(),
         };
@@ -331,6 +344,12 @@ fn context<'a>(
     controlled: bool,
 ) -> Result<ContextOptions, VmError> {
     let program = find_program(options)?;
+    if !options.protected.is_empty() && !matches!(options.machine, Machine::Plain) {
+        return Err(VmError::NotOnPlatform {
+            what: "a protected volume",
+            why: "its key would come from the host, which is not to have it",
+        });
+    }
     let vcpus = options.cpus.unwrap_or_else(|| {
         thread::available_parallelism()
             .map_or(1, usize::from)
@@ -357,6 +376,7 @@ fn context<'a>(
         memory: options.memory,
         config: configuration(options, &stated, &program, user, segments, controlled && exec)?,
         identity: *stated.identity.as_bytes(),
+        host_data: stated.host_data,
         memory_key: options.memory_key.take(),
         anchors: std::mem::take(&mut options.protected)
             .into_iter()
@@ -499,8 +519,12 @@ fn configuration<'a>(
         &[flag(options.trace, run_flags::TRACE)
             | flag(!options.patch, run_flags::NO_PATCH)
             | flag(options.network == Network::None, run_flags::NO_NETWORK)
-            | flag(exec, run_flags::EXEC)],
+            | flag(exec, run_flags::EXEC)
+            | flag(options.network == Network::Private, run_flags::PRIVATE_NETWORK)],
     );
+    if options.network == Network::Private {
+        network::put(&options.published, &mut config);
+    }
     let files = rustix::process::getrlimit(Resource::Nofile);
     config.numbers(
         Tag::MaxFiles,

@@ -182,6 +182,7 @@ impl InitArgs {
             platform: Platform::default(),
             network: Network {
                 mode: NetworkMode::None,
+                publish: Vec::new(),
             },
             volumes,
             files,

@@ -128,6 +128,9 @@ pub enum PlatformKind {
 pub struct Network {
     /// Whose network it is.
     pub mode: NetworkMode,
+    /// Ports of a private network that may be published on the host, as `80/tcp` or `53/udp`. Where, the caller says.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub publish: Vec<String>,
 }
 
 /// Whose network a context sees.
@@ -139,6 +142,9 @@ pub enum NetworkMode {
     None,
     /// The host's. Traffic is as open to the host as the program makes it.
     Host,
+    /// Its own: what its processes say to each other stays inside. Connections to others go through the host, and nobody reaches
+    /// it but by ports that are published.
+    Private,
 }
 
 /// A part of the guest's name space.

@@ -9,7 +9,7 @@ use std::fmt::Write as _;
 
 use toml::{Table, Value};
 
-use crate::model::{Manifest, VolumeKind};
+use crate::model::{Manifest, NetworkMode, VolumeKind};
 
 /// Longest manifest, bytes.
 pub const MAX_BYTES: usize = 4 << 20;
@@ -73,6 +73,7 @@ impl Manifest {
     fn sort(&mut self) {
         self.platform.accept.sort_unstable();
         self.program.untrusted_environment.sort_unstable();
+        self.network.publish.sort_unstable();
         self.volumes.sort_by(|a, b| a.guest.cmp(&b.guest));
         self.files.sort_by(|a, b| a.path.cmp(&b.path));
         self.links.sort_by(|a, b| a.path.cmp(&b.path));
@@ -117,6 +118,7 @@ impl Manifest {
             "platform.accept",
             self.platform.accept.iter().map(|p| format!("{p:?}")),
         )?;
+        self.check_network()?;
         self.check_volumes()?;
         self.check_measured()?;
         for secret in &self.secrets {
@@ -167,6 +169,35 @@ impl Manifest {
         }
         let all = fixed.keys().chain(&self.program.untrusted_environment);
         unique("program.untrusted_environment", all.cloned())
+    }
+
+    fn check_network(&self) -> Result<(), ManifestError> {
+        let network = &self.network;
+        unique("network.publish", network.publish.iter().cloned())?;
+        for port in &network.publish {
+            let is_port = |digits: &str| {
+                let parsed = digits.parse::<u16>().ok().filter(|port| *port != 0);
+                parsed.is_some_and(|port| port.to_string() == digits)
+            };
+            match port.split_once('/') {
+                Some((digits, "tcp" | "udp")) if is_port(digits) => {}
+                _ => {
+                    return Err(value(
+                        "network.publish",
+                        port,
+                        "is not a port such as 80/tcp or 53/udp",
+                    ));
+                }
+            }
+            if network.mode != NetworkMode::Private {
+                return Err(value(
+                    "network.publish",
+                    port,
+                    "is published of a private network only",
+                ));
+            }
+        }
+        Ok(())
     }
 
     fn check_measured(&self) -> Result<(), ManifestError> {

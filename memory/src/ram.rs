@@ -359,6 +359,8 @@ impl Mapping {
         .step("reserving addresses (mmap)")?;
         // SAFETY: advice on the mapping just made.
         unsafe { madvise(raw, len, Advice::LinuxDontDump) }.step("keeping memory out of core dumps")?;
+        // SAFETY: as above. A page that a child shares can't be moved (EBUSY), and a child needs none of them.
+        unsafe { madvise(raw, len, Advice::LinuxDontFork) }.step("keeping memory out of children")?;
         // SAFETY: as above.
         unsafe { madvise(raw, len, Advice::LinuxNoHugepage) }.step("asking for small pages (madvise)")?;
         let address = NonNull::new(raw.cast()).ok_or(MemoryError::Os {

@@ -8,15 +8,24 @@
 //! | [`message`] | the protected messages between guest and security processor |
 //! | [`requests`] | what they ask for: reports, derived keys |
 //! | [`machine`] | all of it behind the host's [`LaunchCalls`](cloak_host::kvm::snp::calls::LaunchCalls) |
+//! | [`live`] | the same under a VM that runs |
+//! | [`hostile`] | what a hypervisor may do wrong there |
+//! | [`keys`] | the keys of all such machines |
 //! | [`tdx`] | the same for TDX: secure EPT, TDX module, quoting service, machine |
 //!
-//! It protects nobody: whoever runs it can read all of it. Reports are signed under roots made for the occasion, and
+//! It protects nobody: whoever runs it can read all of it. Reports are signed under roots made for the occasion, or under one whose keys are in these sources, and
 //! evidence made of them is of the kind `simulated-snp` or `simulated-tdx`, which no default policy accepts. How faithful it is: it has the
 //! formats and the refusals that the specifications state. Timing, side channels, nested paging by the CPU and errors of
 //! real firmware it doesn't have (`docs/platforms.md`).
 #![forbid(unsafe_code)]
 
 mod cipher;
+#[cfg(not(fuzzing))]
+pub mod hostile;
+#[cfg(not(fuzzing))]
+pub mod keys;
+#[cfg(not(fuzzing))]
+pub mod live;
 #[cfg(not(fuzzing))]
 pub mod machine;
 pub mod memory;

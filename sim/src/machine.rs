@@ -1,9 +1,7 @@
 //! A machine with simulated SNP behind the calls that the host makes of KVM.
 //!
-//! It takes the host's part of KVM, too: memory slots, attributes, the state of vCPUs. Every page of the guest has a host
-//! page of its own, whose number is that of the guest's plus a constant, so that mixing them up shows.
+//! It takes the host's part of KVM, too: memory slots, attributes, the state of vCPUs.
 
-use std::collections::BTreeSet;
 use std::io;
 
 use cloak_attestation::measure::{PageKind, Segment, Vmsa};
@@ -17,11 +15,9 @@ use kvm_bindings::{
     kvm_userspace_memory_region2,
 };
 
-use crate::memory::{Fault, Gfn, Hfn, Memory, PAGE};
+use crate::memory::{Fault, Gfn, Memory, PAGE, Ram};
 use crate::processor::{Processor, Status};
 
-/// Distance from a guest page's number to its host page's.
-const HOST_PAGES: u64 = 1 << 30;
 /// Pages that one update takes: fewer than a launch has, so that the caller has to ask again.
 const AT_ONCE: usize = 64;
 
@@ -36,15 +32,14 @@ enum Stage {
 
 /// The machine.
 #[derive(Debug)]
-pub struct Machine {
+pub struct Machine<R = Memory> {
     /// Its RAM.
-    pub memory: Memory,
+    pub memory: R,
     /// Its security processor.
     pub processor: Processor,
     stage: Stage,
     exits: bool,
     slots: Vec<[u64; 2]>,
-    private: BTreeSet<Gfn>,
     vcpus: Vec<Registers>,
 }
 
@@ -75,15 +70,29 @@ impl Machine {
     #[must_use]
     pub fn new(secrets: &Secrets, endorsement: Endorsement, spec: VekSpec) -> Self {
         eprintln!("cloak: simulated SEV-SNP: this protects nothing from whoever runs it");
+        let processor = Processor::new(secrets.chip, secrets.messages, endorsement, spec);
+        Self::of(Memory::new(&secrets.memory), processor)
+    }
+}
+
+impl<R: Ram> Machine<R> {
+    /// A machine of these parts.
+    #[must_use]
+    pub fn of(memory: R, processor: Processor) -> Self {
         Self {
-            memory: Memory::new(&secrets.memory),
-            processor: Processor::new(secrets.chip, secrets.messages, endorsement, spec),
+            memory,
+            processor,
             stage: Stage::Made,
             exits: false,
             slots: Vec::new(),
-            private: BTreeSet::new(),
             vcpus: Vec::new(),
         }
+    }
+
+    /// The guest's memory: half-open guest-physical ranges.
+    #[must_use]
+    pub fn slots(&self) -> &[[u64; 2]] {
+        &self.slots
     }
 
     fn expect(&self, stage: Stage) -> Result<(), Refusal> {
@@ -108,36 +117,28 @@ impl Machine {
     }
 }
 
-impl RunCalls for Machine {
+impl<R: Ram> RunCalls for Machine<R> {
     fn set_attributes(&mut self, attributes: kvm_memory_attributes) -> Result<(), Refusal> {
         if attributes.flags != 0 || attributes.attributes & !u64::from(KVM_MEMORY_ATTRIBUTE_PRIVATE) != 0 {
             return Err(errno(libc::EINVAL));
         }
-        let private = attributes.attributes != 0;
-        for page in self.pages(attributes.address, attributes.size)? {
-            let (gfn, host) = (Gfn(page), Hfn(page + HOST_PAGES));
-            let fault = |_: Fault| errno(libc::EIO);
-            if private && self.private.insert(gfn) {
-                self.memory.map(gfn, host);
-                self.memory.assign(host, gfn).map_err(fault)?;
-            } else if !private && self.private.remove(&gfn) {
-                self.memory.release(host).map_err(fault)?;
-                self.memory.map(gfn, host);
-            }
-        }
-        Ok(())
+        let pages = self.pages(attributes.address, attributes.size)?;
+        let changed = if attributes.attributes != 0 {
+            self.memory.make_private(pages)
+        } else {
+            self.memory.make_shared(pages)
+        };
+        changed.map_err(|_: Fault| errno(libc::EIO))
     }
 
     fn discard(&mut self, gpa: u64, len: u64, _: Backing) -> Result<(), Refusal> {
-        for page in self.pages(gpa, len)? {
-            // What is the guest's stays; the host can't clear it.
-            let _ = self.memory.host_write(Hfn(page + HOST_PAGES), &[0; PAGE]);
-        }
+        let pages = self.pages(gpa, len)?;
+        self.memory.discard(pages);
         Ok(())
     }
 }
 
-impl LaunchCalls for Machine {
+impl<R: Ram> LaunchCalls for Machine<R> {
     fn enable(&mut self, capability: u32, argument: u64) -> Result<(), Refusal> {
         if capability != KVM_CAP_EXIT_HYPERCALL || argument != 1 << 12 {
             return Err(errno(libc::EINVAL));
@@ -201,7 +202,7 @@ impl LaunchCalls for Machine {
         let pages = self.pages(gpa, data.len)?;
         for (page, content) in pages.zip(bytes.as_chunks_mut::<PAGE>().0).take(AT_ONCE) {
             let gfn = Gfn(page);
-            if !self.private.contains(&gfn) {
+            if !self.memory.is_private(gfn) {
                 return Err(errno(libc::EINVAL));
             }
             if self.memory.launchable(gfn) == Err(Fault::Immutable) {

@@ -68,6 +68,88 @@ struct Entry {
     immutable: bool,
 }
 
+/// What the security processor and the hypervisor's part of KVM need of RAM behind an RMP. Pages are a guest's by their own
+/// numbers.
+pub trait Ram {
+    /// Hypervisor: these pages are the guest's. Those that were not are not accepted.
+    ///
+    /// # Errors
+    /// [`Fault::Immutable`].
+    fn make_private(&mut self, pages: std::ops::Range<u64>) -> Result<(), Fault>;
+    /// Hypervisor: these pages are its own.
+    ///
+    /// # Errors
+    /// [`Fault::Immutable`].
+    fn make_shared(&mut self, pages: std::ops::Range<u64>) -> Result<(), Fault>;
+    /// Hypervisor: clears those of the pages that are its own.
+    fn discard(&mut self, pages: std::ops::Range<u64>);
+    /// Whether a page is the guest's.
+    fn is_private(&self, gfn: Gfn) -> bool;
+    /// Firmware, at launch: whether [`Ram::launch`] could fill it.
+    ///
+    /// # Errors
+    /// [`Fault`].
+    fn launchable(&self, gfn: Gfn) -> Result<(), Fault>;
+    /// Firmware, at launch: fills a page that is the guest's and that it has not got yet.
+    ///
+    /// # Errors
+    /// [`Fault::Immutable`]: it has been launched before; others as for an access.
+    fn launch(&mut self, gfn: Gfn, bytes: &PageBytes) -> Result<(), Fault>;
+}
+
+/// Distance from a guest page's number to its host page's, so that mixing them up shows.
+const HOST_PAGES: u64 = 1 << 30;
+
+impl Ram for Memory {
+    fn make_private(&mut self, pages: std::ops::Range<u64>) -> Result<(), Fault> {
+        for page in pages {
+            if !self.is_private(Gfn(page)) {
+                self.map(Gfn(page), Hfn(page + HOST_PAGES));
+                self.assign(Hfn(page + HOST_PAGES), Gfn(page))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn make_shared(&mut self, pages: std::ops::Range<u64>) -> Result<(), Fault> {
+        for page in pages {
+            if self.is_private(Gfn(page)) {
+                self.release(Hfn(page + HOST_PAGES))?;
+                self.map(Gfn(page), Hfn(page + HOST_PAGES));
+            }
+        }
+        Ok(())
+    }
+
+    fn discard(&mut self, pages: std::ops::Range<u64>) {
+        for page in pages {
+            // What is the guest's stays; the host can't clear it.
+            let _ = self.host_write(Hfn(page + HOST_PAGES), &[0; PAGE]);
+        }
+    }
+
+    fn is_private(&self, gfn: Gfn) -> bool {
+        self.rmp
+            .get(&Hfn(gfn.0 + HOST_PAGES))
+            .is_some_and(|entry| entry.gfn == gfn)
+    }
+
+    fn launchable(&self, gfn: Gfn) -> Result<(), Fault> {
+        match self.accepted(gfn) {
+            Err(Fault::NotValidated) => Ok(()),
+            Err(fault) => Err(fault),
+            Ok(_) => Err(Fault::Immutable),
+        }
+    }
+
+    fn launch(&mut self, gfn: Gfn, bytes: &PageBytes) -> Result<(), Fault> {
+        if self.validate(gfn, true)? == Validation::Unchanged {
+            return Err(Fault::Immutable);
+        }
+        self.private_write(gfn, bytes)
+    }
+}
+
 /// The machine's RAM, with one guest.
 pub struct Memory {
     nested: HashMap<Gfn, Hfn>,
@@ -204,26 +286,6 @@ impl Memory {
             return Err(Fault::Assigned);
         }
         Ok(self.host_read(page))
-    }
-
-    /// Firmware, at launch: fills a page that is the guest's and that it has not got yet.
-    ///
-    /// # Errors
-    /// [`Fault::Immutable`]: it has been launched before; others as for an access.
-    pub(crate) fn launch(&mut self, gfn: Gfn, bytes: &PageBytes) -> Result<(), Fault> {
-        if self.validate(gfn, true)? == Validation::Unchanged {
-            return Err(Fault::Immutable);
-        }
-        self.private_write(gfn, bytes)
-    }
-
-    /// Firmware, at launch: whether [`Memory::launch`] could fill it.
-    pub(crate) fn launchable(&self, gfn: Gfn) -> Result<(), Fault> {
-        match self.accepted(gfn) {
-            Err(Fault::NotValidated) => Ok(()),
-            Err(fault) => Err(fault),
-            Ok(_) => Err(Fault::Immutable),
-        }
     }
 
     fn owned(&self, gfn: Gfn) -> Result<Hfn, Fault> {

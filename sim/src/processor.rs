@@ -13,7 +13,7 @@ use hkdf::Hkdf;
 use sha2::Sha384;
 use zeroize::Zeroizing;
 
-use crate::memory::{Fault, Gfn, Memory, PAGE, PageBytes};
+use crate::memory::{Fault, Gfn, PAGE, PageBytes, Ram};
 use crate::message::{self, Header, MessageError, MessageType, Sealed};
 use crate::requests::{KeyRequest, ReportRequest, RequestError, fields};
 
@@ -148,7 +148,7 @@ impl Processor {
     /// [`Status`].
     pub fn update(
         &mut self,
-        memory: &mut Memory,
+        memory: &mut impl Ram,
         gfn: Gfn,
         kind: PageKind,
         contents: &mut PageBytes,

@@ -1,6 +1,8 @@
 //! `cloak run`: one program in one VM.
 
+mod platform;
 pub(super) mod protected;
+pub(super) mod publish;
 mod stated;
 
 use std::ffi::OsString;
@@ -8,7 +10,12 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use cloak_host::control::folder::Name;
-use cloak_host::run::{self, Environment, Network, Outcome, Resident, RootTree, RunOptions, Volume};
+use cloak_host::platform::Machine;
+use cloak_host::run::{
+    self, Environment, Network, Outcome, Published, Resident, RootTree, RunOptions, Volume,
+};
+
+use self::platform::Platform;
 
 /// Exit code of Cloak's own failures.
 const FAILED: u8 = 125;
@@ -65,9 +72,13 @@ pub struct Args {
     /// What remembers the last root of the manifest's protected volume at GUEST (repeatable)
     #[arg(long, value_name = protected::ANCHOR_SHAPE, value_parser = protected::AnchorAsked::parse, requires = "manifest")]
     anchor: Vec<protected::AnchorAsked>,
-    /// The host's network, or none at all (default: the host's)
+    /// The host's network, none at all, or one of its own (default: the host's)
     #[arg(long, value_enum)]
     network: Option<NetworkArg>,
+    /// Let the host's port HOST lead to the port GUEST of a private network, from when the program binds it. Without ADDRESS it
+    /// is there on all IPv4 addresses of the host (repeatable)
+    #[arg(long, short = 'p', value_name = publish::SHAPE, value_parser = publish::parse)]
+    publish: Vec<Published>,
     /// Keep at most this much of guest memory as plaintext, and the rest sealed in the file of --swap
     #[arg(long, value_name = "SIZE", value_parser = parse_size, requires = "swap")]
     resident: Option<u64>,
@@ -77,9 +88,15 @@ pub struct Args {
     /// Name of the VM, and the host name inside. Under it `cloak ps`, `exec` and `inspect` find the VM while it runs
     #[arg(long)]
     name: Option<Name>,
-    /// Kind of machine: `plain` KVM, or the best that there is
+    /// Kind of machine: `plain` KVM, SEV-SNP in hardware or simulated, or the best that there is
     #[arg(long, value_enum, default_value_t = Platform::Auto)]
     platform: Platform,
+    /// Tell what the machine is
+    #[arg(long)]
+    verbose: bool,
+    /// Let the simulated hypervisor do something that it must not (for tests of Cloak itself)
+    #[arg(long, hide = true, value_name = "CASE")]
+    hostile: Option<String>,
     /// Keep standard input open (always so; accepted for habit)
     #[arg(short = 'i', long, hide = true)]
     interactive: bool,
@@ -110,14 +127,6 @@ pub struct Args {
     command: Vec<OsString>,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-enum Platform {
-    /// The best that the machine has
-    Auto,
-    /// Plain KVM: software cloaks
-    Plain,
-}
-
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
 enum Root {
     #[default]
@@ -127,12 +136,16 @@ enum Root {
     ReadOnly,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-enum NetworkArg {
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum NetworkArg {
     /// As it is
     Host,
     /// As in an empty network namespace
     None,
+    /// Its own: what its processes say to each other stays inside, connections to others go through the host, and nobody
+    /// reaches it but by --publish
+    Private,
 }
 
 impl From<NetworkArg> for Network {
@@ -140,6 +153,7 @@ impl From<NetworkArg> for Network {
         match asked {
             NetworkArg::Host => Self::Host,
             NetworkArg::None => Self::None,
+            NetworkArg::Private => Self::Private,
         }
     }
 }
@@ -147,11 +161,14 @@ impl From<NetworkArg> for Network {
 /// Runs the program; gives its exit code, or ends by its signal.
 pub fn run(args: Args) -> ExitCode {
     let stats = args.stats;
-    let options = if args.manifest.is_some() {
-        stated::options(args).map_err(|error| error.to_string())
-    } else {
-        plain(args)
-    };
+    let machine = platform::machine(args.platform, args.hostile.as_deref(), args.verbose);
+    let options = machine.map_err(|error| error.to_string()).and_then(|machine| {
+        if args.manifest.is_some() {
+            stated::options(args, machine).map_err(|error| error.to_string())
+        } else {
+            plain(args, machine)
+        }
+    });
     let options = match options {
         Ok(options) => options,
         Err(error) => {
@@ -180,12 +197,14 @@ pub fn run(args: Args) -> ExitCode {
 }
 
 /// A run without a manifest.
-fn plain(args: Args) -> Result<RunOptions, String> {
+fn plain(args: Args, machine: Machine) -> Result<RunOptions, String> {
     let opened = args.protected.into_iter().map(protected::Asked::open);
     let protected = opened
         .collect::<Result<Vec<_>, _>>()
         .map_err(|error| format!("--protected: {error}"))?;
     let default = RunOptions::new(args.command);
+    let network = args.network.map_or(default.network, Network::from);
+    publishable(network, &args.publish)?;
     Ok(RunOptions {
         device: args.device,
         cpus: args.cpus,
@@ -202,18 +221,28 @@ fn plain(args: Args) -> Result<RunOptions, String> {
         }),
         volumes: args.volume,
         protected,
-        network: args.network.map_or(default.network, Network::from),
+        network,
+        published: args.publish,
         resident: args
             .resident
             .zip(args.swap)
             .map(|(bytes, swap)| Resident { bytes, swap }),
         name: args.name.as_ref().map(|name| name.as_str().to_owned()),
         control: args.name,
+        machine,
         trace: args.trace,
         patch: !args.no_patch,
         kernel_tables: args.kernel_tables,
         ..default
     })
+}
+
+/// Ports are those of a private network, each once.
+pub(super) fn publishable(network: Network, published: &[Published]) -> Result<(), String> {
+    if !published.is_empty() && network != Network::Private {
+        return Err("ports can be published of a private network only (--network private)".to_owned());
+    }
+    publish::check(published)
 }
 
 pub(super) fn parse_size(text: &str) -> Result<u64, String> {

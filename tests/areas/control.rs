@@ -1,7 +1,7 @@
 //! `cloak ps` and `cloak exec`: what can be asked of a running VM, and what can't.
 
 use std::fs::{self, File};
-use std::io::{Read, Write};
+use std::io::Read;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use cloak_tests::process::Running;
 use cloak_tests::{Launcher, Outcome, Scratch, Status, needs};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use rustix::termios::{Winsize, tcsetwinsize};
 
@@ -553,10 +554,24 @@ impl Terminal {
                 self.seen.drain(..at + text.len());
                 return;
             }
+            let patience = Timespec {
+                tv_sec: PATIENCE.as_secs() as i64,
+                tv_nsec: 0,
+            };
+            let ready = poll(&mut [PollFd::new(&master, PollFlags::IN)], Some(&patience));
+            assert_eq!(ready, Ok(1), "no {text:?} in {:?}", self.seen);
             let len = master.read(&mut part).unwrap_or(0);
             assert!(len > 0, "no {text:?} in {:?}", self.seen);
             self.seen += &String::from_utf8_lossy(&part[..len]);
         }
+    }
+}
+
+impl Drop for Terminal {
+    /// Nothing that a test starts outlives it.
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
     }
 }
 
@@ -596,7 +611,13 @@ fn a_terminal_becomes_one_inside_with_jobs_and_sizes() {
     terminal.types("sleep 1000 & jobs; kill %1; wait %1; echo job $?\n");
     terminal.shows("Running");
     terminal.shows("job 143");
-    terminal.types("trap 'stty size' WINCH\n");
+    terminal.types("exit 5\n");
+    assert_eq!(terminal.child.wait().expect("it ends").code(), Some(5));
+    // Of another size a program learns that has the terminal.
+    let script = "trap 'stty size; exit 6' WINCH; echo loop; while :; do sleep 0.1; done";
+    let command = place.cloak(&["exec", "terminal", "--", "/bin/sh", "-c", script]);
+    let mut terminal = Terminal::start(command, [30, 90]);
+    terminal.shows("loop");
     resize(&terminal.master, [40, 100]);
     rustix::process::kill_process(
         rustix::process::Pid::from_child(&terminal.child),
@@ -604,7 +625,5 @@ fn a_terminal_becomes_one_inside_with_jobs_and_sizes() {
     )
     .expect("it runs");
     terminal.shows("40 100");
-    terminal.types("exit 5\n");
-    assert_eq!(terminal.child.wait().expect("it ends").code(), Some(5));
-    assert!(std::io::stderr().flush().is_ok());
+    assert_eq!(terminal.child.wait().expect("it ends").code(), Some(6));
 }

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::process::Command;
 
-use cloak_tests::{Case, Launcher, needs};
+use cloak_tests::{Case, Launcher, Scratch, needs};
 
 /// Writes all over, and prints what it finds then.
 const SCRIPT: &str = r#"
@@ -68,4 +68,23 @@ fn a_read_only_root_can_be_asked_for() {
         .option("read-only");
     let outcome = case.run(&Launcher::under_test());
     assert_eq!(outcome.text(), "refused\n", "{}", outcome.error_text());
+}
+
+/// In memory, on a volume of the host, and on the layer above the host's root.
+#[test]
+fn what_happens_to_files_is_told_as_natively() {
+    let Some(python) = needs::cloaked_program("/usr/bin/python3") else {
+        return;
+    };
+    let (shared, memory) = (Scratch::new(), Scratch::new());
+    let overlay = Path::new("/var/tmp").join(format!("cloak-inotify-{}", std::process::id()));
+    let script = include_str!("../data/inotify.py");
+    let case = |folder: &Path| Case::new(&python).args(["-c", script]).arg(folder);
+    case(shared.path()).volume(shared.path()).succeeds_as_native();
+    case(&memory.join("made")).succeeds_as_native();
+    let native = case(&overlay).run(&Launcher::Native);
+    std::fs::remove_dir_all(&overlay).expect("the native run made it");
+    let cloaked = case(&overlay).run(&Launcher::under_test());
+    assert_eq!(cloaked.text(), native.text(), "{}", cloaked.error_text());
+    assert!(!overlay.exists());
 }

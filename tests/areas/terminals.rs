@@ -36,3 +36,23 @@ fn tmux_shows_what_a_shell_prints() {
     let outcome = shell(script).run(&Launcher::under_test());
     assert_eq!(outcome.text(), "42x\n", "{}", outcome.error_text());
 }
+
+/// The scripts of the suite `terminals` that take no long: keys from the host, and what the screen shows.
+#[test]
+fn keys_do_under_cloak_what_they_do_natively() {
+    if needs::cloaked_program("/bin/bash").is_none() || needs::host_program("tmux").is_none() {
+        return;
+    }
+    let suite = concat!(env!("CARGO_MANIFEST_DIR"), "/suites/terminals/suite");
+    let Launcher::Cloak(binary) = Launcher::under_test() else {
+        return;
+    };
+    let output = std::process::Command::new(suite)
+        .env("CLOAK_BIN", binary)
+        .env("TERMINALS", "group bash vi")
+        .output()
+        .expect("bash runs the suite");
+    let told = String::from_utf8_lossy(&output.stdout);
+    assert!(told.contains("ok group") && told.contains("ok bash"), "{told}");
+    assert!(!told.contains("FAILED"), "{told}");
+}

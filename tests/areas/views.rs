@@ -10,6 +10,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use cloak_tests::os_side::children_of;
 use cloak_tests::process::Running;
 use cloak_tests::programs::{Linkage, built};
 use cloak_tests::{Case, Launcher, Scratch, needs};
@@ -169,14 +170,6 @@ fn search_process(pid: i32) -> Search {
     search
 }
 
-fn children_of(parent: i32) -> Vec<i32> {
-    let path = format!("/proc/{parent}/task/{parent}/children");
-    let text = fs::read_to_string(path).expect("the process's children");
-    text.split_whitespace()
-        .filter_map(|pid| pid.parse().ok())
-        .collect()
-}
-
 #[test]
 fn what_512_mebibytes_hold_is_nowhere_on_the_os_side() {
     if !needs::kvm() || !needs::root() {
@@ -333,7 +326,10 @@ fn a_page_is_shown_in_both_views_and_follows_the_program() {
         text
     };
     assert_eq!(line(), "filled\n");
-    let text = shows(cloak(&scratch, &["inspect", NAME, "--find", "the first content"]));
+    let text = shows(cloak(
+        &scratch,
+        &["inspect", NAME, "--find", "this page, the first"],
+    ));
     let (left, right): (String, String) = text
         .lines()
         .filter_map(|row| row.split_once(" │ "))
@@ -343,7 +339,7 @@ fn a_page_is_shown_in_both_views_and_follows_the_program() {
 
     let json = shows(cloak(
         &scratch,
-        &["inspect", NAME, "--json", "--find", "the first content"],
+        &["inspect", NAME, "--json", "--find", "this page, the first"],
     ));
     assert!(
         number(&json, "os_entropy") > 7.9 && number(&json, "application_entropy") < 5.0,

@@ -548,12 +548,13 @@ fn without_its_key_a_volume_is_opaque_names_and_bytes() {
     assert_eq!(said.matches("Read-only file system").count(), 5, "{said}");
     assert!(fs::read(volume.container()).expect("the container") == container);
     // Also while the one who has the key writes.
-    let writes = "echo ready; while :; do date > day; sync; done";
+    let writes = "date > day; sync; echo ready; while :; do date > day; sync; done";
     let mut running = volume.shell(writes).start(&Launcher::under_test());
     assert!(running.prints("ready", PATIENCE));
     let (bytes, _, said) = keyless("cat /data/superblock-0");
     assert_eq!(&bytes[..8], b"CLOAKVOL", "{said}");
     drop(running);
+    wait_for_service_to_end(&volume);
     // What the key shows instead, so that this could fail.
     assert_eq!(volume.runs("ls; wc -c < NAME-OF-A-FILE").lines().count(), 4);
 }

@@ -7,6 +7,7 @@
 #include <pthread.h>
 #include <setjmp.h>
 #include <signal.h>
+#include <stddef.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -26,8 +27,9 @@
 
 /* abi::boot */
 struct header {
-    uint64_t magic, version, start, syscall, syscall_stashed, upcall_user, upcall_libos, kcall, boot_copy, probe;
+    uint64_t magic, version, start, syscall, syscall_stashed, upcall, kcall, boot_copy, probe;
 };
+enum { HEADER_WORDS = sizeof(struct header) / 8, BOOT_COPY = offsetof(struct header, boot_copy) / 8 };
 struct block {
     uint32_t index, vcpus, first_vcpu, own_tables;
     uint64_t frames[2][2], segments[4][2];
@@ -87,10 +89,13 @@ static int read_foreign(void) {
     return 0;
 }
 
-/* One page operation: map LEN bytes from GPA on. */
+/* One page operation: map LEN bytes from GPA on. The kernel takes it from the block of the vCPU that calls, whichever that
+ * is: what another one's block holds is a former operation of the libos, and right. */
 static long map(uint64_t va, uint64_t len, uint64_t gpa, uint64_t flags) {
-    volatile uint64_t *op = (uint64_t *)(LIBOS_VCPU + 128);
-    op[0] = va, op[1] = len, op[2] = gpa, op[3] = flags;
+    for (uint32_t vcpu = 0; vcpu < own->vcpus; vcpu++) {
+        volatile uint64_t *op = (uint64_t *)(LIBOS_VCPU + vcpu * PAGE + 128);
+        op[0] = va, op[1] = len, op[2] = gpa, op[3] = flags;
+    }
     return kernel_call(PAGE_OPS, 1, 0);
 }
 
@@ -184,10 +189,10 @@ static void *spin(void *until) {
  * some CPUs fault at CPL 0 on these addresses. */
 static int change_header(void) {
     volatile uint64_t *words = window(own->libos_gpa);
-    uint64_t kept[10];
-    for (int i = 0; i < 10; i++) kept[i] = words[i];
-    for (int i = 2; i < 10; i++)
-        if (i != 8) words[i] = 0x8000000000000000;
+    uint64_t kept[HEADER_WORDS];
+    for (int i = 0; i < HEADER_WORDS; i++) kept[i] = words[i];
+    for (int i = 2; i < HEADER_WORDS; i++)
+        if (i != BOOT_COPY) words[i] = 0x8000000000000000;
     pthread_t thread;
     int until = 0;
     pthread_create(&thread, NULL, spin, &until);
@@ -195,7 +200,7 @@ static int change_header(void) {
     int worked = survives(peek, 8, 0);
     until = 1;
     pthread_join(thread, NULL);
-    for (int i = 0; i < 10; i++) words[i] = kept[i];
+    for (int i = 0; i < HEADER_WORDS; i++) words[i] = kept[i];
     return worked;
 }
 

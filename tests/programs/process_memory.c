@@ -348,7 +348,7 @@ static void change_some(uint64_t *random, int count) {
 
 /* Of a process that has changed its memory after each fork, each child sees what was there at its own, whatever the
  * children before it have done to theirs; and the parent sees none of it. */
-static void again_and_again(void) {
+static void again_and_again(int rounds) {
     uint64_t random = 7;
     pages = (char *)map(PAGES * PAGE_BYTES, MAP_PRIVATE);
     large = map(LARGE_BYTES, MAP_PRIVATE);
@@ -356,7 +356,7 @@ static void again_and_again(void) {
     for (int i = 0; i < PAGES; i++)
         believed.rights[i] = WRITABLE;
     int right = 1;
-    for (int round = 0; round < 60 && right; round++) {
+    for (int round = 0; round < rounds && right; round++) {
         pid_t children[4];
         int count = 1 + (int)(next_random(&random) % 4);
         for (int n = 0; n < count; n++) {
@@ -390,12 +390,13 @@ static void again_and_again(void) {
 
 int main(int argc, char **argv) {
     MUST(argc > 1);
+    int rounds = argc > 2 ? atoi(argv[2]) : 100;
     copies();
-    again_and_again();
+    again_and_again(rounds < 240 ? rounds / 4 : 60);
     rights();
     advice();
     shared(argv[1]);
     while_threads_write();
-    nothing_leaks(argc > 2 ? atoi(argv[2]) : 100, getppid() == 0);
+    nothing_leaks(rounds, getppid() == 0);
     return check_result();
 }

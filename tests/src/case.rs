@@ -161,7 +161,8 @@ impl Case {
     /// When the runs differ.
     pub fn same_under(&self, launcher: &Launcher) -> Outcome {
         let native = self.run(&Launcher::Native);
-        let cloaked = self.run(launcher);
+        let mut cloaked = self.run(launcher);
+        cloaked.forget_notice();
         if let Some(difference) = cloaked.difference_from(&native) {
             panic!("{} {:?}: {difference}", self.program.display(), self.arguments);
         }

@@ -64,6 +64,10 @@ fn cloaked(binary: &Path, case: &Case) -> Command {
         .arg("run")
         .arg("--cpus")
         .arg(case.processors().to_string());
+    // Every area can be run on another kind of machine: CLOAK_TEST_PLATFORM=sim-snp.
+    if let Some(platform) = env::var_os("CLOAK_TEST_PLATFORM") {
+        command.arg("--platform").arg(platform);
+    }
     if let Some(size) = case.memory_size() {
         command.arg("--memory").arg(size);
     }

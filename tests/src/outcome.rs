@@ -66,6 +66,16 @@ impl Outcome {
         String::from_utf8_lossy(&self.stderr).into_owned()
     }
 
+    /// Leaves out the line by which a simulated machine says that it is one.
+    pub fn forget_notice(&mut self) {
+        let Some(end) = self.stderr.iter().position(|&byte| byte == b'\n') else {
+            return;
+        };
+        if self.stderr.starts_with(b"cloak: simulated ") {
+            self.stderr.drain(..=end);
+        }
+    }
+
     /// Where `self`, the cloaked run, first differs from `native`; `None` when it does not.
     pub fn difference_from(&self, native: &Outcome) -> Option<Difference> {
         let what = if self.stdout != native.stdout {

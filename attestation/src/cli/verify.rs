@@ -45,6 +45,9 @@ pub struct VerifyArgs {
     /// What another system launched the machine with the digest of, as it is.
     #[arg(long, value_name = "FILE", conflicts_with = "manifest")]
     init_data: Option<PathBuf>,
+    /// A bare report or quote is of a simulated machine. Only a policy that names that kind accepts it
+    #[arg(long)]
+    simulated: bool,
     /// Print the verdict as JSON.
     #[arg(long)]
     json: bool,
@@ -121,7 +124,12 @@ impl VerifyArgs {
         if let Some(path) = &self.init_data {
             companions.add_manifest(read(path)?);
         }
-        Evidence::read(&read(&self.evidence)?, companions).map_err(blame(&self.evidence))
+        let evidence = Evidence::read(&read(&self.evidence)?, companions).map_err(blame(&self.evidence))?;
+        Ok(if self.simulated {
+            evidence.as_simulated()
+        } else {
+            evidence
+        })
     }
 }
 

@@ -196,6 +196,17 @@ impl Evidence {
     pub fn kind(&self) -> EvidenceKind {
         self.attestation.kind()
     }
+
+    /// The same, as what a simulated machine made: it is worth less.
+    #[must_use]
+    pub fn as_simulated(self) -> Self {
+        let attestation = match self.attestation {
+            Attestation::SevSnp(snp) => Attestation::SimulatedSnp(snp),
+            Attestation::Tdx(tdx) => Attestation::SimulatedTdx(tdx),
+            other => other,
+        };
+        Self { attestation, ..self }
+    }
 }
 
 impl From<Attestation> for Evidence {

@@ -281,6 +281,29 @@ impl SnpWorld {
 }
 
 impl Endorsement {
+    /// One that was made before: the key as [`Endorsement::secret`] gave it, and the certificates.
+    ///
+    /// # Errors
+    /// [`SimError::Key`].
+    pub fn stored(secret: &[u8; 48], product: Product, evidence: SnpEvidence) -> Result<Self, SimError> {
+        let key = SigningKey::from_slice(secret).map_err(|error| SimError::Key(error.to_string()))?;
+        Ok(Self {
+            key,
+            product,
+            evidence,
+        })
+    }
+
+    /// The key itself, to be stored: it protects nothing.
+    pub fn secret(&self) -> [u8; 48] {
+        self.key.to_bytes().into()
+    }
+
+    /// Certificates, with no report.
+    pub fn certificates(&self) -> &SnpEvidence {
+        &self.evidence
+    }
+
     /// A report that fits the certificate.
     pub fn fields(&self, spec: &VekSpec) -> ReportFields {
         let mut fields = ReportFields::new(self.product, spec.tcb, spec.chip_id);

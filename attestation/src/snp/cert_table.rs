@@ -74,6 +74,33 @@ impl CertTable {
         Ok(table)
     }
 
+    /// The table as a host writes it.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        let all = [
+            (VCEK, &self.vcek),
+            (VLEK, &self.vlek),
+            (ASK, &self.ask),
+            (ARK, &self.ark),
+            (CRL, &self.crl),
+        ];
+        let present: Vec<_> = all
+            .iter()
+            .filter_map(|(guid, data)| data.as_deref().map(|data| (guid, data)))
+            .collect();
+        let mut offset = (present.len() + 1) * ENTRY_BYTES;
+        let (mut table, mut rest) = (Vec::new(), Vec::new());
+        for (guid, data) in present {
+            table.extend_from_slice(guid);
+            table.extend_from_slice(&(offset as u32).to_le_bytes());
+            table.extend_from_slice(&(data.len() as u32).to_le_bytes());
+            rest.extend_from_slice(data);
+            offset += data.len();
+        }
+        table.resize(table.len() + ENTRY_BYTES, 0);
+        table.extend(rest);
+        table
+    }
+
     /// Puts the certificates beside a report. A table with both kinds of key gives the one that the report names.
     pub fn into_evidence(self, report: Vec<u8>) -> SnpEvidence {
         let names_vlek = super::Report::parse(&report)

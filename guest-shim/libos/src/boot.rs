@@ -1,11 +1,12 @@
 //! From the first instruction to the program's.
 
+use alloc::format;
 use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::sync::atomic::Ordering;
 
-use cloak_abi::config::{self, ConfigError, Records, Tag, mount_flags, number, run_flags};
+use cloak_abi::config::{self, ConfigError, Published, Records, Tag, mount_flags, number, run_flags};
 use cloak_abi::hostop::HostOp;
 use cloak_abi::kcall::Kcall;
 use cloak_abi::layout::PAGE;
@@ -14,14 +15,17 @@ use spin::{Mutex, Once};
 
 use crate::arch::{self, Frame};
 use crate::fs::mount::Mount;
+use crate::fs::tmpfs::Tmpfs;
 use crate::fs::{FdTable, FsContext, MountRecord, Segment, measured, protected};
 use crate::host::{self, Request};
 use crate::mem::frames;
 use crate::mem::pages;
 use crate::mem::space::Space;
+use crate::net::mode::Mode;
+use crate::net::private::network::Settings;
 use crate::process::{self, Credentials, FIRST_PID, NotStarted, Process, Program};
 use crate::sched::{self, Thread, clock};
-use crate::{identity, net, patch, random, trace};
+use crate::{attest, identity, net, patch, random, trace};
 
 static FIRST: Once<Arc<Process>> = Once::new();
 
@@ -50,6 +54,10 @@ fn first() {
     }
     frames::init();
     let config = Config::read();
+    attest::check_manifest();
+    if frames::must_accept() && arch::hardware_random().is_none() {
+        arch::panic_exit("the CPU has no random numbers, and the host's can't be believed");
+    }
     random::seed(&config.seed);
     let process = Arc::new(Process::new(
         FIRST_PID,
@@ -62,7 +70,8 @@ fn first() {
     FIRST.call_once(|| process.clone());
     process::set_initial(&process);
     process::set_host_name(&config.host_name);
-    net::NONE.store(config.flags & run_flags::NO_NETWORK != 0, Ordering::Relaxed);
+    net::mode::set(config.network());
+    net::private::network::set(core::mem::take(&mut *config.private.lock()));
     trace::ENABLED.store(config.flags & run_flags::TRACE != 0, Ordering::Relaxed);
     patch::DISABLED.store(config.flags & run_flags::NO_PATCH != 0, Ordering::Relaxed);
     let main = Thread::with_entry(process.clone(), FIRST_PID, run_program)
@@ -94,6 +103,9 @@ extern "C" fn run_program(_: u64) -> ! {
     let files = Process::current().files.clone();
     let mut folders: Vec<&[u8]> = config.mounts.iter().map(|m| m.path.as_slice()).collect();
     folders.extend([&b"/proc"[..], b"/sys", b"/dev", &config.cwd]);
+    if net::mode::get() == Mode::Private {
+        folders.push(b"/etc");
+    }
     let sealed: Vec<Vec<u8>> = config
         .protected
         .lock()
@@ -104,6 +116,7 @@ extern "C" fn run_program(_: u64) -> ! {
     let mut volumes = measured::mounts(&config.mounts, &config.measured, &folders)
         .unwrap_or_else(|why| arch::exit(exit_status::refused(125), &why));
     volumes.extend(mount_protected(config, memory));
+    volumes.extend(network_files(config));
     volumes.extend(mount_ciphertext(config));
     let segments = config.segments();
     if crate::fs::init(&config.mounts, volumes, segments, config.stdio, memory, &files).is_err() {
@@ -127,6 +140,32 @@ extern "C" fn run_program(_: u64) -> ! {
         }
         Err(why) => refuse(&name, &why),
     }
+}
+
+/// What the C library reads about a private network, unless the configuration names something else there.
+fn network_files(config: &Config) -> Vec<Mount> {
+    if net::mode::get() != Mode::Private {
+        return Vec::new();
+    }
+    let host_name = String::from_utf8_lossy(&config.host_name).into_owned();
+    let texts = [
+        ("hosts", net::private::texts::hosts(&host_name)),
+        ("hostname", format!("{host_name}\n")),
+        ("resolv.conf", net::private::network::resolver()),
+    ];
+    let files = Tmpfs::new(1 << 20, 0o755);
+    let mut mounts = Vec::new();
+    for (name, content) in texts {
+        let path = [b"/etc/", name.as_bytes()].concat();
+        if config.names(&path) {
+            continue;
+        }
+        let Ok(node) = files.file(name.as_bytes(), content.as_bytes()) else {
+            arch::exit(exit_status::refused(125), "the host's resolv.conf is too large");
+        };
+        mounts.push(Mount::node("tmpfs", &path, node, false));
+    }
+    mounts
 }
 
 /// Bytes of decrypted blocks that all protected volumes keep.
@@ -215,6 +254,7 @@ struct Config {
     credentials: Credentials,
     host_name: Vec<u8>,
     flags: u64,
+    private: Mutex<Settings>,
     max_files: (u64, u64),
     seed: Vec<u8>,
     stdio: [u32; 3],
@@ -224,15 +264,22 @@ struct Config {
 impl Config {
     fn read() -> Self {
         let boot = arch::boot();
-        let at = frames::window(boot.config_gpa) as *const u8;
-        // SAFETY: the monitor wrote it there before the start; nobody changes it.
-        let bytes = unsafe { core::slice::from_raw_parts(at, boot.config_len as usize) };
+        // Copied: where the launch is measured it is in memory that the host may change meanwhile.
+        let mut bytes = alloc::vec![0u8; boot.config_len as usize];
+        // SAFETY: the window maps it, and the copy is ours.
+        unsafe {
+            arch::copy_own(
+                bytes.as_mut_ptr(),
+                frames::window(boot.config_gpa) as *const u8,
+                bytes.len(),
+            )
+        };
         let mut config = Self {
             max_files: (1024, 4096),
             umask: 0o022,
             ..Self::default()
         };
-        for record in Records::new(bytes) {
+        for record in Records::new(&bytes) {
             if record.and_then(|(tag, value)| config.take(tag, value)).is_err() {
                 arch::panic_exit("the configuration can't be read");
             }
@@ -243,6 +290,8 @@ impl Config {
             // SAFETY: inside the configuration, to which no reference is left. Volatile, as nobody reads it again.
             unsafe { at.add(offset).write_volatile(0) };
         }
+        bytes.fill(0);
+        core::hint::black_box(&bytes);
         config
     }
 
@@ -269,6 +318,15 @@ impl Config {
             Tag::Seed => self.seed = value.to_vec(),
             Tag::Stdio => self.stdio = [n(0)? as u32, n(1)? as u32, n(2)? as u32],
             Tag::Umask => self.umask = n(0)? as u32,
+            Tag::Published => {
+                let published = Published::parse(value)?;
+                self.private.get_mut().published.push(published);
+            }
+            Tag::NameServer => {
+                let server = config::ip_address(value).ok_or(ConfigError::Size(tag))?;
+                self.private.get_mut().name_servers.push(server);
+            }
+            Tag::Resolver => self.private.get_mut().resolver = value.to_vec(),
             Tag::Segment => self.segments.push(SegmentRecord {
                 index: n(0)? as usize,
                 len: n(1)?,
@@ -293,6 +351,23 @@ impl Config {
             }
         }
         Ok(())
+    }
+
+    fn network(&self) -> Mode {
+        let set = |flag: u64| self.flags & flag != 0;
+        match (set(run_flags::NO_NETWORK), set(run_flags::PRIVATE_NETWORK)) {
+            (true, _) => Mode::None,
+            (false, true) => Mode::Private,
+            (false, false) => Mode::Host,
+        }
+    }
+
+    /// Whether the configuration itself says what is at a path.
+    fn names(&self, path: &[u8]) -> bool {
+        let mounts = self.mounts.iter().map(|m| &m.path);
+        let files = self.measured.files.iter().map(|(_, path)| path);
+        let links = self.measured.links.iter().map(|(path, _)| path);
+        mounts.chain(files).chain(links).any(|named| named == path)
     }
 
     /// The segments that are shared with other contexts, as far as the boot block has them.

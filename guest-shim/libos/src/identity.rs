@@ -1,13 +1,14 @@
 //! What the context is: its manifest, and the identity that follows from that and the shim.
 //!
-//! The manifest's canonical form travels with the configuration, the identity in the context's block. Both have to agree, so who
+//! The manifest's canonical form travels with the configuration, the identity in the context's block. Where the launch is measured
+//! both are the host's word until the machine's report says so of the manifest ([`crate::attest::check_manifest`]). Both have to agree, so who
 //! sees one of them (a program, by `/sys/kernel/cloak`; later a verifier, in evidence) has the other one's word for it.
 
 use alloc::string::String;
 use alloc::vec::Vec;
 use core::fmt::Write as _;
 
-use sha2::{Digest, Sha384};
+use sha2::{Digest, Sha256, Sha384};
 use spin::Once;
 
 /// Bytes of a SHA-384.
@@ -67,6 +68,12 @@ pub fn text() -> String {
 #[must_use]
 pub fn manifest() -> Vec<u8> {
     OWN.get().map_or_else(Vec::new, |own| own.manifest.clone())
+}
+
+/// SHA-256 of the canonical form, as HOST_DATA has it.
+#[must_use]
+pub fn manifest_digest() -> [u8; 32] {
+    Sha256::digest(manifest()).into()
 }
 
 #[cfg(test)]

@@ -15,6 +15,7 @@
 //! | [`net`] | sockets |
 //! | [`ipc`] | System V shared memory |
 //! | [`identity`] | what the context is |
+//! | `attest` | reports about the machine |
 //! | [`syscall`] | the table of system calls |
 //! | `patch`, `x86` | turning SYSCALL sites into jumps |
 //!
@@ -28,6 +29,8 @@ extern crate alloc;
 extern crate cloak_volumes_weakened as cloak_volumes;
 
 pub mod arch;
+#[cfg(feature = "bare")]
+pub mod attest;
 #[cfg(feature = "bare")]
 pub mod boot;
 pub mod errno;

@@ -1,6 +1,6 @@
 //! Turning SYSCALL sites into jumps.
 //!
-//! A system call by trap costs 1 to 30 us where the host serves the trap itself; a jump into the libos costs
+//! A system call by trap costs 1 to 4 us where it stays at CPL 3; a jump into the libos costs
 //! nanoseconds. The first trap at a site (or a later one, where finding out takes a look at the whole text)
 //! replaces five bytes by `jmp trampoline`:
 //!

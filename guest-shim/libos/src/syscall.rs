@@ -137,6 +137,7 @@ const AREAS: &[&[Entry]] = &[
     crate::fs::SYSCALLS,
     crate::fs::pipe::SYSCALLS,
     crate::fs::eventfd::SYSCALLS,
+    crate::fs::inotify::SYSCALLS,
     crate::fs::timerfd::SYSCALLS,
     crate::fs::signalfd::SYSCALLS,
     crate::fs::poll::SYSCALLS,

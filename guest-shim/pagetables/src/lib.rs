@@ -5,5 +5,6 @@
 //! every host (`docs/architecture.md`).
 #![cfg_attr(not(test), no_std)]
 
+pub mod first;
 pub mod frames;
 pub mod tables;

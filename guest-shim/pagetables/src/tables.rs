@@ -397,6 +397,41 @@ impl<M: Memory> Editor<'_, M> {
     }
 }
 
+/// Does work that takes page tables, and does it anew when it lacked some. Those that rest come first, which takes that
+/// every CPU forgets (`forget`); then frames become tables: `more` gives a first one and how many follow.
+///
+/// Work that gives back what it had taken when it failed fails again with what rests alone. So that is tried once.
+///
+/// # Errors
+/// Those of `work`; [`KcallError::Tables`] when there is no more.
+pub fn with_more<M: Memory, R>(
+    editor: &mut Editor<'_, M>,
+    forget: impl Fn(),
+    mut more: impl FnMut() -> Option<(u64, u64)>,
+    mut work: impl FnMut(&mut Editor<'_, M>) -> Result<R, KcallError>,
+) -> Result<R, KcallError> {
+    let mut has_settled = false;
+    loop {
+        match work(editor) {
+            Err(KcallError::Tables) => {}
+            result => return result,
+        }
+        if editor.pool.is_resting() {
+            forget();
+            editor.pool.settle(editor.memory);
+            if !has_settled {
+                has_settled = true;
+                continue;
+            }
+        }
+        let (first, count) = more().ok_or(KcallError::Tables)?;
+        for i in 0..count {
+            editor.pool.give(editor.memory, first + i * PAGE);
+        }
+        editor.pool.settle(editor.memory);
+    }
+}
+
 /// Guest-physical address of the entry for `va` in the table at `table`.
 fn entry(table: u64, va: u64, shift: u32) -> u64 {
     table + ((va >> shift) & 511) * 8

@@ -238,6 +238,49 @@ fn a_copy_that_lacks_tables_can_be_removed() {
     assert!(lookup(&ram, BASE + 2 * LARGE).is_some());
 }
 
+/// What rests is too little for the copy, and is as little again each time that it has failed.
+#[test]
+fn a_copy_for_which_too_few_tables_rest_gets_more() {
+    let owned = Owned::new(OWNED, (0, 0));
+    let mut ram = Ram(vec![0; 0x80_000 / 8]);
+    // Two upper levels and three tables; then one is left, and another rests.
+    let mut pool = Pool::new(POOL.0, POOL.0 + 6 * PAGE);
+    pool.give(&mut ram, POOL.0 + 10 * PAGE);
+    let mut editor = Editor {
+        root: ROOT,
+        memory: &mut ram,
+        pool: &mut pool,
+    };
+    for i in 0..3 {
+        let op = Op::check(BASE + i * LARGE, PAGE, LARGE, PTE_P | PTE_W, &owned).expect("acceptable");
+        editor.apply(&op).expect("enough tables");
+    }
+    let forgotten = std::cell::Cell::new(0);
+    let mut fresh = (20..30).map(|i| (POOL.0 + 2 * i * PAGE, 2));
+    let root = with_more(
+        &mut editor,
+        || forgotten.set(forgotten.get() + 1),
+        || fresh.next().filter(|_| forgotten.get() < 10),
+        |editor| {
+            assert!(forgotten.get() < 10, "no end");
+            editor.root = editor.pool.take(editor.memory)?;
+            editor.begin(ROOT);
+            editor.copy(ROOT).inspect_err(|_| editor.end())?;
+            Ok(editor.root)
+        },
+    );
+    let root = root.expect("enough in the end");
+    for i in 0..3 {
+        assert_eq!(
+            lookup_from(&ram, root, BASE + i * LARGE),
+            lookup(&ram, BASE + i * LARGE)
+        );
+    }
+    // Six for the copy, of which two were there.
+    assert_eq!(fresh.count(), 8);
+    assert_eq!(pool.free(&ram), 0);
+}
+
 /// Random changes on both sides, and each time the second is made a copy of the first again: it maps what a fresh copy
 /// would, with pages of its own where it was told so, and the tables that it does not need are given back.
 #[test]

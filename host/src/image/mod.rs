@@ -22,7 +22,7 @@ use cloak_abi::boot::{LAUNCH_MAGIC, LaunchBlock, MAX_PARTS, PartBlock, platform}
 use cloak_abi::kcall::{PTE_NX, PTE_W};
 use cloak_abi::layout::{
     BOOT_GPA, CPUID_GPA, KERNEL_GPA, KERNEL_PHYS_VA, KERNEL_VA, LARGE, LAUNCH_TABLES, LAUNCH_TABLES_GPA,
-    PAGE, PARAMETERS_GPA, RESET_GPA, SECRETS_GPA,
+    LAUNCH_WINDOW, PAGE, PARAMETERS_GPA, PLATFORM_GPA, PLATFORM_LEN, RESET_GPA, SECRETS_GPA,
 };
 use zerocopy::{FromZeros, IntoBytes};
 
@@ -164,8 +164,8 @@ fn place_libos(
     Ok((blocks, next))
 }
 
-/// The tables that vCPUs start on: the kernel where it is linked, its window on what the image covers, and the reset
-/// page where it lies.
+/// The tables that vCPUs start on: the kernel where it is linked, its window on the first of RAM, in which it makes tables of
+/// its own, and on what it shares with the hypervisor, and the reset page where it lies.
 fn map(list: &mut PageList, shim: &Shim<'_>, platform: Measuring, end: u64) -> Result<(), VmError> {
     let pool = [LAUNCH_TABLES_GPA + PAGE, LAUNCH_TABLES_GPA + LAUNCH_TABLES * PAGE];
     let mut tables = Tables::new(list, LAUNCH_TABLES_GPA, pool, platform.private());
@@ -174,7 +174,13 @@ fn map(list: &mut PageList, shim: &Shim<'_>, platform: Measuring, end: u64) -> R
         let len = (part.va + part.memory).next_multiple_of(PAGE) - first;
         tables.map(first, KERNEL_GPA + (first - KERNEL_VA), len, part.flags())?;
     }
-    tables.map(KERNEL_PHYS_VA, 0, end.next_multiple_of(LARGE), PTE_W | PTE_NX)?;
+    if end > LAUNCH_WINDOW {
+        return Err(VmError::Shim("larger than the first window"));
+    }
+    // An access to what is there before the guest has accepted it faults.
+    tables.map(KERNEL_PHYS_VA, 0, LAUNCH_WINDOW, PTE_W | PTE_NX)?;
+    let shared = KERNEL_PHYS_VA + PLATFORM_GPA;
+    tables.map_shared(shared, PLATFORM_GPA, PLATFORM_LEN, PTE_W | PTE_NX)?;
     tables.map(RESET_GPA, RESET_GPA, PAGE, 0)
 }
 

@@ -17,8 +17,8 @@ pub struct Tables<'a, M> {
 }
 
 impl<'a, M: GuestPages> Tables<'a, M> {
-    /// An empty root table at `root`; further tables come from `[next, end)`. `private` is set in every entry: the bit
-    /// that makes a page private, or 0.
+    /// An empty root table at `root`; further tables come from `[next, end)`. `private` is set in every entry that leads
+    /// to private memory, as tables are: the bit that makes a page private, or 0.
     pub fn new(memory: &'a mut M, root: u64, [next, end]: [u64; 2], private: u64) -> Self {
         Self {
             memory,
@@ -41,7 +41,19 @@ impl<'a, M: GuestPages> Tables<'a, M> {
     /// # Errors
     /// [`VmError::Shim`]: the pool is used up, or no memory.
     pub fn map(&mut self, va: u64, gpa: u64, len: u64, flags: u64) -> Result<(), VmError> {
-        let flags = flags | PTE_P | PTE_A | PTE_D | self.private;
+        self.map_as(va, gpa, len, flags | self.private)
+    }
+
+    /// Maps memory that others see, too.
+    ///
+    /// # Errors
+    /// As [`Tables::map`].
+    pub fn map_shared(&mut self, va: u64, gpa: u64, len: u64, flags: u64) -> Result<(), VmError> {
+        self.map_as(va, gpa, len, flags)
+    }
+
+    fn map_as(&mut self, va: u64, gpa: u64, len: u64, flags: u64) -> Result<(), VmError> {
+        let flags = flags | PTE_P | PTE_A | PTE_D;
         let large = (va | gpa | len).is_multiple_of(LARGE);
         let step = if large { LARGE } else { PAGE };
         let mut offset = 0;

@@ -15,7 +15,8 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 use rustix::fs::Mode;
 use rustix::io::Errno;
-use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags};
+use rustix::mount::{MountFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags};
+use rustix::process::DumpableBehavior;
 use rustix::thread::UnshareFlags;
 
 use super::JailError;
@@ -130,8 +131,18 @@ pub fn enter(network: Network, owners: Owners) -> Result<Walls, JailError> {
     }
 }
 
-/// In a user namespace of one's own, the numbers that one had.
+/// In a user namespace of one's own, the numbers that one had. The files in which one says so are root's while one is not
+/// dumpable, so for that moment one is, as every process is at its start.
 fn stay_oneself(uid: u32, gid: u32) -> Result<(), JailError> {
+    let before = rustix::process::dumpable_behavior().map_err(failed("asking whether it is dumpable"))?;
+    let dumpable = |how| rustix::process::set_dumpable_behavior(how).map_err(failed("being dumpable or not"));
+    dumpable(DumpableBehavior::Dumpable)?;
+    let said = say_who(uid, gid);
+    dumpable(before)?;
+    said
+}
+
+fn say_who(uid: u32, gid: u32) -> Result<(), JailError> {
     let write = |file: &str, text: String| {
         std::fs::write(format!("/proc/self/{file}"), text).map_err(|source| JailError::System {
             step: "keeping one's own number in a user namespace",
@@ -148,6 +159,10 @@ fn leave_the_hosts_files() -> Result<(), JailError> {
     // What happens here is nobody else's.
     let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
     rustix::mount::mount_change("/", private).map_err(failed("keeping mounts to oneself"))?;
+    // The host's, for those who may not mount one: their user namespace keeps them from the processes that it shows.
+    let flags =
+        OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_RECURSIVE;
+    let hosts = rustix::mount::open_tree(rustix::fs::CWD, "/proc", flags);
     let quiet = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
     // Any directory that is there serves as the place to build it in.
     rustix::mount::mount("cloak", "/proc", "tmpfs", quiet, c"size=64k,mode=0555")
@@ -155,8 +170,15 @@ fn leave_the_hosts_files() -> Result<(), JailError> {
     rustix::fs::mkdir("/proc/proc", Mode::from_raw_mode(0o555)).map_err(failed("making /proc"))?;
     // Files are reached anew by `/proc/self/fd`. Of other processes it shows none: nobody here may trace any.
     let processes = c"subset=pid,hidepid=ptraceable";
-    let made = rustix::mount::mount("proc", "/proc/proc", "proc", quiet, processes);
-    made.map_err(failed("mounting /proc"))?;
+    match rustix::mount::mount("proc", "/proc/proc", "proc", quiet, processes) {
+        Err(Errno::PERM) => hosts
+            .and_then(|tree| {
+                let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
+                rustix::mount::move_mount(tree, "", rustix::fs::CWD, "/proc/proc", flags)
+            })
+            .map_err(failed("giving it the host's /proc"))?,
+        made => made.map_err(failed("mounting /proc"))?,
+    }
     let again = MountFlags::RDONLY | quiet;
     rustix::mount::mount_remount("/proc", again, c"").map_err(failed("closing the empty root"))?;
     rustix::process::chdir("/proc").map_err(failed("going into the empty root"))?;

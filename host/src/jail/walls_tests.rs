@@ -56,8 +56,12 @@ fn reached(walls: bool) -> String {
                 root
             }
         });
-        if walls && namespaces::enter(Network::Host, Owners::Matter).ok() != Some(Walls::Own) {
-            return 99;
+        if walls {
+            let entered = namespaces::enter(Network::Host, Owners::Matter).ok() == Some(Walls::Own);
+            // Who may trace sees other processes in any `/proc`.
+            if !entered || privileges::drop_capabilities(&privileges::KEPT).is_err() {
+                return 99;
+            }
         }
         let mut worked = String::new();
         let mut attack = |letter: char, success: bool| {
@@ -133,9 +137,17 @@ fn without_network_not_even_the_hosts_loopback_is_there() {
 /// A user without any right has them for containers, by a user namespace, where the host lets users have one.
 #[test]
 fn who_has_no_rights_gets_walls_where_no_owners_are_seen() {
+    let nobody = privileges::Identity {
+        uid: 65_534,
+        gid: 65_534,
+        groups: Vec::new(),
+    };
     let entered = |owners| {
         child(|| {
-            if privileges::drop_capabilities(&[]).is_err() {
+            // SAFETY: no arguments.
+            let is_root = unsafe { libc::geteuid() } == 0;
+            let became = !is_root || privileges::become_user(&nobody).is_ok();
+            if !became || privileges::drop_capabilities(&[]).is_err() {
                 return 99;
             }
             match namespaces::enter(Network::Host, owners) {
@@ -242,11 +254,16 @@ fn trial(aims: &Aims, jailed: bool, seed: u64) -> i32 {
     // SAFETY: no arguments; and descriptors of the test's that nothing in this child uses any more.
     unsafe {
         libc::setsid();
-        let null = libc::open(c"/dev/null".as_ptr(), libc::O_RDWR);
+        // Not `/dev/null`: a trial may change modes and owners of what it has open, and root's would last.
+        let streams = libc::memfd_create(c"streams".as_ptr(), 0);
         for stream in 0..3 {
-            libc::dup2(null, stream);
+            libc::dup2(streams, stream);
         }
         libc::close_range(3, u32::MAX, 0);
+    }
+    // Names without a folder are to lead from the volume too, and not into the sources.
+    if std::env::set_current_dir(&aims.mine).is_err() {
+        return 99;
     }
     let roots = [(&aims.mine, false), (&aims.shown, true)].map(|(path, read_only)| {
         let root = opened(path);

@@ -7,9 +7,9 @@
 
 use std::io;
 
-use cloak_abi::layout::{HOLE_END, HOLE_START, LARGE};
+use cloak_abi::layout::{HOLE_END, HOLE_START, LARGE, PAGE, PLATFORM_GPA, PLATFORM_LEN, RESET_GPA};
 use vm_memory::mmap::MmapRegionBuilder;
-use vm_memory::{GuestAddress, GuestMemoryMmap, GuestRegionMmap};
+use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestRegionMmap};
 
 use crate::vm::error::{Step, VmError};
 
@@ -25,20 +25,61 @@ pub fn split(bytes: u64) -> (u64, u64) {
 /// When the address space can't be had.
 pub fn reserve(bytes: u64) -> Result<GuestMemoryMmap, VmError> {
     let (low, high) = split(bytes);
-    let mut regions = vec![region(0, low)?];
+    let mut regions = vec![region(0, low, OPEN)?];
     if high > 0 {
-        regions.push(region(HOLE_END, high)?);
+        regions.push(region(HOLE_END, high, OPEN)?);
     }
+    arranged(regions)
+}
+
+/// The same for a simulated machine: private RAM that nobody can touch before the guest has accepted it ([`set_access`]), the
+/// page of the reset vector, and what the guest shares with the monitor. Ranges of the first two kinds, then the memory.
+///
+/// # Errors
+/// As [`reserve`].
+pub fn reserve_private(bytes: u64) -> Result<(Vec<[u64; 2]>, GuestMemoryMmap), VmError> {
+    let (low, high) = split(bytes);
+    let mut private = vec![[0, low], [RESET_GPA, RESET_GPA + PAGE]];
+    if high > 0 {
+        private.push([HOLE_END, HOLE_END + high]);
+    }
+    let mut regions = Vec::new();
+    for [start, end] in &private {
+        regions.push(region(*start, end - start, libc::PROT_NONE)?);
+    }
+    regions.push(region(PLATFORM_GPA, PLATFORM_LEN, OPEN)?);
+    Ok((private, arranged(regions)?))
+}
+
+/// Opens guest RAM to everybody in this process and to the guest, or closes it to all.
+///
+/// # Errors
+/// When it is not RAM, or the kernel refuses.
+pub fn set_access(memory: &GuestMemoryMmap, gpa: u64, len: u64, open: bool) -> io::Result<()> {
+    let slice = memory
+        .get_slice(GuestAddress(gpa), len as usize)
+        .map_err(io::Error::other)?;
+    let prot = if open { OPEN } else { libc::PROT_NONE };
+    let start = slice.ptr_guard_mut().as_ptr();
+    // SAFETY: anonymous guest RAM of one region (`get_slice`), to which no reference is ever held.
+    if unsafe { libc::mprotect(start.cast(), len as usize, prot) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
+
+const OPEN: libc::c_int = libc::PROT_READ | libc::PROT_WRITE;
+
+fn arranged(regions: Vec<GuestRegionMmap>) -> Result<GuestMemoryMmap, VmError> {
     GuestMemoryMmap::from_regions(regions).map_err(|e| VmError::Os {
         step: "arranging guest RAM",
         source: io::Error::other(e),
     })
 }
 
-fn region(start: u64, bytes: u64) -> Result<GuestRegionMmap, VmError> {
+fn region(start: u64, bytes: u64, prot: libc::c_int) -> Result<GuestRegionMmap, VmError> {
     let len = bytes as usize;
     let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
-    let prot = libc::PROT_READ | libc::PROT_WRITE;
     // SAFETY: a fresh anonymous reservation, LARGE longer than needed so that an aligned part fits.
     let raw = unsafe { libc::mmap(std::ptr::null_mut(), len + LARGE as usize, prot, flags, -1, 0) };
     if raw == libc::MAP_FAILED {

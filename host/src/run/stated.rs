@@ -18,7 +18,9 @@ use cloak_manifest::model::{
 };
 use cloak_manifest::{Digest, Identity, Manifest, ManifestDigests, ManifestError, Purpose, RootKey};
 
-use super::{Anchor, Environment, Network, Protected, RunOptions, Volume};
+use crate::platform::Machine;
+
+use super::{Anchor, Environment, Network, Protected, Published, RunOptions, Volume};
 
 /// What the one who starts a context may say about it beside its manifest.
 #[derive(Debug, Default)]
@@ -28,12 +30,16 @@ pub struct Caller {
     /// Values for variables that the manifest leaves to the caller. Others are an error in `insisted`, and are
     /// passed over in here.
     pub environment: BTreeMap<String, String>,
+    /// Ports to publish, of those that the manifest lets be published.
+    pub published: Vec<Published>,
     /// Names of variables that the caller set on purpose.
     pub insisted: Vec<String>,
     /// What remembers the last roots of protected volumes, by their guest paths.
     pub anchors: BTreeMap<String, Box<dyn Anchor>>,
     /// Files that the OS side must not read or change: of the root key, of anchors.
     pub withheld: Vec<PathBuf>,
+    /// Kind of machine.
+    pub machine: Machine,
 }
 
 /// Why a manifest can't be run like this.
@@ -43,8 +49,10 @@ pub enum StatedError {
     #[error(transparent)]
     Manifest(#[from] ManifestError),
     /// Not on this kind of machine.
-    #[error("the manifest accepts the platforms {accepted}; this is plain KVM")]
+    #[error("the manifest accepts the platforms {accepted}; this is {found}")]
     Platform {
+        /// What this is.
+        found: &'static str,
         /// What it accepts.
         accepted: String,
     },
@@ -65,6 +73,9 @@ pub enum StatedError {
     /// An anchor for nothing.
     #[error("there is no protected volume at {0} to be anchored")]
     Anchor(String),
+    /// A port that nobody allowed.
+    #[error("the manifest does not let the port {0} be published (network.publish)")]
+    Publish(String),
     /// Something that is not there yet: to go on without it would not be what the manifest says.
     #[error("the manifest names {what}, which cloak run does not have: {why}")]
     Missing {
@@ -100,6 +111,8 @@ pub struct Stated {
     pub identity: Identity,
     /// Whether the owner may start further programs, and see the context's memory.
     pub exec: bool,
+    /// What a measured launch is bound to: SHA-256 of the canonical form.
+    pub host_data: [u8; 32],
 }
 
 impl Stated {
@@ -116,6 +129,7 @@ impl Stated {
             canonical,
             exec: manifest.program.exec,
             identity: Identity::of(&shim, &digests),
+            host_data: digests.sha256.0,
         })
     }
 }
@@ -130,7 +144,7 @@ pub fn of_manifest(
     root: Option<RootKey>,
     mut caller: Caller,
 ) -> Result<RunOptions, StatedError> {
-    refuse_what_is_not_there(manifest)?;
+    refuse_what_is_not_there(manifest, &caller.machine)?;
     let program = &manifest.program;
     if !program.untrusted_args && !caller.arguments.is_empty() {
         return Err(StatedError::Arguments(caller.arguments));
@@ -145,8 +159,11 @@ pub fn of_manifest(
         network: match manifest.network.mode {
             NetworkMode::None => Network::None,
             NetworkMode::Host => Network::Host,
+            NetworkMode::Private => Network::Private,
         },
+        published: published(manifest, std::mem::take(&mut caller.published))?,
         host_root: None,
+        machine: std::mem::take(&mut caller.machine),
         withheld: std::mem::take(&mut caller.withheld),
         ..RunOptions::new(
             [OsString::from(&program.path)]
@@ -178,11 +195,21 @@ pub fn of_manifest(
     Ok(options)
 }
 
-fn refuse_what_is_not_there(manifest: &Manifest) -> Result<(), StatedError> {
+/// How a manifest names a machine: a simulated one as what it simulates.
+fn kind(machine: &Machine) -> (PlatformKind, &'static str) {
+    match machine {
+        Machine::Plain => (PlatformKind::Plain, "plain KVM"),
+        Machine::SimulatedSnp(_) => (PlatformKind::Snp, "SEV-SNP, simulated"),
+    }
+}
+
+fn refuse_what_is_not_there(manifest: &Manifest, machine: &Machine) -> Result<(), StatedError> {
     let accept = &manifest.platform.accept;
-    if !accept.contains(&PlatformKind::Plain) {
+    let (kind, found) = kind(machine);
+    if !accept.contains(&kind) {
         let names: Vec<String> = accept.iter().map(|p| format!("{p:?}").to_lowercase()).collect();
         return Err(StatedError::Platform {
+            found,
             accepted: names.join(", "),
         });
     }
@@ -194,6 +221,30 @@ fn refuse_what_is_not_there(manifest: &Manifest) -> Result<(), StatedError> {
         );
     }
     Ok(())
+}
+
+/// The ports that the caller publishes, if the manifest lets them be.
+fn published(manifest: &Manifest, asked: Vec<Published>) -> Result<Vec<Published>, StatedError> {
+    for port in &asked {
+        let name = port_name(port);
+        if !manifest.network.publish.contains(&name) {
+            return Err(StatedError::Publish(name));
+        }
+    }
+    Ok(asked)
+}
+
+/// A guest's port as manifests name it.
+fn port_name(port: &Published) -> String {
+    let protocol = if port.datagrams { "udp" } else { "tcp" };
+    format!("{}/{protocol}", port.port)
+}
+
+fn publishable(published: &[Published]) -> Vec<String> {
+    let mut names: Vec<String> = published.iter().map(port_name).collect();
+    names.sort();
+    names.dedup();
+    names
 }
 
 /// Nothing of the caller's but what the manifest leaves to it.
@@ -317,13 +368,15 @@ pub fn of_options(options: &RunOptions, program: &std::path::Path, vcpus: usize)
             cpus: vcpus as u32,
         },
         platform: Platform {
-            accept: vec![PlatformKind::Plain],
+            accept: vec![kind(&options.machine).0],
         },
         network: StatedNetwork {
             mode: match options.network {
                 Network::None => NetworkMode::None,
                 Network::Host => NetworkMode::Host,
+                Network::Private => NetworkMode::Private,
             },
+            publish: publishable(&options.published),
         },
         volumes,
         files: Vec::new(),

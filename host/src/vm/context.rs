@@ -21,7 +21,7 @@ use super::shared::SharedRegion;
 use super::signals::Reach;
 use super::ticker::Ticker;
 use super::vcpu::{Handle, Runner};
-use super::{Border, Ended, Event, Outcome, Statistics};
+use super::{Border, Ended, Event, Hardware, Outcome, Statistics};
 
 /// A context.
 pub(super) struct Context {
@@ -115,6 +115,7 @@ impl Context {
         own: usize,
         fd: VcpuFd,
         events: Sender<(usize, Event)>,
+        hardware: Option<Hardware>,
     ) -> Result<(), VmError> {
         let (Some(handle), Some(ticker)) = (self.handles.get(own), &self.ticker) else {
             return Err(VmError::Shim("start of a vCPU that does not exist"));
@@ -131,6 +132,7 @@ impl Context {
             events,
             clock: self.clock,
             ticker: ticker.clone(),
+            hardware,
         };
         ticker.wake();
         thread::Builder::new()

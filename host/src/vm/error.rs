@@ -123,6 +123,28 @@ pub enum VmError {
     /// The shim stopped.
     #[error("the shim stopped: {0}")]
     Shimmed(String),
+    /// The launch of a measured guest.
+    #[error(transparent)]
+    Snp(#[from] crate::kvm::snp::error::SnpError),
+    /// More configuration than there is room for.
+    #[error("arguments and environment have {bytes} bytes; on this platform {most} are possible")]
+    ConfigTooLarge {
+        /// There are.
+        bytes: usize,
+        /// Most.
+        most: usize,
+    },
+    /// Something that this platform does not have yet.
+    #[error("{what} is not there on this platform: {why}")]
+    NotOnPlatform {
+        /// What.
+        what: &'static str,
+        /// What would be needed.
+        why: &'static str,
+    },
+    /// The kernel stopped, and said why.
+    #[error("the shim's kernel stopped: {0}")]
+    Stopped(&'static str),
     /// KVM could not go on with a vCPU.
     #[error("vCPU {vcpu} can't go on: {what}")]
     Vcpu {

@@ -212,7 +212,8 @@ impl<'a> Layout<'a> {
                 config_gpa: head.config,
                 config_len: share.config.len() as u64,
                 tsc_khz,
-                platform: platform::PLAIN,
+                platform: platform::PLAIN as u32,
+                private_bit: 0,
                 identity: share.identity,
             };
             let block = self.load_context(&mut memory, block)?;

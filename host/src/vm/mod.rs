@@ -14,6 +14,7 @@ pub mod error;
 pub mod exec;
 mod hidden;
 pub mod load;
+mod measured;
 pub mod phases;
 pub mod resident;
 pub mod shared;
@@ -25,8 +26,8 @@ pub mod view;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex};
 
 use cloak_abi::layout::{MAX_CONTEXTS, MAX_RAM, MAX_VCPUS, MIN_RAM, doorbell_port};
 use cloak_abi::ring::{SHARED_LEN, STATS};
@@ -41,7 +42,8 @@ use self::clock::Clock;
 use self::context::Context;
 use self::error::{Step, VmError};
 use self::exec::Execs;
-use self::load::{Layout, Segment, Share};
+use self::load::{Layout, Placed, Segment, Share};
+use self::measured::Measured;
 use self::phases::Phases;
 use self::resident::{Paging, Resident};
 use self::shared::SharedRegion;
@@ -53,6 +55,7 @@ use crate::image::registers::Registers;
 use crate::jail;
 use crate::kvm;
 use crate::os::handed;
+use crate::platform::{Machine, Simulated};
 
 /// A VM.
 #[derive(Debug)]
@@ -67,6 +70,8 @@ pub struct Options {
     pub control: Option<Bound>,
     /// Contexts edit their page tables themselves: only where there is one.
     pub own_tables: bool,
+    /// Kind of machine.
+    pub machine: Machine,
 }
 
 /// What to run in a context, and in what.
@@ -82,6 +87,8 @@ pub struct ContextOptions {
     pub config: Zeroizing<Vec<u8>>,
     /// Identity of the context.
     pub identity: [u8; 48],
+    /// What a measured launch binds it to: SHA-256 of the manifest.
+    pub host_data: [u8; 32],
     /// Key that guest memory is sealed under; none: one for this run.
     pub memory_key: Option<Box<Zeroizing<[u8; 32]>>>,
     /// Anchors of protected volumes, by the numbers that the configuration names.
@@ -130,6 +137,8 @@ type Failed = Arc<dyn Fn(cloak_memory::MemoryError) + Send + Sync>;
 pub(crate) enum Event {
     /// The guest asks for vCPU n of the context.
     Start(u32),
+    /// The guest has made vCPU n of the context, which starts like this.
+    StartAt(u32, Registers),
     /// The program has ended, and the vCPU that said so with it.
     Exited,
     /// A vCPU can't go on.
@@ -148,6 +157,7 @@ pub struct Running {
     contexts: Vec<Context>,
     cpuid: CpuId,
     entry: u64,
+    hardware: Option<Hardware>,
     sender: Sender<(usize, Event)>,
     events: Receiver<(usize, Event)>,
 }
@@ -163,6 +173,9 @@ pub struct Border {
     /// One per vCPU.
     pub wakes: Vec<OwnedFd>,
 }
+
+/// Simulated hardware, as vCPU threads share it.
+pub(crate) type Hardware = Arc<Mutex<Box<dyn Simulated>>>;
 
 /// The parts that must exist before the OS services are started.
 pub struct Prepared {
@@ -235,6 +248,9 @@ fn check(kvm: &Kvm, options: &Options) -> Result<(), VmError> {
             most: MAX_CONTEXTS,
         });
     }
+    if !matches!(options.machine, Machine::Plain) {
+        check_measured(options)?;
+    }
     let most = kvm.get_max_vcpus().min(MAX_VCPUS);
     let vcpus = options.contexts.iter().map(|c| c.vcpus).sum();
     if vcpus > most || options.contexts.iter().any(|c| c.vcpus == 0) {
@@ -271,6 +287,31 @@ fn check(kvm: &Kvm, options: &Options) -> Result<(), VmError> {
     Ok(())
 }
 
+/// What is there on plain KVM only.
+fn check_measured(options: &Options) -> Result<(), VmError> {
+    let not = |what, why| Err(VmError::NotOnPlatform { what, why });
+    let contexts = &options.contexts;
+    if contexts.len() > 1 || !options.own_tables {
+        return not(
+            "a VM of several contexts",
+            "the kernel makes one from its measured image",
+        );
+    }
+    if contexts.iter().any(|context| context.resident.is_some()) {
+        return not("--resident", "the monitor can't seal memory that it can't read");
+    }
+    if contexts.iter().any(|context| !context.anchors.is_empty()) {
+        return not("an anchored volume", "the monitor would have to be believed");
+    }
+    if options.control.is_some() {
+        return not(
+            "--name",
+            "the monitor can neither show its memory nor start programs in it",
+        );
+    }
+    Ok(())
+}
+
 impl Prepared {
     /// Fills guest RAM and starts the first vCPU of each context.
     ///
@@ -282,40 +323,22 @@ impl Prepared {
             vm,
             borders,
             mut phases,
-            options,
+            mut options,
         } = self;
+        let Loaded {
+            memory,
+            first,
+            cpuid,
+            clock,
+            entry,
+            placed,
+            hardware,
+        } = load_vm(&kvm, &vm, &borders, &mut phases, &mut options)?;
         let Options {
             contexts: all,
-            segments,
             control,
-            own_tables,
             ..
         } = options;
-        let shares: Vec<Share<'_>> = all
-            .iter()
-            .map(|context| Share {
-                memory: context.memory,
-                vcpus: context.vcpus as u32,
-                config: &context.config,
-                identity: context.identity,
-            })
-            .collect();
-        let layout = Layout::new(&shares, &segments, own_tables)?;
-        let memory = kvm::ram::reserve(layout.ram)?;
-        add_memory(&vm, &memory, &borders)?;
-        for (index, border) in (0..).zip(&borders) {
-            add_doorbells(&vm, index, border)?;
-        }
-        phases.done("guest memory and its slots");
-        let cpuid = kvm
-            .get_supported_cpuid(kvm_bindings::KVM_MAX_CPUID_ENTRIES)
-            .step("reading KVM's CPUID")?;
-        let first = vm.create_vcpu(0).step("creating vCPU 0")?;
-        let tsc_khz = u64::from(first.get_tsc_khz().step("reading the TSC frequency")?);
-        let clock = Clock::new(tsc_khz, guest_tsc_offset(&first)?);
-        phases.done("first vCPU");
-        let (entry, placed) = layout.load(&memory, tsc_khz)?;
-        phases.done("loading the shim");
         let (sender, events) = channel();
         let mut contexts = Vec::new();
         let mut members = Vec::new();
@@ -365,6 +388,7 @@ impl Prepared {
             contexts,
             cpuid,
             entry,
+            hardware,
             sender,
             events,
         };
@@ -379,7 +403,8 @@ impl Prepared {
                 Some(fd) => fd,
                 None => running.create_vcpu(index, 0)?,
             };
-            running.start_vcpu(index, 0, fd)?;
+            let start = running.first_registers(index, 0)?;
+            running.start_vcpu(index, 0, fd, start)?;
         }
         phases.done("threads");
         for context in &mut running.contexts {
@@ -401,13 +426,10 @@ impl Running {
             };
             match event {
                 Event::Start(own) => {
-                    let started = self
-                        .create_vcpu(index, own as usize)
-                        .and_then(|fd| self.start_vcpu(index, own as usize, fd));
-                    if let Err(error) = started {
-                        self.contexts[index].end(Err(error));
-                    }
+                    let start = self.first_registers(index, own as usize);
+                    self.start_further(index, own, start);
                 }
+                Event::StartAt(own, start) => self.start_further(index, own, Ok(start)),
                 Event::Exited => {
                     let context = &mut self.contexts[index];
                     context.left += 1;
@@ -440,15 +462,36 @@ impl Running {
             .step("creating a further vCPU")
     }
 
-    fn start_vcpu(&mut self, index: usize, own: usize, fd: VcpuFd) -> Result<(), VmError> {
-        let context = &mut self.contexts[index];
-        let start = Registers {
+    /// How vCPU `own` of context `index` starts, where the monitor says it.
+    fn first_registers(&self, index: usize, own: usize) -> Result<Registers, VmError> {
+        let context = &self.contexts[index];
+        Ok(Registers {
             rip: self.entry,
             root: context.root(),
             rdi: u64::from(context.number_of(own)?),
-        };
-        kvm::prepare_vcpu(&fd, &self.cpuid, start)?;
-        context.start_vcpu(own, fd, self.sender.clone())
+        })
+    }
+
+    /// Starts a vCPU that the guest asked for; a failure ends its context.
+    fn start_further(&mut self, index: usize, own: u32, start: Result<Registers, VmError>) {
+        let started = start.and_then(|start| {
+            let fd = self.create_vcpu(index, own as usize)?;
+            self.start_vcpu(index, own as usize, fd, start)
+        });
+        if let Err(error) = started {
+            self.contexts[index].end(Err(error));
+        }
+    }
+
+    fn start_vcpu(&mut self, index: usize, own: usize, fd: VcpuFd, start: Registers) -> Result<(), VmError> {
+        let context = &mut self.contexts[index];
+        if self.hardware.is_some() {
+            kvm::prepare_measured_vcpu(&fd, &self.cpuid, context.number_of(own)?, start)
+                .step("setting a measured vCPU's registers")?;
+        } else {
+            kvm::prepare_vcpu(&fd, &self.cpuid, start)?;
+        }
+        context.start_vcpu(own, fd, self.sender.clone(), self.hardware.clone())
     }
 
     /// Where to report the end of a context's OS service.
@@ -457,6 +500,87 @@ impl Running {
         move || {
             // The receiver is gone only when the monitor is already ending.
             let _ = sender.send((context, Event::ServiceGone));
+        }
+    }
+}
+
+/// A VM with its memory filled, and its first vCPU.
+struct Loaded {
+    memory: GuestMemoryMmap,
+    first: VcpuFd,
+    cpuid: CpuId,
+    clock: Clock,
+    entry: u64,
+    placed: Vec<Placed>,
+    hardware: Option<Hardware>,
+}
+
+/// How memory is to be filled.
+enum Plan<'a> {
+    Plain(Layout<'a>),
+    Simulated(Box<dyn Simulated>, Measured),
+}
+
+fn load_vm(
+    kvm: &Kvm,
+    vm: &VmFd,
+    borders: &[Border],
+    phases: &mut Phases,
+    options: &mut Options,
+) -> Result<Loaded, VmError> {
+    let machine = std::mem::take(&mut options.machine);
+    let contexts = &options.contexts;
+    let shares: Vec<Share<'_>> = contexts.iter().map(ContextOptions::share).collect();
+    let plan = match machine {
+        Machine::Plain => Plan::Plain(Layout::new(&shares, &options.segments, options.own_tables)?),
+        Machine::SimulatedSnp(hardware) => Plan::Simulated(hardware, Measured::new(&contexts[0])?),
+    };
+    let memory = match &plan {
+        Plan::Plain(layout) => kvm::ram::reserve(layout.ram)?,
+        Plan::Simulated(_, measured) => measured.memory.clone(),
+    };
+    add_memory(vm, &memory, borders)?;
+    for (index, border) in (0..).zip(borders) {
+        add_doorbells(vm, index, border)?;
+    }
+    phases.done("guest memory and its slots");
+    let cpuid = kvm
+        .get_supported_cpuid(kvm_bindings::KVM_MAX_CPUID_ENTRIES)
+        .step("reading KVM's CPUID")?;
+    let first = vm.create_vcpu(0).step("creating vCPU 0")?;
+    let tsc_khz = u64::from(first.get_tsc_khz().step("reading the TSC frequency")?);
+    let clock = Clock::new(tsc_khz, guest_tsc_offset(&first)?);
+    phases.done("first vCPU");
+    let (entry, placed, hardware) = match plan {
+        Plan::Plain(layout) => {
+            let (entry, placed) = layout.load(&memory, tsc_khz)?;
+            (entry, placed, None)
+        }
+        Plan::Simulated(mut hardware, measured) => {
+            eprintln!("cloak: {}", hardware.notice());
+            let (entry, placed) = measured.launch(&mut *hardware, &contexts[0], &cpuid, tsc_khz)?;
+            (entry, vec![placed], Some(Arc::new(Mutex::new(hardware))))
+        }
+    };
+    phases.done("loading the shim");
+    Ok(Loaded {
+        memory,
+        first,
+        cpuid,
+        clock,
+        entry,
+        placed,
+        hardware,
+    })
+}
+
+impl ContextOptions {
+    fn share(&self) -> Share<'_> {
+        Share {
+            memory: self.memory,
+            vcpus: self.vcpus as u32,
+            config: &self.config,
+            identity: self.identity,
         }
     }
 }

@@ -4,11 +4,14 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use cloak_abi::ring::TYPED;
 use cloak_abi::vcpu::VcpuState;
 
 use super::shared::SharedRegion;
 use super::vcpu::{Handle, KICK_SIGNAL};
 
+/// `si_code` of a signal that the kernel sends: of these, those of the terminal, and its end.
+const SI_KERNEL: libc::c_int = 0x80;
 /// Signals that are passed on. SIGKILL and SIGSTOP can't be; those that a fault raises are the monitor's own.
 const FORWARDED: &[libc::c_int] = &[
     libc::SIGHUP,
@@ -84,14 +87,18 @@ pub fn forward(contexts: Vec<Reach>) {
     let body = move || {
         let set = set();
         loop {
-            // SAFETY: a valid set; no information wanted.
-            let signal = unsafe { libc::sigwaitinfo(&raw const *set, std::ptr::null_mut()) };
+            // SAFETY: a valid set, and space for the information, which is plain data.
+            let (signal, code) = unsafe {
+                let mut info: libc::siginfo_t = std::mem::zeroed();
+                (libc::sigwaitinfo(&raw const *set, &raw mut info), info.si_code)
+            };
             if signal > 0 {
+                let typed = if code == SI_KERNEL { TYPED } else { 0 };
                 for Reach { shared, handles } in &contexts {
                     shared
                         .header()
                         .signals
-                        .fetch_or(1 << (signal - 1), Ordering::SeqCst);
+                        .fetch_or(1 << (signal as u32 - 1 + typed), Ordering::SeqCst);
                     notify(shared, handles);
                 }
             }

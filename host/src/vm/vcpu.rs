@@ -5,16 +5,19 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU8, AtomicU64, Ordering};
 use std::sync::mpsc::Sender;
 
-use cloak_abi::layout::{KICK_VECTOR, monitor_port};
+use cloak_abi::layout::{KICK_VECTOR, SIM_PORT, monitor_port};
+use cloak_abi::sim::SimCall;
+use cloak_abi::stop::Stop;
 use cloak_abi::vcpu::MonitorCall;
 use kvm_ioctls::{VcpuExit, VcpuFd};
 
 use super::anchors::Anchors;
-use super::error::VmError;
+use super::error::{Step, VmError};
 use super::exec::Execs;
 use super::shared::SharedRegion;
 use super::ticker::Ticker;
-use super::{Event, clock};
+use super::{Event, Hardware, clock};
+use crate::platform::Reply;
 
 /// The signal that makes a vCPU thread leave the guest. Its handler does nothing.
 /// A real-time one: programs get all the others.
@@ -92,6 +95,8 @@ pub struct Runner {
     pub events: Sender<(usize, Event)>,
     pub clock: clock::Clock,
     pub ticker: Ticker,
+    /// Simulated hardware, if the machine has any.
+    pub hardware: Option<Hardware>,
 }
 
 impl Runner {
@@ -131,6 +136,11 @@ impl Runner {
                 let value = <[u8; 4]>::try_from(data).map_or(u32::MAX, u32::from_le_bytes);
                 self.handle.exits.fetch_add(1, Ordering::Relaxed);
                 self.monitor_call(value)
+            }
+            Ok(VcpuExit::IoOut(SIM_PORT, data)) if self.hardware.is_some() => {
+                let value = <[u8; 4]>::try_from(data).map_or(u32::MAX, u32::from_le_bytes);
+                self.handle.exits.fetch_add(1, Ordering::Relaxed);
+                self.hardware_call(value)
             }
             Ok(VcpuExit::IoOut(..)) => Ok(None),
             Ok(VcpuExit::Intr | VcpuExit::IrqWindowOpen) => Ok(None),
@@ -189,6 +199,33 @@ impl Runner {
             Some((MonitorCall::Panic, reason)) => Err(self.stuck(format!("kernel stop {reason:#x}"))),
             None => Err(self.stuck(format!("unknown monitor call {value:#x}"))),
         }
+    }
+
+    /// What the guest asks of simulated hardware.
+    fn hardware_call(&mut self, value: u32) -> Result<Option<Event>, VmError> {
+        let (Some(hardware), Some(call)) = (&self.hardware, SimCall::decode(value)) else {
+            return Err(self.stuck(format!("unknown call of simulated hardware {value:#x}")));
+        };
+        let mut registers = self.fd.get_regs().step("reading a vCPU's registers")?;
+        let arguments = [registers.rdi, registers.rsi];
+        let reply = match hardware.lock() {
+            Ok(mut hardware) => hardware.call(self.index as u32, call, arguments),
+            Err(_) => return Err(self.stuck("the simulated hardware has failed".to_owned())),
+        };
+        registers.rax = match reply {
+            Reply::Value(value) => value,
+            Reply::Start(value, number, start) => {
+                // The receiver is gone only when the monitor is already ending.
+                let _ = self.events.send((self.context, Event::StartAt(number, start)));
+                value
+            }
+            Reply::Terminated(stop) => {
+                let text = stop.map_or("for a reason that is not known", Stop::text);
+                return Err(VmError::Stopped(text));
+            }
+        };
+        self.fd.set_regs(&registers).step("setting a vCPU's registers")?;
+        Ok(None)
     }
 
     /// Sleeps until woken or until the deadline that the guest left in its queue page.

@@ -189,12 +189,13 @@ fn a_look_is_of_one_moment() {
     }
     let used = Used::new();
     let stop = AtomicBool::new(false);
+    let (front, back) = (used.word(9, 0), used.word(9, 511));
     std::thread::scope(|scope| {
         scope.spawn(|| {
             // The one at the end of the page first: who reads from the front would see the other one newer.
             for round in 1.. {
-                used.word(9, 511).store(round, Ordering::SeqCst);
-                used.word(9, 0).store(round, Ordering::SeqCst);
+                back.store(round, Ordering::SeqCst);
+                front.store(round, Ordering::SeqCst);
                 if stop.load(Ordering::SeqCst) {
                     return;
                 }

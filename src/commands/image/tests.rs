@@ -112,6 +112,21 @@ fn the_state_of_a_vcpu_is_the_same_on_every_product() {
     }
 }
 
+/// What the kernel writes for a further vCPU is what the first one has, as the prediction writes it.
+#[test]
+fn the_state_of_a_further_vcpu_is_as_the_first_ones() {
+    let mut page = [0; PAGE_BYTES];
+    for (offset, word) in cloak_snp::vmsa::words(0xffff_ffff_8020_1234, 0x40_0000, 7) {
+        page[offset as usize..offset as usize + 8].copy_from_slice(&word.to_le_bytes());
+    }
+    let wanted = state(Registers {
+        rip: 0xffff_ffff_8020_1234,
+        root: 0x40_0000,
+        rdi: 7,
+    });
+    assert_eq!(page, wanted.to_page());
+}
+
 #[test]
 fn more_vcpus_than_the_shim_has_room_for_are_refused() {
     for cpus in [0, 65, u32::MAX] {

@@ -6,12 +6,14 @@ use std::path::{Path, PathBuf};
 
 use cloak_host::control::folder::Name;
 use cloak_host::run::stated::{Caller, of_manifest};
-use cloak_host::run::{Environment, Resident, RunOptions, Segment};
+use cloak_host::run::{Environment, Network, Published, Resident, RunOptions, Segment};
 use cloak_manifest::Manifest;
 use serde::Deserialize;
 
 use crate::commands::key;
-use crate::commands::run::{parse_size, parse_variable, parse_volume, protected};
+use crate::commands::run::{
+    NetworkArg, parse_size, parse_variable, parse_volume, protected, publish, publishable,
+};
 
 /// Why a pod file can't be used.
 #[derive(Debug, thiserror::Error)]
@@ -69,6 +71,7 @@ enum Runs {
         manifest: Box<Manifest>,
         root_key: Option<PathBuf>,
         anchors: Vec<String>,
+        publish: Vec<String>,
         user: Option<String>,
     },
     /// What the pod file says.
@@ -97,6 +100,9 @@ struct Entry {
     environment: Vec<String>,
     workdir: Option<PathBuf>,
     user: Option<String>,
+    network: Option<NetworkArg>,
+    #[serde(default)]
+    publish: Vec<String>,
     #[serde(default)]
     volumes: Vec<String>,
     #[serde(default)]
@@ -292,11 +298,11 @@ impl Entry {
         let rest = (
             self.command.is_empty() && self.cpus.is_none() && self.memory.is_none() && self.workdir.is_none(),
             self.environment.is_empty() && self.volumes.is_empty() && self.protected.is_empty(),
-            self.segments.is_empty(),
+            self.segments.is_empty() && self.network.is_none(),
         );
         if rest != (true, true, true) {
             return Err(bad(format!(
-                "{}: beside a manifest only name, root_key, anchors, user, resident and swap can be said",
+                "{}: beside a manifest only name, root_key, anchors, publish, user, resident and swap can be said",
                 file.display()
             )));
         }
@@ -312,6 +318,7 @@ impl Entry {
             runs: Runs::Stated {
                 root_key: self.root_key.map(|key| folder.join(key)),
                 anchors: self.anchors,
+                publish: self.publish,
                 user: self.user,
                 manifest: Box::new(manifest),
             },
@@ -349,6 +356,9 @@ impl Entry {
             .map(|text| Ok(protected::Asked::parse(text).map_err(at("protected"))?.open()?))
             .collect::<Result<_, Box<dyn std::error::Error>>>()?;
         let memory = self.memory.as_deref().unwrap_or(MEMORY);
+        let published = ports(&self.publish).map_err(at("publish"))?;
+        let network = self.network.map_or_else(Network::default, Network::from);
+        publishable(network, &published).map_err(at("publish"))?;
         Ok(RunOptions {
             cpus: Some(self.cpus.unwrap_or(1)),
             memory: parse_size(memory).map_err(at("memory"))?,
@@ -360,9 +370,20 @@ impl Entry {
             workdir: Some(self.workdir.unwrap_or_else(|| PathBuf::from("/"))),
             volumes: volumes.collect::<Result<_, _>>().map_err(at("volumes"))?,
             protected,
+            network,
+            published,
             ..RunOptions::new(self.command.into_iter().map(OsString::from).collect())
         })
     }
+}
+
+fn ports(texts: &[String]) -> Result<Vec<Published>, String> {
+    let ports = texts
+        .iter()
+        .map(|text| publish::parse(text))
+        .collect::<Result<Vec<_>, _>>()?;
+    publish::check(&ports)?;
+    Ok(ports)
 }
 
 /// What a manifest says, with the root key and the anchors that the pod file names.
@@ -370,10 +391,12 @@ fn stated(
     manifest: &Manifest,
     root_key: Option<PathBuf>,
     anchors: Vec<String>,
+    publish: &[String],
 ) -> Result<RunOptions, Box<dyn std::error::Error>> {
     let root = key::root(root_key.as_deref(), None)?;
     let mut caller = Caller {
         withheld: root_key.into_iter().collect(),
+        published: ports(publish)?,
         ..Caller::default()
     };
     for text in anchors {
@@ -415,10 +438,11 @@ impl Context {
                 manifest,
                 root_key,
                 anchors,
+                publish,
                 user,
             } => {
                 let told = |error| format!("context {}: {error}", self.name);
-                let mut options = stated(&manifest, root_key, anchors).map_err(told)?;
+                let mut options = stated(&manifest, root_key, anchors, &publish).map_err(told)?;
                 options.user = user;
                 options
             }

@@ -5,6 +5,7 @@ use std::fs;
 use std::io;
 use std::path::PathBuf;
 
+use cloak_host::platform::Machine;
 use cloak_host::run::stated::{Caller, StatedError, of_manifest};
 use cloak_host::run::{Network, Resident, RunOptions};
 use cloak_manifest::model::{NetworkMode, Volume, VolumeKind};
@@ -55,6 +56,9 @@ pub enum Error {
         "the manifest shares the segment {0:?}: the contexts that share it have to be in one VM (cloak pod run)"
     )]
     Segment(String),
+    /// Ports can't be published so.
+    #[error("--publish: {0}")]
+    Publish(String),
     /// The manifest asks for something else.
     #[error(transparent)]
     Stated(#[from] StatedError),
@@ -64,7 +68,7 @@ pub enum Error {
 ///
 /// # Errors
 /// [`Error`].
-pub fn options(args: Args) -> Result<RunOptions, Error> {
+pub fn options(args: Args, machine: Machine) -> Result<RunOptions, Error> {
     let path = args.manifest.clone().unwrap_or_default();
     let manifest = fs::read(&path).map_err(|source| Error::File {
         path: path.clone(),
@@ -75,10 +79,13 @@ pub fn options(args: Args) -> Result<RunOptions, Error> {
         return Err(Error::Segment(segment.name.clone()));
     }
     contradictions(&args, &manifest)?;
+    super::publish::check(&args.publish).map_err(Error::Publish)?;
     let root = key::root(args.root_key.as_deref(), args.root_key_fd)?;
     let mut caller = Caller {
         arguments: args.command,
+        published: args.publish,
         withheld: args.root_key.into_iter().collect(),
+        machine,
         ..Caller::default()
     };
     for name in &manifest.program.untrusted_environment {
@@ -156,6 +163,7 @@ fn contradictions(args: &Args, manifest: &Manifest) -> Result<(), Error> {
     let (network, name) = match manifest.network.mode {
         NetworkMode::None => (Network::None, "none"),
         NetworkMode::Host => (Network::Host, "host"),
+        NetworkMode::Private => (Network::Private, "private"),
     };
     match args.network.map(Network::from) {
         Some(asked) if asked != network => {

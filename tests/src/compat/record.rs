@@ -51,6 +51,16 @@ impl Records {
         units
     }
 
+    /// Units that the suite has and that have no results, by the list that it left.
+    pub fn missing(&self) -> Vec<String> {
+        let list = fs::read_to_string(self.0.join("all")).unwrap_or_default();
+        let absent = |unit: &&str| !self.file(unit).exists();
+        list.split_whitespace()
+            .filter(absent)
+            .map(str::to_owned)
+            .collect()
+    }
+
     fn file(&self, unit: &str) -> PathBuf {
         self.0.join(format!("{}.tsv", unit.replace('/', "+")))
     }

@@ -37,6 +37,7 @@ impl Unit for RedisUnit {
         let case = Case::new("/usr/bin/tclsh")
             .args(["tests/test_helper.tcl", "--single", &self.name])
             .args(["--clients", "1", "--durable", "--timeout", "600"])
+            .args(["--baseport", &first_port().to_string(), "--portcount", "400"])
             .in_folder(&self.folder)
             .memory("4G");
         let output = match case.start(launcher).finish(WHOLE) {
@@ -53,6 +54,12 @@ impl Unit for RedisUnit {
         results.retain(|test, _| tests.contains(test));
         results
     }
+}
+
+/// A range of ports for this process, below those that the system gives out: the suite looks for free ones in it, and
+/// somebody else's run of it must not be in the way.
+fn first_port() -> u32 {
+    21_111 + std::process::id() % 20 * 500
 }
 
 /// The suite prints `[ok]: NAME (7 ms)`, `[err]: NAME in FILE`, `[skip]: NAME` and `[ignore]: NAME: WHY`, with colours.

@@ -58,6 +58,8 @@ pub const SUITES: [Suite; 5] = [
 struct Sum {
     native: usize,
     cloaked: usize,
+    /// Units with results, and those without.
+    units: (usize, Vec<String>),
     /// By the entry's place in the list; `None` are those without one.
     differences: BTreeMap<Option<usize>, Vec<String>>,
 }
@@ -76,8 +78,10 @@ pub fn print() -> String {
     for (suite, _, sum) in &sums {
         let _ = writeln!(
             page,
-            "| {} | {} | {} | {} |",
+            "| {} | {} of {} | {} | {} | {} |",
             suite.name,
+            sum.units.0,
+            sum.units.0 + sum.units.1.len(),
             sum.native,
             sum.cloaked,
             percent(sum.cloaked, sum.native)
@@ -86,6 +90,9 @@ pub fn print() -> String {
     for (suite, known, sum) in &sums {
         let _ = write!(page, "\n## {}\n{}.\n", suite.name, capital(suite.what));
         differences(&mut page, known, sum);
+        if !sum.units.1.is_empty() {
+            let _ = writeln!(page, "\nNot run: {}.", sum.units.1.join(", "));
+        }
     }
     page
 }
@@ -99,8 +106,8 @@ unlisted difference fails the suite, and a listed one that is gone is told. A te
 machine of the run. What differs at first runs up to twice more, both ways, and the last result counts: some tests depend
 on timing, natively too.
 
-| suite | passed natively | of those, passed under Cloak | |
-|---|---|---|---|
+| suite | files of tests that were run | tests that passed natively | of those, passed under Cloak | |
+|---|---|---|---|---|
 ";
 
 fn sum(suite: &Suite, known: &[Known]) -> Sum {
@@ -108,10 +115,12 @@ fn sum(suite: &Suite, known: &[Known]) -> Sum {
     let mut sum = Sum {
         native: 0,
         cloaked: 0,
+        units: (0, records.missing()),
         differences: BTreeMap::new(),
     };
     for unit in records.units() {
         let Some(runs) = records.read(&unit) else { continue };
+        sum.units.0 += 1;
         if !runs.native.values().any(|outcome| outcome == "ok") {
             continue;
         }

@@ -16,7 +16,8 @@ pub const USER_CS: u16 = 0x33;
 /// Flags that SYSCALL clears: TF, IF, DF, NT, AC.
 pub const FLAG_MASK: u64 = 0x4_4700;
 const TSS_SELECTOR: u16 = 0x40;
-const STACK: usize = 4096 - 64;
+/// Messages to a security processor are sealed on it, which takes most.
+const STACK: usize = 4 * 4096 - 64;
 
 /// One vCPU's kernel memory. The entry code finds it from the stack that the CPU switches to.
 #[repr(C, align(4096))]
@@ -112,21 +113,38 @@ pub const fn above_stack(offset: usize) -> usize {
     offset - STACK_TOP
 }
 
-/// Fills this vCPU's tables and loads them. `block` is its block in the kernel's window; the entry code loads any root
-/// table in `roots`.
-pub fn install(index: usize, context: u32, block: u64, header: &LibosHeader, roots: &core::ops::Range<u64>) {
-    // SAFETY: each vCPU installs its own element, once, before it takes a trap.
+/// What a vCPU needs to enter CPL 3 and come back. `block` is its block in the kernel's window; the entry code loads any
+/// root table in `roots`.
+pub fn install(index: usize, context: u32, block: u64, header: &LibosHeader, roots: core::ops::Range<u64>) {
+    // SAFETY: each vCPU installs its own element, once, before it takes a trap from CPL 3.
     let cpu = unsafe {
         let all = &raw mut CPUS;
         &mut (*all)[index]
     };
+    // The eight ports of its context, and no other's.
+    cpu.tss.bitmap[doorbell_port(context) as usize / 8] = 0;
     cpu.block = block;
     cpu.upcall = [header.upcall, u64::from(USER_CS), 0x202, 0, u64::from(USER_SS)];
     cpu.kcall = header.kcall;
     cpu.roots = [roots.start, roots.end - roots.start];
     cpu.syscall_stashed = header.syscall_stashed;
-    cpu.index = index as u64;
     cpu.context = u64::from(context);
+    // STAR: SYSCALL loads CS 0x10, SS 0x18; SYSRET loads CS 0x33, SS 0x2b.
+    wrmsr(0xc000_0081, 0x23 << 48 | u64::from(KERNEL_CS) << 32);
+    wrmsr(0xc000_0082, entry::syscall_stub());
+    wrmsr(0xc000_0084, FLAG_MASK);
+    // Kernel GS for the SYSCALL stub, which has no stack of its own.
+    wrmsr(0xc000_0102, &raw const cpu.block as u64);
+}
+
+/// Fills this vCPU's descriptor tables and loads them: from here on it can take a trap of its own.
+pub fn load_tables(index: usize) {
+    // SAFETY: each vCPU fills its own element, once, before it takes a trap.
+    let cpu = unsafe {
+        let all = &raw mut CPUS;
+        &mut (*all)[index]
+    };
+    cpu.index = index as u64;
     let top = &raw const cpu.block as u64;
     cpu.tss.rsp[0] = top;
     // A double fault or machine check runs on the same stack: both end the VM.
@@ -135,8 +153,6 @@ pub fn install(index: usize, context: u32, block: u64, header: &LibosHeader, roo
     for byte in &mut cpu.tss.bitmap {
         *byte = 0xff;
     }
-    // The eight ports of its context, and no other's.
-    cpu.tss.bitmap[doorbell_port(context) as usize / 8] = 0;
     let tss = &raw const cpu.tss as u64;
     let limit = size_of::<Tss>() as u64 - 1;
     cpu.gdt = [
@@ -169,17 +185,11 @@ pub fn install(index: usize, context: u32, block: u64, header: &LibosHeader, roo
             null = in(reg) 0,
         );
     }
-    // STAR: SYSCALL loads CS 0x10, SS 0x18; SYSRET loads CS 0x33, SS 0x2b.
-    wrmsr(0xc000_0081, 0x23 << 48 | u64::from(KERNEL_CS) << 32);
-    wrmsr(0xc000_0082, entry::syscall_stub());
-    wrmsr(0xc000_0084, FLAG_MASK);
-    // Kernel GS for the SYSCALL stub, which has no stack of its own.
-    wrmsr(0xc000_0102, top);
 }
 
 /// Sets a model-specific register.
 pub fn wrmsr(register: u32, value: u64) {
-    // SAFETY: called with the syscall registers only.
+    // SAFETY: called with the syscall registers and the GHCB's only.
     unsafe {
         asm!("wrmsr", in("ecx") register, in("eax") value as u32, in("edx") (value >> 32) as u32,
             options(nostack));
@@ -211,6 +221,7 @@ pub fn monitor(call: MonitorCall, argument: u32) {
 
 /// Ends the VM: something that must not be. `reason` is told to the user.
 pub fn panic_stop(reason: u32) -> ! {
+    super::platform::snp::panic();
     loop {
         monitor(MonitorCall::Panic, reason);
     }

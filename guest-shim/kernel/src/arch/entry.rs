@@ -56,6 +56,19 @@ pub fn idt() -> u64 {
 
 unsafe extern "C" {
     fn syscall_entry();
+    fn kernel_entry();
+    fn read_sev_status() -> u64;
+}
+
+/// Address of the first instruction of each vCPU.
+pub fn first_instruction() -> u64 {
+    kernel_entry as *const () as u64
+}
+
+/// What the CPU says of encrypted memory (`MSR_SEV_STATUS`); 0 where it has no such register.
+pub fn sev_status() -> u64 {
+    // SAFETY: the register has no effect; where it does not exist, the fault that a read raises goes on behind it.
+    unsafe { read_sev_status() }
 }
 
 /// Address of the SYSCALL stub.
@@ -63,16 +76,18 @@ pub fn syscall_stub() -> u64 {
     syscall_entry as *const () as u64
 }
 
-/// Enters CPL 3 for the first time on this vCPU.
-pub fn enter_libos(rip: u64, index: u64) -> ! {
+/// Enters CPL 3 for the first time on this vCPU. `zeros` is memory that the libos clears before anything else: address and
+/// length.
+pub fn enter_libos(rip: u64, index: u64, zeros: [u64; 2]) -> ! {
     // SAFETY: `rip` is the libos's start, from its checked header; it sets its own stack.
     unsafe {
         asm!(
             "push {ss}", "push 0", "push 0x202", "push {cs}", "push {rip}",
-            "xor eax, eax", "xor ebx, ebx", "xor ecx, ecx", "xor edx, edx", "xor esi, esi", "xor ebp, ebp",
+            "xor eax, eax", "xor ebx, ebx", "xor ecx, ecx", "xor ebp, ebp",
             "xor r8d, r8d", "xor r9d, r9d", "xor r10d, r10d", "xor r11d, r11d",
             "iretq",
             ss = const USER_SS, cs = const USER_CS, rip = in(reg) rip, in("rdi") index,
+            in("rsi") zeros[0], in("rdx") zeros[1],
             options(noreturn),
         );
     }
@@ -127,6 +142,20 @@ global_asm!(
     "double_fault:",
     "push 8",
     "kernel_trap:",
+    "cmp dword ptr [rsp], 13",      // #GP at the one instruction that may raise it
+    "jne 4f",
+    "push rax",
+    "lea rax, [rip + sev_probe]",
+    "cmp [rsp + 24], rax",
+    "lea rax, [rip + sev_absent]",
+    "jne 3f",
+    "mov [rsp + 24], rax",
+    "pop rax",
+    "add rsp, 16",
+    "iretq",
+    "3:",
+    "pop rax",
+    "4:",
     "mov edi, [rsp]",
     "mov rsi, [rsp + 16]",
     "mov rdx, cr2",
@@ -251,6 +280,19 @@ global_asm!(
     "and rsp, -16",
     "call {start}",
     "ud2",
+
+    // --- whether encrypted memory is on -------------------------------------------------------------
+    ".globl read_sev_status",
+    "read_sev_status:",
+    "mov ecx, 0xc0010131",
+    "sev_probe:",
+    "rdmsr",
+    "shl rdx, 32",
+    "or rax, rdx",
+    "ret",
+    "sev_absent:",
+    "xor eax, eax",
+    "ret",
     vectors = const VECTORS,
     kick = const KICK_VECTOR,
     slot = const LIBOS_SLOT,

@@ -8,7 +8,7 @@ use cloak_abi::vcpu::{MAX_OPS, MonitorCall, VcpuBlock, VcpuState};
 use cloak_pagetables::tables::{Editor, Op};
 
 use super::cpu::{self, Cpu, cpu, monitor, wrmsr};
-use super::{CONTEXTS, Context, Shared, UNKNOWN_MODE, Window, entry};
+use super::{CONTEXTS, Context, Shared, UNKNOWN_MODE, Window, entry, platform};
 
 /// The context whose vCPU this is.
 fn context(cpu: &Cpu) -> &'static Context {
@@ -18,7 +18,7 @@ fn context(cpu: &Cpu) -> &'static Context {
 impl Context {
     /// Runs `work` under the context's lock. Whoever waits acknowledges shoot-downs, so a holder that waits for
     /// this vCPU gets its answer.
-    fn locked<R>(&self, cpu: &Cpu, work: impl FnOnce(&mut Shared) -> R) -> R {
+    pub(super) fn locked<R>(&self, cpu: &Cpu, work: impl FnOnce(&mut Shared) -> R) -> R {
         while self
             .lock
             .compare_exchange(0, 1, Ordering::Acquire, Ordering::Relaxed)
@@ -123,7 +123,8 @@ pub extern "C" fn on_kick(index: u32) {
     context(cpu).acknowledge(cpu);
 }
 
-fn block(cpu: &Cpu) -> &VcpuBlock {
+/// The block that this vCPU shares with its libos.
+pub(super) fn block(cpu: &Cpu) -> &VcpuBlock {
     // SAFETY: `install` set it to the vCPU's block in the kernel's window; the type is atomics only, so
     // concurrent writes by the libos are defined.
     unsafe { &*(cpu.block as *const VcpuBlock) }
@@ -140,8 +141,14 @@ pub extern "C" fn dispatch(number: u64, first: u64, second: u64, index: u32) -> 
             context.generation.acknowledge(context.own_index(cpu), || {});
             Ok(0)
         }
-        n if n == Kcall::Kick as u64 => on_other(context, cpu, first, MonitorCall::Kick),
-        n if n == Kcall::Start as u64 => on_other(context, cpu, first, MonitorCall::Start),
+        n if n == Kcall::Kick as u64 => other(context, cpu, first)
+            .map(|own| monitor(MonitorCall::Kick, own))
+            .map(|()| 0),
+        n if n == Kcall::Start as u64 => other(context, cpu, first)
+            .and_then(|own| platform::current().start_vcpu(context, cpu, own))
+            .map(|()| 0),
+        n if n == Kcall::Accept as u64 => platform::current().accept(context, cpu, first).map(|()| 0),
+        n if n == Kcall::Report as u64 => platform::current().report(context, cpu, first == 1),
         n if n == Kcall::Exit as u64 => loop {
             monitor(MonitorCall::Exit, 0);
         },
@@ -159,12 +166,12 @@ pub extern "C" fn dispatch(number: u64, first: u64, second: u64, index: u32) -> 
     result.unwrap_or_else(|error| -(error as i64))
 }
 
-fn on_other(context: &Context, cpu: &Cpu, target: u64, call: MonitorCall) -> Result<i64, KcallError> {
+/// Another vCPU of the context, by its number there.
+fn other(context: &Context, cpu: &Cpu, target: u64) -> Result<u32, KcallError> {
     if target >= u64::from(context.constants().vcpus) || target == context.own_index(cpu) as u64 {
         return Err(KcallError::Invalid);
     }
-    monitor(call, target as u32);
-    Ok(0)
+    Ok(target as u32)
 }
 
 fn space_switch(context: &Context, cpu: &Cpu, number: u64, root: u64) -> Result<i64, KcallError> {
@@ -180,7 +187,7 @@ fn space_switch(context: &Context, cpu: &Cpu, number: u64, root: u64) -> Result<
     if !known || !root.is_multiple_of(cloak_abi::layout::PAGE) {
         return Err(KcallError::Invalid);
     }
-    cpu::switch(cpu, number, root);
+    cpu::switch(cpu, number, root | all.private);
     Ok(0)
 }
 

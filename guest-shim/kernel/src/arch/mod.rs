@@ -5,14 +5,17 @@
 mod cpu;
 mod entry;
 mod kcall;
+mod platform;
 
-pub use cpu::{Cpu, cpu, panic_stop};
+pub use cpu::{Cpu, panic_stop};
+
+use kcall::block;
 
 use core::cell::UnsafeCell;
 use core::ptr;
 use core::sync::atomic::{AtomicU32, Ordering};
 
-use cloak_abi::boot::{BOOT_MAGIC, BootBlock, ContextBlock, LIBOS_MAGIC, LibosHeader};
+use cloak_abi::boot::{BOOT_MAGIC, BootBlock, ContextBlock, LAUNCH_MAGIC, LIBOS_MAGIC, LibosHeader};
 use cloak_abi::layout::{BOOT_GPA, KERNEL_PHYS_VA, LIBOS_BASE, LIBOS_IMAGE_MAX, MAX_CONTEXTS, PAGE};
 
 use cloak_pagetables::frames::{Memory, Owned, Pool};
@@ -95,6 +98,10 @@ struct Constants {
     first_root: u64,
     /// Where a root table may be: the pool, or any frame of a context that edits its tables itself.
     roots: [core::ops::Range<u64>; 2],
+    /// First of its frames that nothing is in at the start.
+    free_frames: u64,
+    /// Bit of private memory, in page tables and in CR3; 0 where there is none.
+    private: u64,
     /// A copy, made before any program could change the libos's image.
     header: LibosHeader,
 }
@@ -126,6 +133,8 @@ static CONTEXTS: [Context; MAX_CONTEXTS] = [const {
             checks: true,
             first_root: 0,
             roots: [0..0, 0..0],
+            free_frames: 0,
+            private: 0,
             header: LibosHeader {
                 magic: 0,
                 version: 0,
@@ -174,8 +183,28 @@ impl Context {
             checks: block.own_tables == 0,
             first_root: block.root,
             roots: block.frames.map(|[start, end]| start..end),
+            free_frames: block.free_frames,
+            private: block.private(),
             header,
         };
+    }
+}
+
+impl Context {
+    /// Roots that the entry code may load by itself: it checks no table, and knows no bit of private memory.
+    fn short_roots(&self) -> core::ops::Range<u64> {
+        let all = self.constants();
+        if all.checks || all.private != 0 {
+            0..0
+        } else {
+            all.roots[0].clone()
+        }
+    }
+
+    /// Whether the large page at `gpa` is the context's, and was nothing's at the start.
+    fn may_accept(&self, gpa: u64) -> bool {
+        let all = self.constants();
+        gpa >= all.free_frames && all.roots.iter().any(|range| range.contains(&gpa))
     }
 }
 
@@ -202,6 +231,12 @@ fn check_header(header: &LibosHeader) {
 
 /// First Rust code on each vCPU: makes its descriptor tables and enters the libos. `index` is the VM's number of it.
 extern "C" fn start(index: u32) -> ! {
+    cpu::load_tables(index as usize);
+    // SAFETY: a word of RAM, in every kind of start.
+    let magic = unsafe { ptr::read_volatile((KERNEL_PHYS_VA + BOOT_GPA) as *const u64) };
+    if magic == LAUNCH_MAGIC {
+        platform::snp::start(index);
+    }
     // SAFETY: the monitor wrote the boot block before the first instruction and does not change it.
     let boot = unsafe { &*((KERNEL_PHYS_VA + BOOT_GPA) as *const BootBlock) };
     if boot.magic != BOOT_MAGIC || boot.version != cloak_abi::VERSION {
@@ -211,31 +246,31 @@ extern "C" fn start(index: u32) -> ! {
     while number < boot.contexts as usize {
         let block = &boot.list[number];
         if index.wrapping_sub(block.first_vcpu) < block.vcpus {
-            start_in(&CONTEXTS[number], number, block, index);
+            if index == block.first_vcpu {
+                CONTEXTS[number].begin(block);
+            }
+            start_in(&CONTEXTS[number], number, block.vcpu_blocks, index);
         }
         number += 1;
     }
     panic_stop(1)
 }
 
-fn start_in(context: &'static Context, number: usize, block: &ContextBlock, index: u32) -> ! {
-    let own = index - block.first_vcpu;
-    if own == 0 {
-        context.begin(block);
-    }
+/// The vCPU `index` enters its context, which has begun; the blocks of the context's vCPUs are at `blocks`.
+fn start_in(context: &'static Context, number: usize, blocks: u64, index: u32) -> ! {
     let all = context.constants();
+    let own = index - all.first_vcpu;
     let header = &all.header;
-    let roots = if all.checks { &(0..0) } else { &all.roots[0] };
     cpu::install(
         index as usize,
         number as u32,
-        KERNEL_PHYS_VA + block.vcpu_blocks + u64::from(own) * PAGE,
+        KERNEL_PHYS_VA + blocks + u64::from(own) * PAGE,
         header,
-        roots,
+        context.short_roots(),
     );
     let mode = context.mode.load(Ordering::Relaxed);
     if mode != UNKNOWN_MODE {
         kcall::set_syscall_mode(header, mode);
     }
-    entry::enter_libos(header.start, u64::from(own))
+    entry::enter_libos(header.start, u64::from(own), [0; 2])
 }

@@ -9,8 +9,9 @@ use super::calls_open::path_argument;
 use super::file::Stat;
 use super::flags::*;
 use super::hostops::{self, At};
+use super::inotify::{self, event};
 use super::node::{self, Node};
-use super::walk::{self, Last, Place};
+use super::walk::{self, Last, Place, Start};
 use super::{OpenFile, fd, open, providers, size_limit};
 use crate::errno::{Errno, SysResult};
 use crate::syscall::{Args, Entry, full};
@@ -59,10 +60,15 @@ fn change(
         if flags & AT_EMPTY_PATH == 0 {
             return Err(Errno::ENOENT);
         }
-        return change_open(&*fd::get(dirfd)?, &host, &change_node);
+        let open = fd::get(dirfd)?;
+        return change_open(&open, &host, &change_node);
     }
     walk::with_object(dirfd, path, last(follow), |place| match place {
-        Place::Host(place) => host(place.at(), follow).map(|()| 0),
+        Place::Host(place) => {
+            host(place.at(), follow)?;
+            inotify::happened(&place.path, event::ATTRIB);
+            Ok(0)
+        }
         Place::Node(place) => {
             if let Some(open) = &place.open {
                 return change_open(open, &host, &change_node);
@@ -71,7 +77,9 @@ fn change(
             if place.read_only {
                 return Err(Errno::EROFS);
             }
-            change_node(&**node, &node.stat()?).map(|()| 0)
+            change_node(&**node, &node.stat()?)?;
+            inotify::happened(&place.path, event::ATTRIB);
+            Ok(0)
         }
     })
 }
@@ -82,18 +90,19 @@ fn change_open(
     change_node: &impl Fn(&dyn Node, &Stat) -> SysResult<()>,
 ) -> SysResult {
     if let Some(node) = open.file.node() {
-        return change_node(&**node, &node.stat()?).map(|()| 0);
+        change_node(&**node, &node.stat()?)?;
+        inotify::happened_to(open, event::ATTRIB);
+        return Ok(0);
     }
     let number = open.file.host_fd().ok_or(Errno::EPERM)?;
-    host(
-        At {
-            dir: u64::from(number),
-            path: b"",
-            how: 0,
-        },
-        true,
-    )
-    .map(|()| 0)
+    let at = At {
+        dir: u64::from(number),
+        path: b"",
+        how: 0,
+    };
+    host(at, true)?;
+    inotify::happened_to(open, event::ATTRIB);
+    Ok(0)
 }
 
 /// Only its owner changes a file's mode and times to what he likes.
@@ -305,10 +314,16 @@ fn truncate(args: &Args) -> SysResult {
     let size = size(args, 1)?;
     let path = path_argument(args.u64(0))?;
     // Opening checks what is to be checked: permission, kind, read-only mounts.
-    let open = open::open_at(AT_FDCWD, &path, O_WRONLY | O_NONBLOCK, 0)?;
-    size_limit::check(&open, size)?;
+    let flags = O_WRONLY | O_NONBLOCK | inotify::UNNOTICED;
+    let open = open::open_from(&Start::of(AT_FDCWD, &path)?, &path, flags, 0)?;
+    truncate_open(&open, size)
+}
+
+fn truncate_open(open: &OpenFile, size: u64) -> SysResult {
+    size_limit::check(open, size)?;
     open.file.truncate(size)?;
-    ends_at(&open, size);
+    ends_at(open, size);
+    inotify::happened_to(open, event::MODIFY);
     Ok(0)
 }
 
@@ -357,10 +372,7 @@ fn ftruncate(args: &Args) -> SysResult {
             Errno::EINVAL
         });
     }
-    size_limit::check(&open, size)?;
-    open.file.truncate(size)?;
-    ends_at(&open, size);
-    Ok(0)
+    truncate_open(&open, size)
 }
 
 fn fallocate(args: &Args) -> SysResult {
@@ -380,6 +392,7 @@ fn fallocate(args: &Args) -> SysResult {
         // A hole, or zeros: pages were dropped.
         unmap(&open, offset.div_ceil(PAGE), (offset + len) / PAGE, false);
     }
+    inotify::happened_to(&open, event::MODIFY);
     Ok(0)
 }
 

@@ -3,6 +3,7 @@
 use alloc::sync::Arc;
 use alloc::vec;
 
+use super::calls_io::{was_read, was_written};
 use super::file::ready;
 use super::flags::{O_APPEND, S_IFMT, S_IFREG, is_dir};
 use super::pipe::PipeEnd;
@@ -113,7 +114,8 @@ fn copy(from: &Side, to: &Side, len: usize) -> SysResult {
             Err(_) => break,
         }
     }
-    Ok(done as u64)
+    was_read(&from.open, done);
+    Ok(was_written(&to.open, done))
 }
 
 fn sendfile(args: &Args) -> SysResult {

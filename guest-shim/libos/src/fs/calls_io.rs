@@ -3,6 +3,7 @@
 use alloc::sync::Arc;
 
 use super::flags::O_APPEND;
+use super::inotify::{self, event};
 use super::{OpenFile, fd, size_limit};
 use crate::errno::{Errno, SysResult};
 use crate::syscall::{Args, Entry, full, partial};
@@ -51,13 +52,29 @@ fn writer(number: i32) -> SysResult<Arc<OpenFile>> {
     }
 }
 
+/// Tells who watches the file.
+pub(super) fn was_read(open: &OpenFile, bytes: usize) -> u64 {
+    if bytes > 0 {
+        inotify::happened_to(open, event::ACCESS);
+    }
+    bytes as u64
+}
+
+/// Tells who watches the file.
+pub(super) fn was_written(open: &OpenFile, bytes: usize) -> u64 {
+    if bytes > 0 {
+        inotify::happened_to(open, event::MODIFY);
+    }
+    bytes as u64
+}
+
 fn do_read(open: &OpenFile, to: &mut Buf) -> SysResult {
-    restartable(open.file.read(open, to)).map(|n| n as u64)
+    restartable(open.file.read(open, to)).map(|n| was_read(open, n))
 }
 
 fn do_write(open: &OpenFile, from: &mut Buf) -> SysResult {
     size_limit::cut(open, None, from)?;
-    restartable(open.file.write(open, from)).map(|n| n as u64)
+    restartable(open.file.write(open, from)).map(|n| was_written(open, n))
 }
 
 fn offset(args: &Args, n: usize) -> SysResult<u64> {
@@ -85,14 +102,14 @@ fn writev(args: &Args) -> SysResult {
 }
 
 fn read_at(open: &OpenFile, offset: u64, to: &mut Buf) -> SysResult {
-    restartable(open.file.read_at(offset, to)).map(|n| n as u64)
+    restartable(open.file.read_at(offset, to)).map(|n| was_read(open, n))
 }
 
 /// Writes at the end without moving the position.
 fn append(open: &OpenFile, from: &mut Buf) -> SysResult {
     let size = u64::try_from(open.file.stat()?.size).unwrap_or(0);
     size_limit::cut(open, Some(size), from)?;
-    open.file.write_at(size, from).map(|n| n as u64)
+    open.file.write_at(size, from).map(|n| was_written(open, n))
 }
 
 fn write_at(open: &OpenFile, offset: u64, from: &mut Buf) -> SysResult {
@@ -101,7 +118,7 @@ fn write_at(open: &OpenFile, offset: u64, from: &mut Buf) -> SysResult {
         return append(open, from);
     }
     size_limit::cut(open, Some(offset), from)?;
-    restartable(open.file.write_at(offset, from)).map(|n| n as u64)
+    restartable(open.file.write_at(offset, from)).map(|n| was_written(open, n))
 }
 
 fn pread64(args: &Args) -> SysResult {

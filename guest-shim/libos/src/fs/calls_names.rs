@@ -2,13 +2,14 @@
 
 use core::sync::atomic::Ordering;
 
+use super::attributes::{STATX_BASIC, stat_of};
 use super::calls_open::path_argument;
 use super::flags::*;
 use super::host_fifos;
 use super::hostops;
 use super::node::{self, New};
-use super::walk::{self, Last, NodePlace, Place};
-use super::{fd, path};
+use super::walk::{self, HostPlace, Last, NodePlace, Place};
+use super::{OpenFile, fd, inotify, path};
 use crate::errno::{Errno, SysResult};
 use crate::process::Process;
 use crate::syscall::{Args, Entry, full};
@@ -44,7 +45,9 @@ pub fn make_in_node(place: &NodePlace, new: New<'_>, mode: u32) -> SysResult {
     }
     let parent = place.parent()?;
     node::permit_entries(&parent.stat()?, &node::credentials())?;
+    let directory = matches!(new, New::Node(S_IFDIR, _));
     parent.create(&place.name, new, mode)?;
+    inotify::made(&place.path, directory);
     Ok(0)
 }
 
@@ -55,7 +58,11 @@ fn masked(mode: u32) -> u32 {
 fn make_dir(dirfd: i32, path: &[u8], mode: u32) -> SysResult {
     let mode = masked(mode & 0o1777);
     walk::with(dirfd, path, Last::Name, |place| match place {
-        Place::Host(place) => hostops::make_dir(place.at(), mode).map(|()| 0),
+        Place::Host(place) => {
+            hostops::make_dir(place.at(), mode)?;
+            inotify::made(&place.path, true);
+            Ok(0)
+        }
         Place::Node(place) => make_in_node(place, New::Node(S_IFDIR, 0), mode),
     })
 }
@@ -87,6 +94,7 @@ fn make_node(dirfd: i32, path: &[u8], mode: u32, device: u32) -> SysResult {
             if kind == S_IFIFO {
                 host_fifos::made(place);
             }
+            inotify::made(&place.path, false);
             Ok(0)
         }
         Place::Node(place) => make_in_node(place, New::Node(kind, u64::from(device)), mode),
@@ -129,11 +137,14 @@ fn remove(dirfd: i32, path: &[u8], flags: u32) -> SysResult {
         Place::Host(place) => {
             hostops::unlink(place.at(), flags)?;
             host_fifos::removed(&place.path);
+            inotify::removed(&place.path, directory);
             Ok(0)
         }
         Place::Node(place) => {
             place.node()?;
-            place.parent()?.remove(&place.name, directory).map(|()| 0)
+            place.parent()?.remove(&place.name, directory)?;
+            inotify::removed(&place.path, directory);
+            Ok(0)
         }
     })
 }
@@ -169,14 +180,22 @@ fn move_name(from: (i32, &[u8]), to: (i32, &[u8]), flags: u32) -> SysResult {
     walk::with(from.0, from.1, Last::Name, |source| {
         walk::with(to.0, to.1, Last::Name, |target| match (source, target) {
             (Place::Host(source), Place::Host(target)) => {
+                let directory = inotify::watched() && is_host_directory(source);
                 hostops::rename(source.at(), target.at(), flags)?;
                 host_fifos::renamed(&source.path, &target.path);
+                let exchanged = flags & RENAME_EXCHANGE != 0;
+                inotify::renamed(&source.path, &target.path, directory, exchanged);
                 Ok(0)
             }
             (Place::Node(source), Place::Node(target)) => rename_nodes(source, target, flags),
             _ => Err(Errno::EXDEV),
         })
     })
+}
+
+fn is_host_directory(place: &HostPlace) -> bool {
+    let stat = hostops::statx(place.at(), AT_SYMLINK_NOFOLLOW, STATX_BASIC);
+    stat.is_ok_and(|stat| is_dir(stat_of(&stat).mode))
 }
 
 fn rename_nodes(source: &NodePlace, target: &NodePlace, flags: u32) -> SysResult {
@@ -186,7 +205,14 @@ fn rename_nodes(source: &NodePlace, target: &NodePlace, flags: u32) -> SysResult
         return Err(Errno::ENOTDIR);
     }
     let (from, to) = (source.parent()?, target.parent()?);
-    from.rename(&source.name, to, &target.name, flags).map(|()| 0)
+    from.rename(&source.name, to, &target.name, flags)?;
+    inotify::renamed(
+        &source.path,
+        &target.path,
+        directory,
+        flags & RENAME_EXCHANGE != 0,
+    );
+    Ok(0)
 }
 
 fn rename(args: &Args) -> SysResult {
@@ -222,11 +248,17 @@ fn link_at(from: (i32, &[u8]), to: (i32, &[u8]), flags: u32) -> SysResult {
         }
         walk::with(to.0, to.1, Last::Name, |target| match (source, target) {
             (Place::Host(source), Place::Host(target)) => {
-                hostops::link(source.at(), target.at(), flags & AT_SYMLINK_FOLLOW).map(|()| 0)
+                hostops::link(source.at(), target.at(), flags & AT_SYMLINK_FOLLOW)?;
+                inotify::linked(&source.path, &target.path);
+                Ok(0)
             }
             (Place::Node(source), Place::Node(target)) => match &source.open {
-                Some(open) => link_node(open.file.node().ok_or(Errno::EXDEV)?, target),
-                None => link_node(source.node()?, target),
+                Some(open) => link_open_node(open, target),
+                None => {
+                    link_node(source.node()?, target)?;
+                    inotify::linked(&source.path, &target.path);
+                    Ok(0)
+                }
             },
             _ => Err(Errno::EXDEV),
         })
@@ -242,11 +274,17 @@ fn link_node(node: &alloc::sync::Arc<dyn node::Node>, target: &NodePlace) -> Sys
     parent.link(&target.name, node).map(|()| 0)
 }
 
+fn link_open_node(open: &OpenFile, target: &NodePlace) -> SysResult {
+    link_node(open.file.node().ok_or(Errno::EXDEV)?, target)?;
+    inotify::made(&target.path, false);
+    Ok(0)
+}
+
 /// A name for an open file (`O_TMPFILE`).
 fn link_open(from: i32, to: (i32, &[u8])) -> SysResult {
     let open = fd::get(from)?;
     walk::with(to.0, to.1, Last::Name, |target| match target {
-        Place::Node(target) => link_node(open.file.node().ok_or(Errno::EXDEV)?, target),
+        Place::Node(target) => link_open_node(&open, target),
         Place::Host(target) => {
             let fd = open.file.host_fd().ok_or(Errno::EXDEV)?;
             let source = hostops::At {
@@ -254,7 +292,9 @@ fn link_open(from: i32, to: (i32, &[u8])) -> SysResult {
                 path: b"",
                 how: 0,
             };
-            hostops::link(source, target.at(), AT_EMPTY_PATH).map(|()| 0)
+            hostops::link(source, target.at(), AT_EMPTY_PATH)?;
+            inotify::made(&target.path, false);
+            Ok(0)
         }
     })
 }
@@ -274,7 +314,11 @@ fn symlink_at(target: &[u8], dirfd: i32, path: &[u8]) -> SysResult {
         return Err(Errno::ENOENT);
     }
     walk::with(dirfd, path, Last::Name, |place| match place {
-        Place::Host(place) => hostops::symlink(target, place.at()).map(|()| 0),
+        Place::Host(place) => {
+            hostops::symlink(target, place.at())?;
+            inotify::made(&place.path, false);
+            Ok(0)
+        }
         Place::Node(place) => make_in_node(place, New::Link(target), 0o777),
     })
 }

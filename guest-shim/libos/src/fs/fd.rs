@@ -116,6 +116,7 @@ impl OpenFile {
 impl Drop for OpenFile {
     fn drop(&mut self) {
         super::locks::dropped(self);
+        super::inotify::closed(self);
         let file = self.file.clone();
         file.closed(self);
         OPEN.fetch_sub(1, Ordering::Relaxed);

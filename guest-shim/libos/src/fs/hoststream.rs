@@ -118,11 +118,8 @@ impl HostStream {
 
 impl File for HostStream {
     fn read(&self, file: &OpenFile, to: &mut Buf) -> SysResult<usize> {
-        // Only where job control is used at all: the look is a request.
-        if jobs::given().is_some()
-            && jobs::in_background(signals::job())
-            && tty::is_controlling(&self.link.fd)
-        {
+        // Only for who may be in the background: the second look is a request.
+        if jobs::in_background(signals::job()) && tty::is_controlling(&self.link.fd) {
             jobs::keep_out(jobs::SIGTTIN, Err(Errno::EIO))?;
         }
         let want = to.len().min(CAPACITY);

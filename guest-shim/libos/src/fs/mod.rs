@@ -14,7 +14,7 @@
 //! | [`measured`] | files that the host keeps and can't change |
 //! | [`locks`], [`readiness`], [`attributes`], [`dirent`], [`flags`] | what they share |
 //! | [`poll`], [`epoll`], [`hostlink`] | waiting for many files |
-//! | [`pipe`], [`eventfd`], [`timerfd`], [`signalfd`], [`anon`] | what is no file of a file system |
+//! | [`pipe`], [`eventfd`], [`inotify`], [`timerfd`], [`signalfd`], [`anon`] | what is no file of a file system |
 //! | [`providers`], [`signals`] | what files need to know of the rest of the libos |
 //! | `calls_*` | system calls |
 
@@ -30,6 +30,7 @@ pub(crate) mod calls_names;
 mod calls_open;
 mod calls_stat;
 mod calls_xattr;
+pub mod certificates;
 mod context;
 mod devfs;
 pub mod dirent;
@@ -46,6 +47,7 @@ pub mod hostlink;
 pub mod hostops;
 mod hoststream;
 mod init;
+pub mod inotify;
 pub mod jobs;
 pub mod locks;
 pub mod measured;

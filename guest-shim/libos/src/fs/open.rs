@@ -4,6 +4,7 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::sync::atomic::Ordering;
 
+use super::attributes::STATX_BASIC;
 use super::calls_change;
 use super::file::{File, Stat};
 use super::flags::*;
@@ -13,6 +14,7 @@ use super::hostfd::HostFd;
 use super::hostfile::{HostFile, Position};
 use super::hostops;
 use super::hoststream::HostStream;
+use super::inotify::{self, event};
 use super::node::{self, New, Node};
 use super::pathfile::PathFile;
 use super::walk::{self, HostPlace, Last, Links, NodePlace, Place, Start};
@@ -33,6 +35,7 @@ const CREATION_FLAGS: u32 = O_CREAT | O_EXCL | O_NOCTTY | O_TRUNC;
 /// # Errors
 /// Those of openat(2).
 pub fn open_at(dirfd: i32, path: &[u8], flags: u32, mode: u32) -> SysResult<Arc<OpenFile>> {
+    let flags = flags & !inotify::UNNOTICED;
     let umask = Process::current().fs.umask.load(Ordering::Relaxed);
     open_from(&Start::of(dirfd, path)?, path, flags, mode & 0o7777 & !umask)
 }
@@ -61,10 +64,39 @@ pub fn open_from(start: &Start, path: &[u8], flags: u32, mode: u32) -> SysResult
     } else {
         Last::Follow
     };
-    walk::with_start(start, path, last, Links::Reported, |place| match place {
-        Place::Host(place) => open_host(place, flags, mode),
-        Place::Node(place) => open_node(place, flags, mode),
+    walk::with_start(start, path, last, Links::Reported, |place| {
+        let missing = creates && inotify::watched() && is_missing(place);
+        let open = match place {
+            Place::Host(place) => open_host(place, flags, mode),
+            Place::Node(place) => open_node(place, flags, mode),
+        }?;
+        if inotify::watched() {
+            tell(&open, flags, missing);
+        }
+        Ok(open)
     })
+}
+
+fn is_missing(place: &Place) -> bool {
+    match place {
+        Place::Host(place) => hostops::statx(place.at(), AT_SYMLINK_NOFOLLOW, STATX_BASIC).is_err(),
+        Place::Node(place) => place.node.is_none() && place.open.is_none(),
+    }
+}
+
+/// Tells who watches what was opened, or its directory.
+fn tell(open: &OpenFile, flags: u32, made: bool) {
+    if flags & (O_PATH | inotify::UNNOTICED) != 0 || flags & O_TMPFILE == O_TMPFILE {
+        return;
+    }
+    let path = open.path.lock().clone();
+    if made {
+        inotify::made(&path, false);
+    }
+    if flags & O_TRUNC != 0 && !made {
+        inotify::happened(&path, event::MODIFY);
+    }
+    inotify::happened(&path, event::OPEN);
 }
 
 /// Opens a file for the libos itself: as root of the name space sees it, for reading.

@@ -7,6 +7,7 @@ use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 
+use cloak_abi::kcall::REPORT_DATA;
 use spin::Once;
 
 use super::{FdTable, FsContext};
@@ -144,6 +145,18 @@ pub trait Providers: Send + Sync {
     fn random(&self, bytes: &mut [u8]) -> SysResult<()> {
         let _ = bytes;
         Err(Errno::EIO)
+    }
+    /// Name of what makes reports about the machine, as Linux names it; none where nothing does.
+    fn attester(&self) -> Option<&'static str> {
+        None
+    }
+    /// A report over these bytes, and the certificates to it, which are the host's word.
+    ///
+    /// # Errors
+    /// ENXIO when there is no attester, EIO when it does not answer as it must.
+    fn report(&self, data: &[u8; REPORT_DATA]) -> SysResult<(Vec<u8>, Vec<u8>)> {
+        let _ = data;
+        Err(Errno::ENXIO)
     }
     /// Number of CPUs.
     fn cpus(&self) -> usize {

@@ -56,7 +56,7 @@ pub fn ioctl(fd: &HostFd, number: u32, argument: u64) -> SysResult {
         return set_group(fd, argument);
     }
     let changes = matches!(shape, Shape::In(TERMIOS | TERMIOS2) | Shape::Value);
-    if changes && jobs::given().is_some() && is_controlling(fd) {
+    if changes && jobs::in_background(signals::job()) && is_controlling(fd) {
         jobs::keep_out(jobs::SIGTTOU, Ok(()))?;
     }
     let mut bytes = [0; 64];

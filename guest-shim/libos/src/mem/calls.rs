@@ -135,13 +135,13 @@ fn mmap(a: &Args) -> SysResult {
         Place::Anywhere
     };
     let populate = flags & MAP_POPULATE != 0;
-    if place == Place::Fixed {
-        // What is replaced makes room.
-        let within = space::current().lock().areas.within(a.u64(0), a.u64(0).saturating_add(len));
-        check_limit(len - within.iter().map(|(s, e)| e - s).sum::<u64>().min(len))?;
+    // What is replaced makes room.
+    let replaced = if place == Place::Fixed {
+        (a.u64(0), len)
     } else {
-        check_limit(len)?;
-    }
+        (0, 0)
+    };
+    check_limit(len, replaced)?;
     let at = space::current().map(Request {
         hint: a.u64(0),
         len,
@@ -197,20 +197,22 @@ fn munmap(a: &Args) -> SysResult {
 
 fn brk(a: &Args) -> SysResult {
     let now = space::current().lock().brk_range().1;
-    if check_limit(a.u64(0).saturating_sub(now)).is_err() {
+    if check_limit(a.u64(0).saturating_sub(now), (0, 0)).is_err() {
         return Ok(now);
     }
     Ok(space::current().lock().set_brk(a.u64(0)))
 }
 
-/// `RLIMIT_AS`: whether the address space may grow by `more` bytes.
-fn check_limit(more: u64) -> SysResult<()> {
+/// `RLIMIT_AS`: whether the address space may grow by `more` bytes that replace what is in a range of some length.
+fn check_limit(more: u64, (start, len): (u64, u64)) -> SysResult<()> {
     let limit = Process::current().limits.soft(limits::ADDRESS_SPACE);
     if limit == limits::INFINITY || more == 0 {
         return Ok(());
     }
-    let used = space::current().lock().areas.total();
-    if used.saturating_add(more) > limit {
+    let space = space::current().lock();
+    let replaced = space.areas.within(start, start.saturating_add(len));
+    let replaced: u64 = replaced.iter().map(|(low, high)| high - low).sum();
+    if space.areas.total().saturating_add(more).saturating_sub(replaced) > limit {
         Err(Errno::ENOMEM)
     } else {
         Ok(())
@@ -235,7 +237,12 @@ fn mremap(a: &Args) -> SysResult {
     {
         return Err(Errno::EINVAL);
     }
-    check_limit(if keeps { new_len } else { new_len.saturating_sub(old_len) })?;
+    let more = if keeps {
+        new_len
+    } else {
+        new_len.saturating_sub(old_len)
+    };
+    check_limit(more, (0, 0))?;
     let mut space = space::current().lock();
     let (area_start, area) = space.areas.find(old).ok_or(Errno::EFAULT)?;
     let (area_end, shared, protection) = (area.end, area.shared, area.protection);

@@ -1,6 +1,7 @@
 //! Which frames are free: extents of 2 MiB, each with a bitmap.
 //!
-//! Never-used extents are behind a watermark and are zero (the host gives zero pages); using them last keeps
+//! Never-used extents are behind a watermark and are zero (the host gives zero pages, or what is told of their first use
+//! clears them); using them last keeps
 //! the host's memory small. Each extent remembers which of its frames hold old content, so that a zero frame
 //! costs clearing only where something was written.
 
@@ -33,8 +34,10 @@ pub struct Run {
 }
 
 /// All frames of the context.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Extents {
+    /// Called with the address of an extent before its first use.
+    first_use: fn(u64),
     /// Fresh ranges: `(next, end)`, multiples of [`LARGE`].
     fresh: Vec<(u64, u64)>,
     extents: Vec<Extent>,
@@ -104,6 +107,21 @@ impl Extent {
 }
 
 impl Extents {
+    /// No frames yet. `first_use` is told of each extent before anything in it is given out.
+    #[must_use]
+    pub const fn new(first_use: fn(u64)) -> Self {
+        Self {
+            first_use,
+            fresh: Vec::new(),
+            extents: Vec::new(),
+            index: Vec::new(),
+            empty: Vec::new(),
+            partial: Vec::new(),
+            used_frames: 0,
+            total_frames: 0,
+        }
+    }
+
     /// Adds a range of never-used frames. The part before the first large boundary is left out.
     pub fn add(&mut self, start: u64, end: u64) {
         let (start, end) = (start.next_multiple_of(LARGE), end & !(LARGE - 1));
@@ -202,6 +220,7 @@ impl Extents {
     fn begin_extent(&mut self, range: usize) -> u32 {
         let gpa = self.fresh[range].0;
         self.fresh[range].0 += LARGE;
+        (self.first_use)(gpa);
         let id = self.extents.len() as u32;
         let zero = [0; FRAMES / 64];
         self.extents.push(Extent {
@@ -272,7 +291,7 @@ mod tests {
 
     #[test]
     fn no_frame_is_given_out_twice_and_all_come_back() {
-        let mut extents = Extents::default();
+        let mut extents = Extents::new(|_| {});
         extents.add(LARGE + 5, 10 * LARGE);
         let mut held: Vec<(u64, usize)> = Vec::new();
         let mut seed = 12345u64;
@@ -316,7 +335,7 @@ mod tests {
 
     #[test]
     fn more_than_an_extent_comes_in_one_piece_from_used_neighbours_first() {
-        let mut extents = Extents::default();
+        let mut extents = Extents::new(|_| {});
         extents.add(0, 8 * LARGE);
         let long = extents.take(2 * FRAMES + 1).expect("fresh");
         assert_eq!(long, Run { gpa: 0, dirty: false });
@@ -327,13 +346,19 @@ mod tests {
         let again = extents.take(2 * FRAMES).expect("the first two");
         assert_eq!(again, Run { gpa: 0, dirty: true });
         let fresh = extents.take(5 * FRAMES).expect("the last five");
-        assert_eq!(fresh, Run { gpa: 3 * LARGE, dirty: false });
+        assert_eq!(
+            fresh,
+            Run {
+                gpa: 3 * LARGE,
+                dirty: false
+            }
+        );
         assert_eq!(extents.usage(), (7 * FRAMES as u64 + 1, 8 * FRAMES as u64));
     }
 
     #[test]
     fn only_used_frames_are_dirty() {
-        let mut extents = Extents::default();
+        let mut extents = Extents::new(|_| {});
         extents.add(0, LARGE);
         let a = extents.take(2).expect("free");
         assert!(!a.dirty);

@@ -7,7 +7,9 @@
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicU16, AtomicUsize, Ordering};
 
-use cloak_abi::layout::{LIBOS_PHYS_VA, PAGE};
+use cloak_abi::boot::platform;
+use cloak_abi::kcall::Kcall;
+use cloak_abi::layout::{LARGE, LIBOS_PHYS_VA, PAGE};
 use spin::{Mutex, Once};
 
 use super::extents::{Extents, Run};
@@ -35,7 +37,7 @@ pub fn is_busy() -> bool {
 /// Takes over the frames that are the context's and hold nothing.
 pub fn init() {
     let boot = arch::boot();
-    *FRAMES.lock() = Some(Extents::default());
+    *FRAMES.lock() = Some(Extents::new(if must_accept() { accept } else { take_as_is }));
     with(|extents| {
         let [[_, end], [start, last]] = boot.frames;
         extents.add(boot.free_frames, end);
@@ -50,6 +52,25 @@ pub fn init() {
         }
         all
     });
+}
+
+/// Whether memory is the context's only when it has been accepted, and has any content then.
+#[must_use]
+pub fn must_accept() -> bool {
+    u64::from(arch::boot().platform) != platform::PLAIN
+}
+
+/// Memory that is the context's, and zero.
+fn take_as_is(_: u64) {}
+
+/// Makes the large page at `gpa` the context's, all zero.
+fn accept(gpa: u64) {
+    if arch::kcall(Kcall::Accept, gpa) != 0 {
+        arch::panic_exit("memory that the kernel does not accept");
+    }
+    // SAFETY: the kernel has accepted it once and for all, so nothing is in it, and the window maps it. At CPL 3, which is fast
+    // everywhere.
+    unsafe { core::ptr::write_bytes(window(gpa) as *mut u8, 0, LARGE as usize) };
 }
 
 /// Guest-physical memory whose counts fit the largest run of frames.

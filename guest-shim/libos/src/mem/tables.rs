@@ -4,6 +4,7 @@
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicU64, Ordering, fence};
 
+use cloak_abi::boot::ContextBlock;
 use cloak_abi::kcall::{
     ALL_SPACES, Kcall, KcallError, MAX_SPACES, PTE_A, PTE_ADDR, PTE_D, PTE_NX, PTE_P, PTE_PS, PTE_SHARED,
     PTE_U, PTE_W, PageOpKind,
@@ -11,11 +12,11 @@ use cloak_abi::kcall::{
 use cloak_abi::layout::{LARGE, PAGE};
 use cloak_abi::vcpu::MAX_OPS;
 use cloak_pagetables::frames::{Memory, Owned, Pool};
-use cloak_pagetables::tables::{Editor, Op};
+use cloak_pagetables::tables::{Editor, Op, with_more};
 use spin::Mutex;
 
 use super::area::Protection;
-use super::frames::window;
+use super::frames::{self, window};
 use crate::arch;
 use crate::errno::{Errno, SysResult};
 
@@ -49,7 +50,7 @@ impl Leaf {
 fn read(table: u64, va: u64, shift: u32) -> u64 {
     let at = window(table) + ((va >> shift) & 511) * 8;
     // SAFETY: page-table frames are mapped in the window; the kernel may change the word at any time.
-    unsafe { core::ptr::read_volatile(at as *const u64) }
+    unsafe { core::ptr::read_volatile(at as *const u64) & !arch::boot().private() }
 }
 
 /// The page tables of one address space.
@@ -473,7 +474,7 @@ impl OwnTables {
         work(&mut Editor {
             root,
             memory: &mut Window,
-            pool: pool.get_or_insert_with(|| Pool::new(boot.table_pool_next, boot.table_pool_end)),
+            pool: pool.get_or_insert_with(|| first_pool(boot)),
         })
     }
 
@@ -506,43 +507,52 @@ pub fn usage() -> (u64, u64) {
     (all - OWN.edit(0, |editor| editor.pool.free(editor.memory)), added)
 }
 
+/// What the start left of the tables set aside. Memory that the kernel accepted is not zero.
+fn first_pool(boot: &ContextBlock) -> Pool {
+    let (next, end) = (boot.table_pool_next, boot.table_pool_end);
+    if frames::must_accept() {
+        // SAFETY: the context's own frames, in which no table is yet, mapped in the window.
+        unsafe { core::ptr::write_bytes(window(next) as *mut u8, 0, (end - next) as usize) };
+    }
+    Pool::new(next, end)
+}
+
 /// Frames that become page tables at a time, when those that were set aside at the start are used up.
 const MORE_TABLES: u64 = 64;
 
-/// Work that takes page tables: where only resting ones are left, every vCPU forgets them, and where none is, frames
-/// become tables. Then it is done anew.
-fn with_tables<R: PartialEq>(
+/// Work that takes page tables, with frames of the context where those that were set aside are used up.
+fn with_tables<R>(
     editor: &mut Editor<'_, Window>,
-    mut work: impl FnMut(&mut Editor<'_, Window>) -> Result<R, KcallError>,
+    work: impl FnMut(&mut Editor<'_, Window>) -> Result<R, KcallError>,
 ) -> SysResult<R> {
-    loop {
-        let result = work(editor);
-        if result != Err(KcallError::Tables) {
-            return result.map_err(|_| Errno::ENOMEM);
-        }
-        if editor.pool.is_resting() {
-            arch::kcall(Kcall::Shoot, ALL_SPACES);
-        } else {
-            let first = super::frames::take_run_dirty(MORE_TABLES as usize)?;
-            for i in 0..MORE_TABLES {
-                editor.pool.give(editor.memory, first + i * PAGE);
-            }
-            ADDED.fetch_add(MORE_TABLES, Ordering::Relaxed);
-        }
-        editor.pool.settle(editor.memory);
-    }
+    let forget = || {
+        arch::kcall(Kcall::Shoot, ALL_SPACES);
+    };
+    let more = || {
+        let first = super::frames::take_run_dirty(MORE_TABLES as usize).ok()?;
+        ADDED.fetch_add(MORE_TABLES, Ordering::Relaxed);
+        Some((first, MORE_TABLES))
+    };
+    with_more(editor, forget, more, work).map_err(|_| Errno::ENOMEM)
 }
 
-/// Guest-physical memory through the libos's window.
+/// Guest-physical memory through the libos's window. Entries that are present have the bit of private memory in the tables,
+/// where there is one, and nowhere else: the editor knows nothing of it.
 struct Window;
 
 impl Memory for Window {
     fn read(&self, gpa: u64) -> u64 {
         // SAFETY: the editor passes addresses inside tables, which the window maps.
-        unsafe { core::ptr::read_volatile(window(gpa) as *const u64) }
+        unsafe { core::ptr::read_volatile(window(gpa) as *const u64) & !arch::boot().private() }
     }
 
     fn write(&mut self, gpa: u64, value: u64) {
+        let private = if value & PTE_P != 0 {
+            arch::boot().private()
+        } else {
+            0
+        };
+        let value = value | private;
         // SAFETY: as above; the pool's lock is held.
         unsafe { core::ptr::write_volatile(window(gpa) as *mut u64, value) }
     }

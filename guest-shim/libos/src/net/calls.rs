@@ -1,11 +1,12 @@
 //! System calls that make, name and configure sockets.
 
 use alloc::sync::Arc;
-use core::sync::atomic::Ordering;
 
 use super::address::{Address, family};
-use super::empty::{EmptySocket, NONE};
+use super::empty::EmptySocket;
 use super::host::HostSocket;
+use super::mode::{self, Mode};
+use super::private::{NetlinkSocket, PrivateSocket};
 use super::socket::{Kind, Socket, socket_of};
 use super::unix::UnixSocket;
 use crate::errno::{Errno, SysResult};
@@ -69,13 +70,22 @@ pub(super) fn socket(args: &Args) -> SysResult {
                 SOCK_RAW => return Err(Errno::EPERM),
                 _ => return Err(Errno::ESOCKTNOSUPPORT),
             };
-            if NONE.load(Ordering::Relaxed) {
-                return install(EmptySocket::new(number, kind, protocol), flags);
+            match mode::get() {
+                Mode::Host => install(HostSocket::create(number, kind, protocol)?, flags),
+                Mode::None => install(EmptySocket::new(number, kind, protocol), flags),
+                Mode::Private => install(PrivateSocket::create(number, kind, protocol)?, flags),
             }
-            install(HostSocket::create(number, kind, protocol)?, flags)
         }
-        family::NETLINK if NONE.load(Ordering::Relaxed) => Err(Errno::EAFNOSUPPORT),
+        family::NETLINK if mode::get() == Mode::None => Err(Errno::EAFNOSUPPORT),
         family::NETLINK if protocol != NETLINK_ROUTE => Err(Errno::EPROTONOSUPPORT),
+        family::NETLINK if mode::get() == Mode::Private => {
+            let kind = match kind {
+                2 => Kind::Datagram,
+                SOCK_RAW => Kind::Raw,
+                _ => return Err(Errno::ESOCKTNOSUPPORT),
+            };
+            install(NetlinkSocket::new(kind), flags)
+        }
         family::NETLINK if kind == 2 => install(HostSocket::create(number, Kind::Datagram, protocol)?, flags),
         family::NETLINK if kind == SOCK_RAW => {
             install(HostSocket::create(number, Kind::Raw, protocol)?, flags)

@@ -8,7 +8,6 @@ use alloc::sync::Arc;
 use alloc::vec;
 use alloc::vec::Vec;
 use core::any::Any;
-use core::sync::atomic::AtomicBool;
 
 use spin::Mutex;
 
@@ -22,9 +21,6 @@ use crate::fs::file::{Stat, ready};
 use crate::fs::{File, OpenFile, signals};
 use crate::sched::WaitQueue;
 use crate::user::{self, Buf};
-
-/// Whether the context is without network. Set at boot.
-pub static NONE: AtomicBool = AtomicBool::new(false);
 
 /// Ports that are bound, by kind, and whether they may be shared.
 static PORTS: Mutex<BTreeMap<(u32, u16), usize>> = Mutex::new(BTreeMap::new());

@@ -7,21 +7,26 @@
 //! | [`socket`] | what all sockets can do |
 //! | [`host`] | sockets of the host's network (IPv4, IPv6, netlink, Unix sockets on host mounts) |
 //! | [`empty`] | what there is instead without network |
+//! | [`private`] | a network of the context's own |
+//! | [`mode`] | which of the three it is |
 //! | [`unix`] | Unix sockets inside the guest |
+//! | [`inbox`] | what was sent inside and not yet read |
 //!
-//! What two programs of the context say to each other through a Unix socket stays inside; everything else
-//! goes through the OS side, in clear text unless the program encrypts it.
+//! What two programs of the context say to each other through a Unix socket, or over a private network, stays
+//! inside; everything else goes through the OS side, in clear text unless the program encrypts it.
 
 pub mod address;
 mod calls;
 pub mod control;
 pub mod empty;
 pub mod host;
+pub mod inbox;
 mod messages;
+pub mod mode;
+pub mod private;
 pub mod socket;
 pub mod unix;
 
-pub use self::empty::NONE;
 use crate::syscall::{Entry, full, partial};
 
 /// System calls served here.
@@ -30,7 +35,7 @@ pub const SYSCALLS: &[Entry] = &[
         41,
         "socket",
         "iii",
-        "raw and packet sockets give EPERM; netlink is the host's routing one",
+        "raw and packet sockets give EPERM; netlink is the routing one",
         calls::socket,
     ),
     full(42, "connect", "fxu", calls::connect),

@@ -6,6 +6,7 @@ use super::address::Address;
 use super::control::Control;
 use super::empty::EmptySocket;
 use super::host::HostSocket;
+use super::private::{NetlinkSocket, PrivateSocket};
 use super::unix::UnixSocket;
 use crate::errno::{Errno, SysResult};
 use crate::fs::{File, OpenFile};
@@ -112,6 +113,12 @@ pub fn socket_of(open: &OpenFile) -> SysResult<&dyn Socket> {
         return Ok(socket);
     }
     if let Some(socket) = any.downcast_ref::<EmptySocket>() {
+        return Ok(socket);
+    }
+    if let Some(socket) = any.downcast_ref::<PrivateSocket>() {
+        return Ok(socket);
+    }
+    if let Some(socket) = any.downcast_ref::<NetlinkSocket>() {
         return Ok(socket);
     }
     any.downcast_ref::<UnixSocket>()

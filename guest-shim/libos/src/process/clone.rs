@@ -7,7 +7,6 @@ use super::{FIRST_PID, Family, Process, family, limits, pidfd};
 use crate::arch;
 use crate::errno::{Errno, SysResult};
 use crate::fs::FsContext;
-use crate::mem::space;
 use crate::sched::{self, Thread};
 use crate::signal::number::{SIGCHLD, SIGKILL};
 use crate::signal::{AltStack, bit, timer_calls};

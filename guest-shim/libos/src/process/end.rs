@@ -164,7 +164,10 @@ fn leave_statistics() {
         (Stat::Signals, load(&signal::DELIVERED)),
         (Stat::Frames, frames::usage().0),
         (Stat::HostFiles, hostfd::count() as u64),
-        (Stat::Threads, family::all().iter().map(|p| p.threads().len() as u64).sum()),
+        (
+            Stat::Threads,
+            family::all().iter().map(|p| p.threads().len() as u64).sum(),
+        ),
     ];
     for (stat, value) in values {
         host::header().stats[stat as usize].store(value, Ordering::Relaxed);

@@ -96,6 +96,14 @@ impl Providers for Libos {
         Ok(())
     }
 
+    fn attester(&self) -> Option<&'static str> {
+        crate::attest::provider()
+    }
+
+    fn report(&self, data: &[u8; cloak_abi::kcall::REPORT_DATA]) -> SysResult<(Vec<u8>, Vec<u8>)> {
+        crate::attest::report_with_certificates(data)
+    }
+
     fn cpus(&self) -> usize {
         arch::boot().vcpus as usize
     }
@@ -119,7 +127,10 @@ impl Providers for Libos {
     fn unmap_pages(&self, pages: &Arc<PageCache>, first: u64, last: u64, and_copies: bool) {
         for process in family::all() {
             // Failures leave pages mapped that are nobody's; there is no one to tell.
-            let _ = process.space().lock().forget_pages(pages, first, last, and_copies);
+            let _ = process
+                .space()
+                .lock()
+                .forget_pages(pages, first, last, and_copies);
         }
     }
 

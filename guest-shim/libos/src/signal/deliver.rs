@@ -5,6 +5,7 @@ use core::sync::atomic::Ordering;
 
 use cloak_abi::hostop::HostOp;
 use cloak_abi::kcall::Kcall;
+use cloak_abi::ring::TYPED;
 
 use super::frame;
 pub use super::frame::Extra as FaultExtra;
@@ -13,9 +14,10 @@ use super::pending::{Info, Pending, TimerSignal, code};
 use super::{Default_, UNBLOCKABLE, bit, default_action, number};
 use crate::arch::{self, Frame};
 use crate::errno::Errno;
+use crate::fs::jobs;
 use crate::host;
 use crate::mem::space::Fault;
-use crate::process::{self, Process};
+use crate::process::{self, FIRST_PID, Process};
 use crate::sched::{self, Thread};
 
 const SA_RESTART: u64 = 0x1000_0000;
@@ -114,10 +116,6 @@ pub fn notify(thread: &Thread) {
     }
 }
 
-/// Signals that a terminal sends to the group that has it.
-const FROM_TERMINAL: u64 =
-    bit(number::SIGINT) | bit(number::SIGQUIT) | bit(number::SIGTSTP) | bit(number::SIGWINCH);
-
 fn from_kernel(signal: u32) -> Info {
     Info {
         signal,
@@ -141,11 +139,21 @@ pub fn take_outside() {
     let mut bits = host::header().signals.swap(0, Ordering::AcqRel);
     let Some(init) = process::initial() else { return };
     while bits != 0 {
-        let signal = bits.trailing_zeros() + 1;
+        let at = bits.trailing_zeros();
         bits &= bits - 1;
-        match crate::fs::jobs::given() {
-            // Another job than the first has the terminal: what is typed there is for it.
-            Some(group) if bit(signal) & FROM_TERMINAL != 0 => send_group(group, signal),
+        let signal = at % TYPED + 1;
+        match signal {
+            // What is typed is for all of the group that has the terminal.
+            _ if at >= TYPED => {
+                let group = jobs::given().unwrap_or(FIRST_PID);
+                send_group(group, signal);
+                // Who leads the session is told of the terminal's end, too.
+                if signal == number::SIGHUP && group != FIRST_PID {
+                    send_process(&init, from_kernel(signal));
+                }
+            }
+            // As a shell goes on with a job: all that a typed signal stopped.
+            number::SIGCONT => send_group(FIRST_PID, signal),
             _ => {
                 send_process(&init, from_kernel(signal));
             }

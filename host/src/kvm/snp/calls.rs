@@ -110,14 +110,14 @@ macro_rules! forward {
 }
 
 // Whoever lends it looks at it again after the launch.
-impl<C: RunCalls> RunCalls for &mut C {
+impl<C: RunCalls + ?Sized> RunCalls for &mut C {
     forward! {
         set_attributes(attributes: kvm_memory_attributes);
         discard(gpa: u64, len: u64, backing: Backing);
     }
 }
 
-impl<C: LaunchCalls> LaunchCalls for &mut C {
+impl<C: LaunchCalls + ?Sized> LaunchCalls for &mut C {
     forward! {
         enable(capability: u32, argument: u64);
         init2(data: &mut kvm_sev_init);

@@ -283,7 +283,14 @@ global_asm!(
 
     // --- first instruction on each vCPU --------------------------------------------------------------
     ".globl libos_start",
-    "libos_start:",
+    "libos_start:",                 // edi = number, rsi and rdx: zeros that are not cleared yet
+    "mov eax, edi",
+    "mov r8, rax",
+    "mov rdi, rsi",
+    "mov rcx, rdx",
+    "xor eax, eax",
+    "rep stosb",
+    "mov rdi, r8",
     "mov eax, edi",
     "shl rax, 16",
     "lea rsp, [rip + {stacks}]",

@@ -50,6 +50,7 @@ static BOOT: BootCell = BootCell(UnsafeCell::new(ContextBlock {
     config_len: 0,
     tsc_khz: 0,
     platform: 0,
+    private_bit: 0,
     identity: [0; 48],
 }));
 

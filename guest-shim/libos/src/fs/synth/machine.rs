@@ -205,7 +205,11 @@ fn meminfo() -> String {
     let memory = providers::get().memory();
     let kib = |bytes: u64| bytes / 1024;
     let (total, free) = (kib(memory.total), kib(memory.free));
-    let (shared, slabs, objects) = (kib(memory.in_memory_files), kib(memory.slabs), kib(memory.objects));
+    let (shared, slabs, objects) = (
+        kib(memory.in_memory_files),
+        kib(memory.slabs),
+        kib(memory.objects),
+    );
     // As on Linux, files in memory count as cached but can't be let go.
     let cached = kib(memory.cached) + shared;
     let lines = [
@@ -221,7 +225,10 @@ fn meminfo() -> String {
         ("SwapFree:", 0),
         ("Dirty:", 0),
         ("Writeback:", 0),
-        ("AnonPages:", total.saturating_sub(free + cached + slabs + kib(memory.kept_for_tables))),
+        (
+            "AnonPages:",
+            total.saturating_sub(free + cached + slabs + kib(memory.kept_for_tables)),
+        ),
         ("Mapped:", 0),
         ("Shmem:", shared),
         ("Slab:", slabs),
@@ -450,7 +457,11 @@ fn sys() -> Item {
         .with("protected_symlinks", text("0\n"))
         .with(
             "inotify",
-            Fixed::default().with("max_user_watches", text("0\n")).done(),
+            Fixed::default()
+                .with("max_queued_events", text("16384\n"))
+                .with("max_user_instances", text("1024\n"))
+                .with("max_user_watches", text("65536\n"))
+                .done(),
         )
         .with(
             "epoll",

@@ -9,6 +9,7 @@
 //! | [`tasks`] | `/proc/PID` |
 //! | [`texts`] | the texts of `/proc/PID` files |
 //! | [`sysfs`] | `/sys` |
+//! | [`tsm`] | `/sys/kernel/config/tsm`: reports about the machine |
 
 mod machine;
 mod sysfs;
@@ -16,6 +17,7 @@ mod tasks;
 #[cfg(test)]
 mod tests;
 mod texts;
+mod tsm;
 
 use alloc::sync::Arc;
 use alloc::vec::Vec;
@@ -26,7 +28,7 @@ use super::dirent::Entry;
 use super::file::{File, Stat};
 use super::flags::*;
 use super::hostfile::seek_from;
-use super::node::{Link, Node};
+use super::node::{Link, New, Node};
 use super::nodedir::NodeDir;
 use super::{OpenFile, providers};
 use crate::errno::{Errno, SysResult};
@@ -90,6 +92,16 @@ pub trait Source: Send + Sync {
     fn names(&self) -> SysResult<Vec<Vec<u8>>>;
     /// The item of a name.
     fn find(&self, name: &[u8]) -> Option<Item>;
+    /// Makes a directory of this name in it.
+    fn make(&self, name: &[u8]) -> SysResult<()> {
+        let _ = name;
+        Err(Errno::EPERM)
+    }
+    /// Takes the directory of this name out of it.
+    fn unmake(&self, name: &[u8]) -> SysResult<()> {
+        let _ = name;
+        Err(Errno::EPERM)
+    }
     /// User and group.
     fn owner(&self) -> (u32, u32) {
         (0, 0)
@@ -232,6 +244,22 @@ impl Node for Directory {
             .find(name)
             .map(|item| self.child(name, item))
             .ok_or(Errno::ENOENT)
+    }
+
+    fn create(&self, name: &[u8], new: New<'_>, _mode: u32) -> SysResult<Arc<dyn Node>> {
+        match new {
+            New::Node(mode, _) if mode & S_IFMT == S_IFDIR => self.source.make(name)?,
+            _ => return Err(Errno::EPERM),
+        }
+        self.lookup(name)
+    }
+
+    fn remove(&self, name: &[u8], directory: bool) -> SysResult<()> {
+        if directory {
+            self.source.unmake(name)
+        } else {
+            Err(Errno::EPERM)
+        }
     }
 
     fn entries(&self, from: u64, each: &mut dyn FnMut(&Entry<'_>) -> bool) -> SysResult<()> {

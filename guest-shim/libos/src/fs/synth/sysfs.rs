@@ -9,6 +9,8 @@ use super::{Fixed, Item, Source, made, text};
 use crate::errno::SysResult;
 use crate::fs::providers;
 use crate::identity;
+use crate::net::mode::{self, Mode};
+use crate::net::private;
 
 /// Its root.
 pub fn root() -> Arc<dyn Source> {
@@ -36,7 +38,7 @@ pub fn root() -> Arc<dyn Source> {
         .with("cgroup.subtree_control", text("\n"))
         .with("cgroup.procs", made(|| lines(&providers::get().processes())));
     let fs = Fixed::default().with("cgroup", cgroup.done());
-    let class = Fixed::default().with("net", empty()).with("block", empty());
+    let class = Fixed::default().with("net", interfaces()).with("block", empty());
     Arc::new(
         Fixed::default()
             .with("devices", devices.done())
@@ -44,6 +46,7 @@ pub fn root() -> Arc<dyn Source> {
                 "kernel",
                 Fixed::default()
                     .with("cloak", cloak())
+                    .with("config", super::tsm::config())
                     .with("mm", mm.done())
                     .done(),
             )
@@ -54,6 +57,22 @@ pub fn root() -> Arc<dyn Source> {
             .with("dev", empty())
             .with("module", empty()),
     )
+}
+
+/// The interfaces of a private network. Those of the host are not shown.
+fn interfaces() -> Item {
+    if mode::get() != Mode::Private {
+        return Fixed::default().done();
+    }
+    let all = private::interfaces::ALL.iter();
+    let all = all.fold(Fixed::default(), |all, interface| {
+        let files = private::texts::attributes(interface).into_iter();
+        let files = files.fold(Fixed::default(), |files, (name, content)| {
+            files.with(name, text(content))
+        });
+        all.with(interface.name, files.done())
+    });
+    all.done()
 }
 
 /// What the context is: as hexadecimal digits, and the manifest that it follows from.

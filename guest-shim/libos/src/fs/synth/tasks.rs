@@ -8,6 +8,10 @@ use super::{Fixed, Item, Source, machine, made, text, texts};
 use crate::errno::{Errno, SysResult};
 use crate::fs::node::Link;
 use crate::fs::providers::{self, Task};
+use crate::net::address::family;
+use crate::net::mode::{self, Mode};
+use crate::net::private::texts as private;
+use crate::net::socket::Kind;
 
 /// A symbolic link to a path that does not change.
 pub fn link(target: &'static str) -> Item {
@@ -241,8 +245,28 @@ impl Source for Process {
     }
 }
 
+/// A private network's tables.
+fn private_net() -> Item {
+    let sockets = |kind, domain| made(move || private::sockets(kind, domain));
+    Fixed::default()
+        .with("tcp", sockets(Kind::Stream, family::INET))
+        .with("tcp6", sockets(Kind::Stream, family::INET6))
+        .with("udp", sockets(Kind::Datagram, family::INET))
+        .with("udp6", sockets(Kind::Datagram, family::INET6))
+        .with("unix", text(UNIX_SOCKETS))
+        .with("dev", made(private::devices))
+        .with("route", made(private::routes))
+        .with("if_inet6", made(private::addresses_of_ipv6))
+        .done()
+}
+
+const UNIX_SOCKETS: &str = "Num       RefCount Protocol Flags    Type St Inode Path\n";
+
 /// Tables of sockets are the host's to know; programs that read them find none.
 fn net() -> Item {
+    if mode::get() == Mode::Private {
+        return private_net();
+    }
     let sockets =
         "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode\n";
     Fixed::default()
@@ -250,10 +274,7 @@ fn net() -> Item {
         .with("tcp6", text(sockets))
         .with("udp", text(sockets))
         .with("udp6", text(sockets))
-        .with(
-            "unix",
-            text("Num       RefCount Protocol Flags    Type St Inode Path\n"),
-        )
+        .with("unix", text(UNIX_SOCKETS))
         .with(
             "dev",
             text("Inter-|   Receive                                                |  Transmit\n"),

@@ -39,6 +39,7 @@ use super::providers;
 use crate::errno::{Errno, SysResult};
 use crate::mem::pages::{Frame, PageCache};
 use crate::process::Credentials;
+use crate::user::Buf;
 
 const MAGIC: i64 = 0x0102_1994;
 /// Bytes that an inode counts for against the limit.
@@ -153,6 +154,17 @@ impl Tmpfs {
     pub fn populate(&self, name: &[u8], new: New<'_>, mode: u32) -> SysResult<()> {
         let root = self.root.lock().clone().ok_or(Errno::ENOENT)?;
         root.make(&Credentials::default(), name, new, mode).map(drop)
+    }
+
+    /// Makes a file with this content in the root directory, for root: used at boot.
+    ///
+    /// # Errors
+    /// EEXIST, ENOSPC.
+    pub fn file(&self, name: &[u8], content: &[u8]) -> SysResult<Arc<dyn Node>> {
+        let root = self.root.lock().clone().ok_or(Errno::ENOENT)?;
+        let made = root.make(&Credentials::default(), name, New::Node(S_IFREG, 0), 0o644)?;
+        MemoryFile::new(made.clone()).write_at(0, &mut Buf::own(content))?;
+        Ok(made)
     }
 
     /// Makes a file of pages that are not the context's alone in the root directory, for root. Its length stays.

@@ -135,23 +135,40 @@ impl HostSocket {
         let deadline = self.timeouts.receive_deadline();
         loop {
             let snapshot = self.link.readiness.snapshot();
-            let mut request = Request::new();
-            let answer = request.call(HostOp::Accept, [self.fd(), 0, 0, 0, 0, 0]);
-            match answer.ok() {
-                Ok(number) => {
-                    // First of all it has an owner, so that it is closed whatever comes.
-                    let fd = HostFd::adopt(number)?;
-                    self.link.readiness.doubt(ready::IN);
-                    let from = answers::address(&request, answer.extra, self.domain)?;
-                    return Ok((Self::new(fd, self.domain, self.kind, phase::CONNECTED), from));
-                }
-                Err(Errno::EAGAIN) => {
-                    drop(request);
-                    self.nothing_yet(file, snapshot, ready::IN, deadline)?;
-                }
+            match self.ask_accept() {
+                Ok((socket, from)) => return Ok((socket, from)),
+                Err(Errno::EAGAIN) => self.nothing_yet(file, snapshot, ready::IN, deadline)?,
                 Err(error) => return Err(error),
             }
         }
+    }
+
+    /// A connection that has come, if one has.
+    pub(crate) fn take_waiting(&self) -> SysResult<Option<(Arc<Self>, Option<Address>)>> {
+        let snapshot = self.link.readiness.snapshot();
+        match self.ask_accept() {
+            Ok(taken) => Ok(Some(taken)),
+            Err(Errno::EAGAIN) => {
+                self.link.readiness.clear(snapshot, ready::IN);
+                Ok(None)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    fn ask_accept(&self) -> SysResult<(Arc<Self>, Option<Address>)> {
+        let mut request = Request::new();
+        let answer = request.call(HostOp::Accept, [self.fd(), 0, 0, 0, 0, 0]);
+        // First of all it has an owner, so that it is closed whatever comes.
+        let fd = HostFd::adopt(answer.ok()?)?;
+        self.link.readiness.doubt(ready::IN);
+        let from = answers::address(&request, answer.extra, self.domain)?;
+        Ok((Self::new(fd, self.domain, self.kind, phase::CONNECTED), from))
+    }
+
+    /// Whether it is neither connected nor about to be.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.phase() == phase::IDLE
     }
 
     /// An attempt that began at `snapshot` found nothing: waits for `bits`, or says so.

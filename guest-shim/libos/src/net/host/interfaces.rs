@@ -1,15 +1,14 @@
 //! `ioctl` requests about network interfaces (`netdevice(7)`), which any socket answers: `if_nametoindex` and its like
 //! make them on whatever socket they get, Unix sockets too.
 
-use core::sync::atomic::Ordering;
-
 use cloak_abi::hostop::HostOp;
 
 use super::HostSocket;
 use crate::errno::{Errno, SysResult};
 use crate::host::Request;
-use crate::net::NONE;
 use crate::net::address::family;
+use crate::net::mode::{self, Mode};
+use crate::net::private;
 use crate::net::socket::Kind;
 use crate::user;
 
@@ -48,13 +47,12 @@ pub fn ioctl(fd: Option<u64>, request: u32, argument: u64) -> SysResult {
     if !asks(request) && request != SIOCGIFCONF {
         return Err(Errno::ENOTTY);
     }
-    if NONE.load(Ordering::Relaxed) {
+    match mode::get() {
+        Mode::Host => {}
+        Mode::Private => return private::interfaces::ioctl(request, argument),
         // There is no interface; the list is empty.
-        return if request == SIOCGIFCONF {
-            user::write(argument, &0i32).map(|()| 0)
-        } else {
-            Err(Errno::ENODEV)
-        };
+        Mode::None if request == SIOCGIFCONF => return user::write(argument, &0i32).map(|()| 0),
+        Mode::None => return Err(Errno::ENODEV),
     }
     let Some(fd) = fd else {
         let socket = HostSocket::create(family::INET, Kind::Datagram, 0)?;

@@ -19,6 +19,7 @@ use cloak_abi::hostop::HostOp;
 
 use super::address::{Address, family};
 use super::control::Control;
+use super::mode::{self, Mode};
 use super::socket::{Kind, Received, Socket, Timeouts, Wanted};
 use crate::errno::{Errno, SysResult};
 use crate::fs::anon::{self, FIONREAD, S_IFSOCK};
@@ -63,7 +64,7 @@ impl HostSocket {
     /// ENETUNREACH without network; those of the OS side.
     pub fn create(domain: u16, kind: Kind, protocol: i32) -> SysResult<Arc<Self>> {
         // Whatever leads here.
-        if super::NONE.load(Ordering::Relaxed) {
+        if mode::get() == Mode::None {
             return Err(Errno::ENETUNREACH);
         }
         let args = [
@@ -98,6 +99,11 @@ impl HostSocket {
             timeouts: Timeouts::default(),
             inode: anon::next_inode(),
         })
+    }
+
+    /// Its address family.
+    pub(crate) fn domain(&self) -> u16 {
+        self.domain
     }
 
     fn fd(&self) -> u64 {

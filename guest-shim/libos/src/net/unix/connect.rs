@@ -1,12 +1,12 @@
 //! Binding, listening, connecting, accepting.
 
 use alloc::collections::VecDeque;
-use alloc::sync::{Arc, Weak};
+use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::sync::atomic::Ordering;
 
 use super::names::{self, Target};
-use super::{Inbox, Listener, Peer, UnixSocket};
+use super::{Listener, Peer, UnixSocket};
 use crate::errno::{Errno, SysResult};
 use crate::fs::file::ready;
 use crate::fs::mount::Dir;
@@ -14,8 +14,9 @@ use crate::fs::{File, OpenFile};
 use crate::net::address::{Address, family};
 use crate::net::control::Sender;
 use crate::net::host::HostSocket;
+use crate::net::inbox::Relay;
+use crate::net::mode::{self, Mode};
 use crate::net::socket::{Kind, waited};
-use crate::sched::Waker;
 
 /// Most connections that may wait (`net.core.somaxconn`).
 const BACKLOG_MAX: usize = 4096;
@@ -176,7 +177,7 @@ impl UnixSocket {
 
     /// Becomes a socket of the host.
     fn connect_outside(&self, file: &OpenFile, directory: &Dir, path: &[u8]) -> SysResult<()> {
-        if crate::net::NONE.load(core::sync::atomic::Ordering::Relaxed) {
+        if mode::get() == Mode::None {
             // As if nobody listened there.
             return Err(Errno::ECONNREFUSED);
         }
@@ -191,21 +192,10 @@ impl UnixSocket {
             self.pass_credentials.store(false, Ordering::Relaxed);
         }
         // Whoever polls this socket already waits on our queue.
-        host.queue().add(Arc::new(Relay(Arc::downgrade(&self.inbox))));
+        host.queue().add(Relay::to(&self.inbox));
         host.prepare_wait()?;
         self.outside.call_once(|| host);
         self.inbox.pollers.wake_all(ready::OUT | ready::IN);
         Ok(())
-    }
-}
-
-/// Tells the pollers of the socket inside what the host reports of the one outside.
-struct Relay(Weak<Inbox>);
-
-impl Waker for Relay {
-    fn wake(&self, bits: u32) {
-        if let Some(inbox) = self.0.upgrade() {
-            inbox.pollers.wake_all(bits);
-        }
     }
 }

@@ -5,7 +5,6 @@
 //! host ([`UnixSocket::outside`]), and everything is handed to that one from then on.
 
 mod connect;
-mod inbox;
 pub mod names;
 pub mod paths;
 mod transfer;
@@ -18,10 +17,10 @@ use core::sync::atomic::{AtomicBool, Ordering};
 
 use spin::{Mutex, Once};
 
-use self::inbox::{CAPACITY, Inbox};
 use super::address::{Address, family};
 use super::control::{Control, Sender};
 use super::host::HostSocket;
+use super::inbox::{CAPACITY, Inbox};
 use super::socket::{Kind, Received, Socket, Timeouts, Wanted};
 use crate::errno::{Errno, SysResult};
 use crate::fs::anon::{self, FIONREAD, S_IFSOCK};
@@ -73,10 +72,14 @@ impl UnixSocket {
     /// An unconnected one.
     #[must_use]
     pub fn new(kind: Kind) -> Arc<Self> {
+        Self::over(kind, Arc::default())
+    }
+
+    fn over(kind: Kind, inbox: Arc<Inbox>) -> Arc<Self> {
         Arc::new_cyclic(|this| Self {
             this: this.clone(),
             kind,
-            inbox: Arc::default(),
+            inbox,
             state: Mutex::default(),
             pass_credentials: AtomicBool::new(false),
             timeouts: Timeouts::default(),
@@ -88,7 +91,13 @@ impl UnixSocket {
     /// Two that are connected.
     #[must_use]
     pub fn pair(kind: Kind) -> (Arc<Self>, Arc<Self>) {
-        let (one, other) = (Self::new(kind), Self::new(kind));
+        Self::pair_over(kind, [Arc::default(), Arc::default()])
+    }
+
+    /// Two that are connected, with these queues.
+    #[must_use]
+    pub fn pair_over(kind: Kind, [one, other]: [Arc<Inbox>; 2]) -> (Arc<Self>, Arc<Self>) {
+        let (one, other) = (Self::over(kind, one), Self::over(kind, other));
         let who = Sender::current();
         one.state.lock().peer = Some(Peer {
             inbox: other.inbox.clone(),
@@ -142,10 +151,11 @@ impl UnixSocket {
 impl UnixSocket {
     /// Ends it: at the close of its descriptor, because who waits to connect holds on to it; and at its drop,
     /// because one that was never accepted has had no descriptor.
-    fn end(&self) {
+    /// With `resets` the peer is told of a reset, as it is of what nobody read.
+    pub(in crate::net) fn end(&self, resets: bool) {
         let state = core::mem::take(&mut *self.state.lock());
         names::release(&state.binding, core::ptr::from_ref(self));
-        let unread = self.inbox.close();
+        let unread = self.inbox.close() || resets;
         // A datagram socket is one of many that may send to its peer.
         if let Some(peer) = state.peer.filter(|_| self.kind != Kind::Datagram) {
             if unread {
@@ -153,13 +163,16 @@ impl UnixSocket {
             }
             peer.inbox.end();
         }
-        // Connections that nobody accepted end as `state` goes.
+        for waiting in state.listener.into_iter().flat_map(|l| l.waiting) {
+            // Nobody accepted it.
+            waiting.end(true);
+        }
     }
 }
 
 impl Drop for UnixSocket {
     fn drop(&mut self) {
-        self.end();
+        self.end(false);
     }
 }
 
@@ -211,6 +224,7 @@ impl File for UnixSocket {
                 read | if room { WRITE } else { 0 }
                     | if hung { ready::RDHUP } else { 0 }
                     | if gone { ready::HUP } else { 0 }
+                    | if self.inbox.is_reset() { ready::ERR } else { 0 }
             }
         }
     }
@@ -232,7 +246,7 @@ impl File for UnixSocket {
     }
 
     fn closed(&self, _: &OpenFile) {
-        self.end();
+        self.end(false);
     }
 
     fn ioctl(&self, file: &OpenFile, request: u32, argument: u64) -> SysResult {

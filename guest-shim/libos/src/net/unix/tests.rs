@@ -185,6 +185,31 @@ fn a_full_backlog_makes_clients_wait_until_it_moves_or_closes() {
 }
 
 #[test]
+fn a_connection_that_nobody_accepted_is_reset() {
+    let name = abstract_name("reset");
+    let server = open(UnixSocket::new(Kind::Stream), 0);
+    server.1.bind(&name).expect("binds");
+    server.1.listen(4).expect("listens");
+    let clients = [(); 2].map(|()| open(UnixSocket::new(Kind::Stream), O_NONBLOCK));
+    for client in &clients {
+        client.1.connect(&client.0, &name).expect("connects");
+    }
+    let (accepted, _) = server.1.accept(&server.0).expect("accepts");
+    assert_eq!(clients[1].1.poll() & (ready::ERR | ready::HUP), 0);
+    server.1.closed(&server.0);
+    let reset = Errno::ECONNRESET.number().to_ne_bytes().to_vec();
+    assert_ne!(clients[1].1.poll() & ready::ERR, 0);
+    assert_eq!(clients[1].1.option(1, 4, 4), Ok(reset));
+    assert_eq!(clients[1].1.option(1, 4, 4), Ok(vec![0; 4]), "told once");
+    assert_eq!(clients[1].1.poll() & (ready::ERR | ready::HUP), ready::HUP);
+    // The one that was accepted goes on, and ends without an error.
+    assert_eq!(send(&clients[0], b"x"), Ok(1));
+    drop(accepted);
+    assert_eq!(receive(&clients[0], 4, 0), Err(Errno::ECONNRESET), "unread");
+    assert_eq!(receive(&clients[0], 4, 0), Ok((vec![], 0)));
+}
+
+#[test]
 fn shutting_a_listener_down_ends_its_accepts() {
     let name = abstract_name("cloak-test-shut");
     let server = open(UnixSocket::new(Kind::Stream), 0);

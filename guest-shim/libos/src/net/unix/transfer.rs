@@ -4,13 +4,13 @@ use alloc::vec;
 use alloc::vec::Vec;
 use core::sync::atomic::Ordering;
 
-use super::inbox::{CAPACITY, Inbox, Packet, Taken};
 use super::names::{self, Target};
 use super::{Arc, UnixSocket};
 use crate::errno::{Errno, SysResult};
 use crate::fs::{OpenFile, signals};
 use crate::net::address::Address;
 use crate::net::control::{Control, Sender};
+use crate::net::inbox::{CAPACITY, Inbox, Packet, Taken};
 use crate::net::socket::{Kind, Received, Wanted, msg, waited};
 use crate::user::Buf;
 

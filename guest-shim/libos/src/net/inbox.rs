@@ -1,4 +1,4 @@
-//! What has been sent to a Unix socket and not yet read.
+//! What has been sent to a socket inside the guest and not yet read.
 //!
 //! Each socket has one; a peer holds the other's. Its owner reads, others write. Copies to and from programs
 //! happen outside the lock: a writer brings its message as bytes, a reader takes bytes away.
@@ -14,7 +14,7 @@ use crate::fs::OpenFile;
 use crate::fs::file::ready;
 use crate::net::address::Address;
 use crate::net::control::{Control, Sender};
-use crate::sched::WaitQueue;
+use crate::sched::{WaitQueue, Waker};
 
 /// Bytes that may wait in one, as `net.core.wmem_default`.
 pub const CAPACITY: usize = 212_992;
@@ -235,6 +235,11 @@ impl Inbox {
         self.state.lock().reset = true;
     }
 
+    /// Whether an error waits to be told.
+    pub fn is_reset(&self) -> bool {
+        self.state.lock().reset
+    }
+
     /// Nobody will read: writers get EPIPE. Gives whether something was left unread.
     pub fn close(&self) -> bool {
         let left = {
@@ -277,6 +282,26 @@ impl Inbox {
             state.packets.iter().map(|p| p.data.len()).sum::<usize>() - state.taken
         } else {
             state.packets.front().map_or(0, |p| p.data.len())
+        }
+    }
+}
+
+/// Tells whoever waits for a socket inside what the host reports of the one behind it.
+pub struct Relay(Weak<Inbox>);
+
+impl Relay {
+    /// One to the queues of `inbox`.
+    #[must_use]
+    pub fn to(inbox: &Arc<Inbox>) -> Arc<Self> {
+        Arc::new(Self(Arc::downgrade(inbox)))
+    }
+}
+
+impl Waker for Relay {
+    fn wake(&self, bits: u32) {
+        if let Some(inbox) = self.0.upgrade() {
+            inbox.readers.wake_all(bits);
+            inbox.pollers.wake_all(bits);
         }
     }
 }

@@ -1,0 +1,86 @@
+//! Reports about the machine, from the kernel, and what the libos itself has to know from one.
+
+use alloc::vec::Vec;
+
+use cloak_abi::boot::platform;
+use cloak_abi::kcall::{Kcall, REPORT_DATA};
+use cloak_abi::layout::CERTIFICATES_GPA;
+use core::sync::atomic::Ordering;
+
+use crate::errno::{Errno, SysResult};
+use crate::fs::certificates;
+use crate::mem::frames;
+use crate::{arch, identity};
+
+/// Where HOST_DATA is in a report (SNP ABI, table 23).
+const HOST_DATA: core::ops::Range<usize> = 0xc0..0xe0;
+
+/// The name by which Linux knows who makes reports here.
+#[must_use]
+pub fn provider() -> Option<&'static str> {
+    match u64::from(arch::boot().platform) {
+        platform::SNP => Some("sev_guest"),
+        _ => None,
+    }
+}
+
+/// A report over `data`.
+///
+/// # Errors
+/// ENXIO: there are none on this platform; EIO: the security processor, or the way to it, fails.
+pub fn report(data: &[u8; REPORT_DATA]) -> SysResult<Vec<u8>> {
+    ask(data, 0)
+}
+
+/// The same, with the host's certificates.
+///
+/// # Errors
+/// As [`report`].
+pub fn report_with_certificates(data: &[u8; REPORT_DATA]) -> SysResult<(Vec<u8>, Vec<u8>)> {
+    let report = ask(data, 1)?;
+    let head = host_bytes(certificates::HEAD);
+    let len = certificates::table_len(&head).ok_or(Errno::EIO)?;
+    Ok((report, host_bytes(len)))
+}
+
+fn ask(data: &[u8; REPORT_DATA], with_certificates: u64) -> SysResult<Vec<u8>> {
+    provider().ok_or(Errno::ENXIO)?;
+    let block = arch::vcpu_block(arch::vcpu_index());
+    let words = || {
+        let all = block.ops.iter();
+        all.flat_map(|op| [&op.va_kind, &op.len, &op.gpa, &op.flags])
+    };
+    for (word, part) in words().zip(data.as_chunks::<8>().0) {
+        word.store(u64::from_le_bytes(*part), Ordering::Relaxed);
+    }
+    let len = arch::kcall(Kcall::Report, with_certificates);
+    let len = usize::try_from(len).map_err(|_| Errno::EIO)?;
+    let bytes = words().flat_map(|word| word.load(Ordering::Relaxed).to_le_bytes());
+    Ok(bytes.take(len).collect())
+}
+
+/// A copy of what the host left where certificates are.
+fn host_bytes(len: usize) -> Vec<u8> {
+    let mut bytes = alloc::vec![0; len];
+    let from = frames::window(CERTIFICATES_GPA) as *const u8;
+    // SAFETY: the window maps all of it, no table is longer, and the copy is ours.
+    unsafe { arch::copy_own(bytes.as_mut_ptr(), from, len) };
+    bytes
+}
+
+/// Where the launch is measured, the manifest that came with the configuration is the one that the guest was launched for, or
+/// the host has put another in its place: the security processor says.
+pub fn check_manifest() {
+    if provider().is_none() {
+        return;
+    }
+    let told = report(&[0; REPORT_DATA]);
+    let Ok(told) = told else {
+        arch::panic_exit(
+            "the security processor gives no report: the hypervisor does not carry messages as it must",
+        );
+    };
+    if told.get(HOST_DATA) != Some(&identity::manifest_digest()[..]) {
+        arch::panic_exit("the manifest is not the one that the machine was launched for (HOST_DATA)");
+    }
+}
