@@ -304,7 +304,10 @@ fn check_measured(options: &Options) -> Result<(), VmError> {
         return not("an anchored volume", "the monitor would have to be believed");
     }
     if options.control.is_some() {
-        return not("--name", "the monitor can neither show its memory nor start programs in it");
+        return not(
+            "--name",
+            "the monitor can neither show its memory nor start programs in it",
+        );
     }
     Ok(())
 }
