@@ -244,6 +244,8 @@ struct Aims {
     outside: PathBuf,
     victim: u64,
     place: u64,
+    /// A descriptor of the victim's. Not its standard input, which may be a device whose mode and owner would stay changed.
+    open: i32,
 }
 
 const SECRET_TEXT: &[u8] = b"what lies outside of all volumes";
@@ -297,7 +299,7 @@ fn trial(aims: &Aims, jailed: bool, seed: u64) -> i32 {
         format!("/proc/self/fd/{own}/../outside"),
         format!("/proc/{victim}/mem"),
         format!("/proc/{victim}/environ"),
-        format!("/proc/{victim}/fd/0"),
+        format!("/proc/{victim}/fd/{}", aims.open),
         format!("/proc/self/../{victim}/mem"),
         String::new(),
     ]
@@ -375,6 +377,7 @@ fn leads_out(fd: i32, aims: &Aims) -> bool {
 /// Trials that reached something, and whether anything outside has changed.
 fn campaign(jailed: bool) -> (u64, bool) {
     let folder = tempfile::tempdir().expect("a folder");
+    let opens = tempfile::tempfile().expect("a file");
     let root = folder.path();
     let aims = Aims {
         mine: root.join("mine"),
@@ -382,6 +385,7 @@ fn campaign(jailed: bool) -> (u64, bool) {
         outside: root.join("outside"),
         victim: u64::from(std::process::id()),
         place: &raw const SECRET_PLACE as u64,
+        open: opens.as_raw_fd(),
     };
     let prepare = || {
         for made in [&aims.mine, &aims.shown] {
