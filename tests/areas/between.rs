@@ -9,7 +9,7 @@ const PATIENCE: Duration = Duration::from_secs(120);
 const MARKER: &[u8] = b"BETWEEN-THE-TWO-OF-US";
 
 /// Puts the marker together, so that no command line holds it, and sends many copies from a parent to its child by the
-/// way that the argument names. Both stay until they are killed, and the last message stays unread.
+/// way that the argument names. They go on until they are killed, so that buffers hold what was said last.
 const SPEAKERS: &str = r#"
 import array, mmap, os, signal, socket, sys, time
 from multiprocessing import shared_memory
@@ -85,10 +85,11 @@ if os.fork() == 0:
     if shared is not None:
         assert bytes(shared[:len(marker)]) == marker
     print("heard", flush=True)
-    time.sleep(1000)
-for _ in range(20):
+    while True:
+        os.read(read, 1 << 16)
+while True:
     os.write(write, b"\n" + message + b"\n")
-time.sleep(1000)
+    time.sleep(0.01)
 "#;
 
 /// Memory of the OS service after parent and child have spoken by `way`.
