@@ -10,12 +10,16 @@ use crate::fs::walk::{self, Last, Place};
 use crate::fs::{anon, fd, hostops, node};
 use crate::syscall::{Args, Entry, full, partial};
 
-const LINKS: &str = "told by path: not of changes by another hard link, nor of those of the host";
-
 /// System calls served here.
 pub const SYSCALLS: &[Entry] = &[
     full(253, "inotify_init", "", init),
-    partial(254, "inotify_add_watch", "fpx", LINKS, add_watch),
+    partial(
+        254,
+        "inotify_add_watch",
+        "fpx",
+        "told by path: not of changes by another hard link, nor of those of the host",
+        add_watch,
+    ),
     full(255, "inotify_rm_watch", "fi", rm_watch),
     full(294, "inotify_init1", "x", init1),
 ];

@@ -211,7 +211,11 @@ pub const CALLS: &[Call] = &[
     call(290, &[Small, Pick(&[0, 0o4000])], Descriptor),
     call(291, &[Pick(&[0, 0o2_000_000])], Descriptor),
     call(292, &[Fd, Fd, Null], Descriptor),
+    call(253, &[], Descriptor),
+    call(254, &[Fd, Path, Pick(&[0xfff, 2, 0x0100_0002, 0x2000_0fff])], Any),
+    call(255, &[Fd, Small], Zero),
     call(293, &[Struct(8), Pick(&[0, 0o4000])], Zero),
+    call(294, &[Pick(&[0, 0o4000, 0o2_000_000])], Descriptor),
     call(295, &[Fd, Vector, Number, Offset, Null], Length),
     call(296, &[Fd, Gather, Number, Offset, Null], Taken),
     call(
@@ -262,4 +266,8 @@ pub const UNASKED: &[(&str, &str)] = &[
     ("SocketPair", "pairs are made inside"),
     ("Pipe", "pipes are made inside"),
     ("SysInfo", "the machine is the VM"),
+    (
+        "Streams",
+        "asked for when the monitor wants a further process, and by no call of a program",
+    ),
 ];
