@@ -78,18 +78,23 @@ fn a_file_of_the_host_costs_the_requests_that_it_must() {
     let host = service();
     let dir = host.directory("requests");
     fs::write(host.root.join("requests/f"), b"hello world").expect("written");
-    let before = SERVED.load(Ordering::Relaxed);
-    let fd = open(&format!("{dir}/f"), 0).expect("opened");
-    assert_eq!(read(fd, 5).expect("read"), b"hello");
-    assert_eq!(read(fd, 100).expect("read"), b" world");
-    assert_eq!(read(fd, 100).expect("read"), b"");
-    let mut byte = [0u8];
-    assert_eq!(call(17, &[fd, byte.as_mut_ptr() as u64, 1, 4]), Ok(1));
-    assert_eq!(byte[0], b'o');
-    assert_eq!(call(8, &[fd, 6, 0]), Ok(6));
-    assert_eq!(read(fd, 2).expect("read"), b"wo");
-    close(fd);
-    assert_eq!(SERVED.load(Ordering::Relaxed) - before, 7, "open, 5 reads, close");
+    // A close waits for nobody: those of the test before may still come in, so the least of some rounds counts.
+    let round = || {
+        let before = SERVED.load(Ordering::Relaxed);
+        let fd = open(&format!("{dir}/f"), 0).expect("opened");
+        assert_eq!(read(fd, 5).expect("read"), b"hello");
+        assert_eq!(read(fd, 100).expect("read"), b" world");
+        assert_eq!(read(fd, 100).expect("read"), b"");
+        let mut byte = [0u8];
+        assert_eq!(call(17, &[fd, byte.as_mut_ptr() as u64, 1, 4]), Ok(1));
+        assert_eq!(byte[0], b'o');
+        assert_eq!(call(8, &[fd, 6, 0]), Ok(6));
+        assert_eq!(read(fd, 2).expect("read"), b"wo");
+        close(fd);
+        SERVED.load(Ordering::Relaxed) - before
+    };
+    let least = (0..5).map(|_| round()).min();
+    assert_eq!(least, Some(7), "open, 5 reads, close");
 }
 
 #[test]
