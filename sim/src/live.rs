@@ -334,7 +334,7 @@ impl Live {
                 } else {
                     0
                 };
-                Reply::Value(value + other | ghcb::REGISTER.1)
+                Reply::Value((value + other) | ghcb::REGISTER.1)
             }
             0x100 => {
                 let ours = value >> 12 & 0xf == ghcb::REASONS;

@@ -16,7 +16,7 @@ use super::run::parse_variable;
 ///
 /// The program has the context's files, network, user and environment, and shares its memory and processes; the streams are
 /// the caller's, and so is the exit code. With a terminal on standard input and output it gets a terminal of its own. A
-/// context that runs what a manifest says refuses, unless the manifest has `exec = true` in [program].
+/// context that runs what a manifest says refuses, unless the manifest has `exec = true` for its program.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Set a variable besides the context's own, or pass the caller's on (repeatable)

@@ -1,7 +1,7 @@
 //! What the context is: its manifest, and the identity that follows from that and the shim.
 //!
 //! The manifest's canonical form travels with the configuration, the identity in the context's block. Where the launch is measured
-//! both are the host's word until the machine's report says so of the manifest ([`crate::attest::check_manifest`]). Both have to agree, so who
+//! both are the host's word until the machine's report says so of the manifest (`attest::check_manifest`). Both have to agree, so who
 //! sees one of them (a program, by `/sys/kernel/cloak`; later a verifier, in evidence) has the other one's word for it.
 
 use alloc::string::String;

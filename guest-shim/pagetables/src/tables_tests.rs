@@ -311,12 +311,12 @@ fn a_former_copy_becomes_a_copy_again() {
             let own: Vec<(u64, u64)> = model
                 .keys()
                 .filter(|page| **page / PAGE % 7 == seed % 7 && is_small(page))
-                .map(|&page| (page, 5 * LARGE | PTE_P | PTE_U | PTE_W))
+                .map(|&page| (page, (5 * LARGE) | PTE_P | PTE_U | PTE_W))
                 .collect();
             let is_own = |page: &u64| own.binary_search_by_key(page, |&(page, _)| page).is_ok();
             let loses = |(page, &(_, flags)): (&u64, &(u64, u64))| !is_own(page) && copied(flags) != flags;
             let wanted = model.iter().any(loses);
-            let mut mirror = |ram: &mut Ram, pool: &mut Pool| {
+            let mirror = |ram: &mut Ram, pool: &mut Pool| {
                 let mut reduced = false;
                 let mut editor = Editor {
                     root,

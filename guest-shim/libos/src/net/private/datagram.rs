@@ -186,7 +186,7 @@ impl PrivateSocket {
             for host in hosts.iter().filter(|host| host.poll() & (READ | ready::ERR) != 0) {
                 match host.receive(file, to, address_only(wanted), flags | msg::DONTWAIT) {
                     Err(Errno::EAGAIN) => {}
-                    other => return self.from_outside(other?),
+                    other => return self.received_outside(other?),
                 }
             }
             if shut {
@@ -204,7 +204,7 @@ impl PrivateSocket {
         }
     }
 
-    fn from_outside(&self, mut received: Received) -> SysResult<Received> {
+    fn received_outside(&self, mut received: Received) -> SysResult<Received> {
         let peer = {
             let state = self.state.lock();
             state.peer.filter(|_| state.connected.is_some())
