@@ -426,7 +426,7 @@ fn a_file_on_a_shared_volume_can_be_measured() {
     replace(
         &manifest,
         "kind = \"measured\"\nread_only = true",
-        "kind = \"shared\"",
+        "kind = \"shared\"\nread_only = true",
     );
     // Links are the host's on a shared volume.
     let text = fs::read_to_string(&manifest).expect("own file");
@@ -434,7 +434,11 @@ fn a_file_on_a_shared_volume_can_be_measured() {
         .split("\n\n")
         .filter(|part| !part.starts_with("[[link]]"))
         .collect();
-    fs::write(&manifest, parts.join("\n\n")).expect("own file");
+    let volume = format!(
+        "[[volume]]\nguest = \"{0}\"\nkind = \"shared\"\nsource = \"{0}\"\n",
+        folder.0.display()
+    );
+    fs::write(&manifest, [parts.join("\n\n"), volume].join("\n\n")).expect("own file");
     prints(&stated(&manifest, &[]), "rightrightrightrightrightfreeright");
     folder.write("measured", "wrong");
     let outcome = stated(&manifest, &[]);

@@ -28,10 +28,7 @@ fn python(script: &str) -> Case {
 }
 
 fn private(case: Case) -> Case {
-    case.option("--network")
-        .option("private")
-        .option("--name")
-        .option("inside")
+    case.option("--network").option("private")
 }
 
 #[test]
@@ -42,6 +39,7 @@ fn processes_speak_with_each_other_and_not_with_the_host() {
     let real = TcpListener::bind("127.0.0.1:0").expect("a port");
     let port = real.local_addr().expect("bound").port();
     let case = private(python(include_str!("../data/private_network.py")).arg(port.to_string()));
+    let case = case.option("--name").option("inside");
     let outcome = case.run(&Launcher::under_test());
     assert_eq!(
         outcome.text(),

@@ -80,3 +80,5 @@ told("once")
 number = watch(".", 0x100)
 print(libc.inotify_rm_watch(fd, number), libc.inotify_rm_watch(fd, number))
 told("no more")
+for name in "xy":
+    os.unlink(name)
