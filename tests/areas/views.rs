@@ -224,14 +224,14 @@ fn what_512_mebibytes_hold_is_nowhere_on_the_os_side() {
     assert_eq!(outcome.text(), "filled\nwhole\n", "{}", outcome.error_text());
 }
 
-/// The shared region: the one file in memory that the OS service was handed.
+/// The shared region, as the OS service maps it.
 fn shared_region(service: i32) -> Vec<u8> {
-    let open = fs::read_dir(format!("/proc/{service}/fd")).expect("its descriptors");
-    let paths = open.flatten().map(|entry| entry.path());
-    let mut files = paths.filter(|path| {
-        fs::read_link(path).is_ok_and(|to| to.to_string_lossy().starts_with("/memfd:cloak-shared"))
-    });
-    fs::read(files.next().expect("the shared region")).expect("root may read it")
+    let maps = fs::read_to_string(format!("/proc/{service}/maps")).expect("its mappings");
+    let line = maps.lines().find(|line| line.contains("/memfd:cloak-shared"));
+    let range = line
+        .and_then(|line| line.split(' ').next())
+        .expect("the shared region");
+    fs::read(format!("/proc/{service}/map_files/{range}")).expect("root may read it")
 }
 
 #[test]
