@@ -13,11 +13,15 @@ mod hosted;
 #[cfg(not(feature = "bare"))]
 pub use hosted::*;
 
-/// Time-stamp counter.
+/// Time-stamp counter, read after whatever was read before: without the fence a CPU may read it early, and a thread
+/// that has seen another one's time would be told an earlier one.
 #[must_use]
 pub fn ticks() -> u64 {
-    // SAFETY: every x86-64 has it, and it is open to CPL 3.
-    unsafe { core::arch::x86_64::_rdtsc() }
+    // SAFETY: every x86-64 has both, and they are open to CPL 3.
+    unsafe {
+        core::arch::x86_64::_mm_lfence();
+        core::arch::x86_64::_rdtsc()
+    }
 }
 
 /// Copies between the libos and memory that another party may write or read at the same time.

@@ -1,6 +1,7 @@
 //! The OS service that lies: a thread that serves the ring of this process.
 
 use std::collections::VecDeque;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use cloak_abi::hostop::{HostOp, ROOT_FD};
@@ -59,16 +60,25 @@ pub fn start(seed: u64) {
     std::thread::spawn(move || scribble(other, noise));
 }
 
+/// From now on it is honest. Whoever writes where the guest may be reading has ended.
+pub fn repent() {
+    LIES.store(false, Ordering::SeqCst);
+    drop(SCRIBBLING.lock().expect("no panic"));
+}
+
+/// Held while writing where the guest may be reading: who is interrupted there by other threads would go on later.
+static SCRIBBLING: Mutex<()> = Mutex::new(());
+
 /// Writes where the guest may be reading, as long as the service lies.
 fn scribble(mut dice: Dice, noise: &[u8]) {
     loop {
-        if !LIES.load(Ordering::Relaxed) {
-            std::thread::sleep(std::time::Duration::from_millis(1));
-            continue;
+        let scribbling = SCRIBBLING.lock().expect("no panic");
+        if LIES.load(Ordering::SeqCst) {
+            for _ in 0..8 {
+                rewrite(&mut dice, noise, LIKELY);
+            }
         }
-        for _ in 0..8 {
-            rewrite(&mut dice, noise, LIKELY);
-        }
+        drop(scribbling);
         std::thread::sleep(std::time::Duration::from_micros(100));
     }
 }
