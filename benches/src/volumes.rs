@@ -274,11 +274,13 @@ fn sealing_rows(text: &str) -> Option<SealingRows> {
     })
 }
 
-fn paging(world: &World, peer: &Peer) -> Result<Vec<Figure>, MeasureError> {
-    let scratch = Scratch::new();
-    let program = program(&scratch)?;
+fn paging(_: &World, peer: &Peer) -> Result<Vec<Figure>, MeasureError> {
+    let (scratch, tools) = (Scratch::new(), Scratch::new());
+    let program = program(&tools)?;
     let swap = scratch.join("swap").display().to_string();
-    let set = Case::new(&program).args(["pages", "paging", SET_MIB]);
+    let set = Case::new(&program)
+        .args(["pages", "paging", SET_MIB])
+        .volume(tools.path());
     let resident = |case: Case, limit: &str| {
         case.memory("1G")
             .option("--resident")
@@ -288,7 +290,7 @@ fn paging(world: &World, peer: &Peer) -> Result<Vec<Figure>, MeasureError> {
     };
     match peer.name() {
         "native" => {
-            let mut all = fits(peer, world, |case| case.memory("1G"))?;
+            let mut all = fits(peer, |case| case.memory("1G"))?;
             match limited(&scratch, peer, &set) {
                 Ok(more) => all.extend(more),
                 Err(error) => eprintln!("  no paging by the kernel: {error}"),
@@ -296,7 +298,7 @@ fn paging(world: &World, peer: &Peer) -> Result<Vec<Figure>, MeasureError> {
             Ok(all)
         }
         "cloak" => {
-            let mut all = fits(peer, world, |case| resident(case, "512M"))?;
+            let mut all = fits(peer, |case| resident(case, "512M"))?;
             all.extend(figures("paging", peer, &resident(set, LIMIT))?);
             Ok(all)
         }
@@ -305,7 +307,7 @@ fn paging(world: &World, peer: &Peer) -> Result<Vec<Figure>, MeasureError> {
 }
 
 /// A loop over 64 MiB, under Cloak either way.
-fn fits(peer: &Peer, _: &World, with: impl FnOnce(Case) -> Case) -> Result<Vec<Figure>, MeasureError> {
+fn fits(peer: &Peer, with: impl FnOnce(Case) -> Case) -> Result<Vec<Figure>, MeasureError> {
     let Some(under) = Peer::cloak() else {
         return Ok(Vec::new());
     };
