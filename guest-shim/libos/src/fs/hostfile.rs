@@ -200,6 +200,30 @@ pub fn seek_from(base: u64, offset: i64) -> SysResult<u64> {
     u64::try_from(to).map_err(|_| Errno::EINVAL)
 }
 
+/// A seek in a file that is data from its start to its `length`: the one hole is its end.
+///
+/// # Errors
+/// As [`seek_from`]; ENXIO for data or a hole that would begin past the end; EINVAL for another kind of seek.
+pub fn seek_without_holes(file: &OpenFile, length: u64, offset: i64, whence: u32) -> SysResult<u64> {
+    let inside = |offset: i64| {
+        u64::try_from(offset)
+            .ok()
+            .filter(|o| *o < length)
+            .ok_or(Errno::ENXIO)
+    };
+    file.position.with(|position| {
+        *position = match whence {
+            SEEK_SET => seek_from(0, offset)?,
+            SEEK_CUR => seek_from(*position, offset)?,
+            SEEK_END => seek_from(length, offset)?,
+            SEEK_DATA => inside(offset)?,
+            SEEK_HOLE => inside(offset).map(|_| length)?,
+            _ => return Err(Errno::EINVAL),
+        };
+        Ok(*position)
+    })
+}
+
 impl Source for HostFile {
     fn fetch(&self, offset: u64, to: &mut Buf) -> SysResult<usize> {
         self.transfer_in(HostOp::PRead, offset, to)

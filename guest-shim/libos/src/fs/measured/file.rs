@@ -11,9 +11,8 @@ use super::node::FileNode;
 use crate::errno::{Errno, SysResult};
 use crate::fs::OpenFile;
 use crate::fs::file::{File, Mapping, Stat};
-use crate::fs::flags::{SEEK_CUR, SEEK_DATA, SEEK_END, SEEK_HOLE, SEEK_SET};
 use crate::fs::hostfd::HostFd;
-use crate::fs::hostfile::seek_from;
+use crate::fs::hostfile::seek_without_holes;
 use crate::fs::node::Node;
 use crate::fs::read_cache::{self, Source};
 use crate::mem::pages::{Frame, PageCache};
@@ -126,24 +125,7 @@ impl File for MeasuredFile {
     }
 
     fn seek(&self, file: &OpenFile, offset: i64, whence: u32) -> SysResult<u64> {
-        let length = self.known.length;
-        let inside = |offset: i64| {
-            u64::try_from(offset)
-                .ok()
-                .filter(|o| *o < length)
-                .ok_or(Errno::ENXIO)
-        };
-        file.position.with(|position| {
-            *position = match whence {
-                SEEK_SET => seek_from(0, offset)?,
-                SEEK_CUR => seek_from(*position, offset)?,
-                SEEK_END => seek_from(length, offset)?,
-                SEEK_DATA => inside(offset)?,
-                SEEK_HOLE => inside(offset).map(|_| length)?,
-                _ => return Err(Errno::EINVAL),
-            };
-            Ok(*position)
-        })
+        seek_without_holes(file, self.known.length, offset, whence)
     }
 
     fn sync(&self, _data_only: bool) -> SysResult<()> {

@@ -20,8 +20,8 @@ use crate::fs::OpenFile;
 use crate::fs::attributes::StatFs;
 use crate::fs::dirent::Entry;
 use crate::fs::file::{File, Mapping, Stat};
-use crate::fs::flags::{O_ACCMODE, S_IFDIR, S_IFREG, SEEK_CUR, SEEK_DATA, SEEK_END, SEEK_HOLE, SEEK_SET};
-use crate::fs::hostfile::seek_from;
+use crate::fs::flags::{O_ACCMODE, S_IFDIR, S_IFREG};
+use crate::fs::hostfile::seek_without_holes;
 use crate::fs::init::MountRecord;
 use crate::fs::mount::{self, Mount};
 use crate::fs::node::Node;
@@ -233,24 +233,7 @@ impl File for OpenPiece {
     }
 
     fn seek(&self, file: &OpenFile, offset: i64, whence: u32) -> SysResult<u64> {
-        let length = self.piece.length()?;
-        let inside = |offset: i64| {
-            u64::try_from(offset)
-                .ok()
-                .filter(|o| *o < length)
-                .ok_or(Errno::ENXIO)
-        };
-        file.position.with(|position| {
-            *position = match whence {
-                SEEK_SET => seek_from(0, offset)?,
-                SEEK_CUR => seek_from(*position, offset)?,
-                SEEK_END => seek_from(length, offset)?,
-                SEEK_DATA => inside(offset)?,
-                SEEK_HOLE => inside(offset).map(|_| length)?,
-                _ => return Err(Errno::EINVAL),
-            };
-            Ok(*position)
-        })
+        seek_without_holes(file, self.piece.length()?, offset, whence)
     }
 
     fn sync(&self, _data_only: bool) -> SysResult<()> {
