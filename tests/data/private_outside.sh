@@ -42,7 +42,7 @@ python3 "$folder/outside.py" > "$folder/ready" &
 server=$!
 trap 'kill $server' EXIT
 until grep -q ready "$folder/ready"; do sleep 0.1; done
-"$cloak" run --cpus 1 --memory 512M --network private --name inside -- /usr/bin/python3 -c '
+"$cloak" run --cpus 1 --memory 512M --network private -- /usr/bin/python3 -c '
 import socket
 stream = socket.create_connection(("some.name.test", 80))
 print(stream.getpeername(), stream.getsockname()[0])
