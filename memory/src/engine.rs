@@ -206,7 +206,10 @@ impl<P: Plaintext, S: Store> Memory<P, S> {
     /// [`MemoryError::Refused`] for a page without plaintext.
     pub fn written(&self, page: Page) -> Result<(), MemoryError> {
         let mut block = self.lock(page)?;
-        self.written_in(&mut block, page)
+        if block.state(page) == PageState::Zero {
+            return self.fill_in(&mut block, &[page]);
+        }
+        self.written_in(&mut block, Run::one(page))
     }
 
     /// The contents are no longer needed: they read as zeros from now on.
@@ -446,12 +449,14 @@ impl<P: Plaintext, S: Store> Memory<P, S> {
         Ok(())
     }
 
-    pub(crate) fn written_in(&self, block: &mut BlockGuard<'_>, page: Page) -> Result<(), MemoryError> {
-        if block.state(page) == PageState::Zero {
-            return self.fill_in(block, &[page]);
-        }
-        self.stale_in(block, page)?;
-        self.thaw(page)
+    /// Pages that have plaintext may be written from now on.
+    pub(crate) fn written_in(&self, block: &mut BlockGuard<'_>, run: Run) -> Result<(), MemoryError> {
+        run.pages().try_for_each(|page| self.stale_in(block, page))?;
+        self.plaintext.thaw(run).map_err(|source| MemoryError::Plaintext {
+            step: "thawing",
+            page: run.first,
+            source,
+        })
     }
 
     /// The page is `Plain` and changed, its sealed copy no longer counts; whether it is frozen is the caller's.
@@ -463,15 +468,6 @@ impl<P: Plaintext, S: Store> Memory<P, S> {
         block.set_state(page, next);
         block.set_changed(page);
         Ok(())
-    }
-
-    fn thaw(&self, page: Page) -> Result<(), MemoryError> {
-        let thawed = self.plaintext.thaw(Run::one(page));
-        thawed.map_err(|source| MemoryError::Plaintext {
-            step: "thawing",
-            page,
-            source,
-        })
     }
 
     fn discard_in(&self, block: &mut BlockGuard<'_>, page: Page) -> Result<(), MemoryError> {

@@ -178,40 +178,49 @@ impl PrivateRam {
         self.uffd.wake(at, len)
     }
 
-    /// Moves a page that has plaintext out of sight. Called with its block locked.
+    /// Moves pages that have plaintext out of sight. Called with their block locked. Gives how many were moved, all of them
+    /// unless there is an error.
     ///
     /// # Errors
-    /// What the kernel says; the page then stays in its place.
-    pub fn park(&self, page: Page) -> io::Result<()> {
-        let (at, len) = self.place(Run::one(page))?;
+    /// What the kernel says; the page that it is about, and those after it, stay in their places.
+    pub fn park(&self, run: Run) -> (u64, io::Result<()>) {
+        let (at, len) = match self.place(run) {
+            Ok(place) => place,
+            Err(error) => return (0, Err(error)),
+        };
         // SAFETY: both are ours; pages in guest RAM are read through raw addresses only.
-        unsafe { self.uffd.relocate(self.parking_place(page), at, len) }?;
-        self.set_parked(page, true);
-        Ok(())
+        let (moved, result) = unsafe { self.uffd.relocate(self.parking_place(run.first), at, len) };
+        let moved = moved / PAGE_SIZE as u64;
+        run.pages()
+            .take(moved as usize)
+            .for_each(|page| self.set_parked(page, true));
+        (moved, result)
     }
 
-    /// Moves a parked page back and wakes who waits for it. Called with its block locked.
+    /// Moves parked pages back and wakes who waits for them. Called with their block locked.
     ///
     /// # Errors
-    /// What the kernel says; the page then stays parked.
-    pub fn unpark(&self, page: Page, access: Access) -> io::Result<()> {
-        let (at, len) = self.place(Run::one(page))?;
+    /// What the kernel says; pages may then be on either side, and nothing is to be done with them any more.
+    pub fn unpark(&self, run: Run, access: Access) -> io::Result<()> {
+        let (at, len) = self.place(run)?;
         match access {
             // SAFETY: as for `park`.
-            Access::Free => unsafe { self.uffd.relocate(at, self.parking_place(page), len) }?,
+            Access::Free => unsafe { self.uffd.relocate(at, self.parking_place(run.first), len) }.1?,
             Access::Frozen => {
-                // Moved it would be writable for a moment, and a write in that moment would go unseen.
-                let mut bytes = [0; PAGE_SIZE];
-                self.read(page, &mut bytes)?;
-                // SAFETY: the place is in a registered segment.
-                let copied = unsafe { self.uffd.copy(at, &bytes, true) };
-                bytes.fill(0);
-                std::hint::black_box(&mut bytes);
-                copied?;
-                self.parking.drop_pages(self.parking_place(page), len)?;
+                // Moved they would be writable for a moment, and a write in that moment would go unseen.
+                for (index, page) in (0..).zip(run.pages()) {
+                    let mut bytes = [0; PAGE_SIZE];
+                    self.read(page, &mut bytes)?;
+                    // SAFETY: the place is in a registered segment.
+                    let copied = unsafe { self.uffd.copy(at + index * PAGE_SIZE as u64, &bytes, true) };
+                    bytes.fill(0);
+                    std::hint::black_box(&mut bytes);
+                    copied?;
+                }
+                self.parking.drop_pages(self.parking_place(run.first), len)?;
             }
         }
-        self.set_parked(page, false);
+        run.pages().for_each(|page| self.set_parked(page, false));
         Ok(())
     }
 

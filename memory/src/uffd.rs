@@ -202,18 +202,18 @@ impl Userfaultfd {
         let from = bytes.as_ptr() as u64;
         let mode = if protected { COPY_WP } else { 0 };
         // SAFETY: as promised; the kernel only reads `bytes`.
-        unsafe { self.transfer::<UFFDIO_COPY>(to, from, bytes.len() as u64, mode) }
+        unsafe { self.transfer::<UFFDIO_COPY>(to, from, bytes.len() as u64, mode) }.1
     }
 
     /// Moves private pages from `from` to `to`, where nothing is, without copying, and wakes who waits at `to`.
-    /// Write protection is not carried along.
+    /// Write protection is not carried along. Gives the bytes that were moved, all of them unless there is an error.
     ///
     /// # Errors
-    /// What the kernel says; `EBUSY` for a page that something holds. A prefix may have been moved.
+    /// What the kernel says; `EBUSY` for a page that something holds.
     ///
     /// # Safety
     /// Both ranges are registered and the caller's; no reference into them exists.
-    pub unsafe fn relocate(&self, to: u64, from: u64, len: u64) -> io::Result<()> {
+    pub unsafe fn relocate(&self, to: u64, from: u64, len: u64) -> (u64, io::Result<()>) {
         // SAFETY: as promised.
         unsafe { self.transfer::<UFFDIO_MOVE>(to, from, len, 0) }
     }
@@ -275,8 +275,14 @@ impl Userfaultfd {
         Ok(())
     }
 
-    /// Tries until all is done; the kernel may stop early and asks to go on.
-    unsafe fn transfer<const CODE: Opcode>(&self, to: u64, from: u64, len: u64, mode: u64) -> io::Result<()> {
+    /// Tries until all is done; the kernel may stop early and asks to go on. Gives how much was done.
+    unsafe fn transfer<const CODE: Opcode>(
+        &self,
+        to: u64,
+        from: u64,
+        len: u64,
+        mode: u64,
+    ) -> (u64, io::Result<()>) {
         let mut done = 0;
         while done < len {
             let mut transfer = Transfer {
@@ -293,10 +299,11 @@ impl Userfaultfd {
             done += u64::try_from(transfer.done).unwrap_or(0);
             match result {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                other => other?,
+                Err(error) => return (done, Err(error)),
+                Ok(()) => {}
             }
         }
-        Ok(())
+        (done, Ok(()))
     }
 
     /// # Safety
