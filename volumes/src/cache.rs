@@ -10,6 +10,9 @@ use zeroize::Zeroize;
 
 use crate::block::{BlockId, Page, zero_page};
 
+/// Blocks: 2 MiB.
+const DATA_AT_MOST: usize = 512;
+
 #[derive(Debug)]
 struct Slot {
     id: Option<BlockId>,
@@ -24,6 +27,8 @@ pub struct Cache {
     slots: Vec<Slot>,
     index: HashMap<BlockId, usize>,
     dirty: BTreeSet<BlockId>,
+    /// Those of `dirty` that are data and no nodes.
+    dirty_data: usize,
     empty: Vec<usize>,
     hand: usize,
     capacity: usize,
@@ -37,6 +42,7 @@ impl Cache {
             slots: Vec::new(),
             index: HashMap::new(),
             dirty: BTreeSet::new(),
+            dirty_data: 0,
             empty: Vec::new(),
             hand: 0,
             capacity: capacity.max(64),
@@ -53,6 +59,21 @@ impl Cache {
     #[must_use]
     pub const fn dirty_limit(&self) -> usize {
         self.capacity / 2
+    }
+
+    /// Dirty blocks that are no nodes: who overwrites a part of a file at random makes nearly as many nodes dirty, and
+    /// writing these again and again costs more than waiting.
+    #[must_use]
+    pub const fn dirty_data(&self) -> usize {
+        self.dirty_data
+    }
+
+    /// More dirty blocks of data than this are to be written: few, so that they are still in the processor's caches when they
+    /// are sealed, and that a commit has little left to do.
+    #[must_use]
+    pub const fn dirty_data_limit(&self) -> usize {
+        let half = self.capacity / 2;
+        if half < DATA_AT_MOST { half } else { DATA_AT_MOST }
     }
 
     /// The first dirty block in the order of flushing.
@@ -93,7 +114,9 @@ impl Cache {
     pub fn mark(&mut self, id: &BlockId) {
         if let Some(&at) = self.index.get(id) {
             self.slots[at].dirty = true;
-            self.dirty.insert(*id);
+            if self.dirty.insert(*id) {
+                self.dirty_data += usize::from(id.level == 0);
+            }
         }
     }
 
@@ -101,7 +124,7 @@ impl Cache {
     pub fn clean(&mut self, id: &BlockId) {
         if let Some(&at) = self.index.get(id) {
             self.slots[at].dirty = false;
-            self.dirty.remove(id);
+            self.no_longer_dirty(id);
         }
     }
 
@@ -120,11 +143,17 @@ impl Cache {
     pub fn remove(&mut self, id: &BlockId) {
         if let Some(at) = self.index.remove(id) {
             if self.slots[at].dirty {
-                self.dirty.remove(id);
+                self.no_longer_dirty(id);
             }
             self.slots[at].id = None;
             self.slots[at].dirty = false;
             self.empty.push(at);
+        }
+    }
+
+    fn no_longer_dirty(&mut self, id: &BlockId) {
+        if self.dirty.remove(id) {
+            self.dirty_data -= usize::from(id.level == 0);
         }
     }
 

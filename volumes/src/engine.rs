@@ -26,8 +26,9 @@ use crate::store::{Store, StoreError};
 use crate::superblock::{self, FIRST_BLOCK, Found, Root, slot_of};
 use crate::weakened::{Protection, without};
 
-/// Bytes that go to the store in one write, and come from it in one read.
-pub const RUN: usize = 64 * BLOCK;
+/// Bytes that go to the store in one write, and come from it in one read. What a request of the libos carries: larger ones
+/// would be cut, and of these one is written while the next is sealed.
+pub const RUN: usize = 32 * BLOCK;
 /// Blocks that only operations which free space may take.
 const KEPT_FOR_FREEING: u64 = 32;
 /// The container grows by at least this many blocks.
@@ -62,6 +63,8 @@ pub struct Engine<S> {
     pending: Vec<u64>,
     staged: Vec<u8>,
     staged_at: u64,
+    /// Ciphertext of blocks that are read together.
+    incoming: Vec<u8>,
     writable: bool,
     poisoned: bool,
 }
@@ -115,6 +118,7 @@ impl<S: Store> Engine<S> {
             pending: Vec::new(),
             staged: Vec::new(),
             staged_at: 0,
+            incoming: Vec::new(),
             writable: parts.writable,
             poisoned: false,
         }
@@ -149,6 +153,11 @@ impl<S: Store> Engine<S> {
         if self.cache.dirty() > self.cache.dirty_limit() {
             let low = self.cache.dirty_limit() / 2;
             while self.cache.dirty() > low && self.write_back()? {}
+            self.emit()?;
+        } else if self.cache.dirty_data() > self.cache.dirty_data_limit() {
+            // Data comes first in the order of flushing.
+            let low = self.cache.dirty_data_limit() / 2;
+            while self.cache.dirty_data() > low && self.write_back()? {}
             self.emit()?;
         }
         let room = match need {
@@ -189,7 +198,8 @@ impl<S: Store> Engine<S> {
         true
     }
 
-    fn may_write(&self) -> Result<(), VolumeError> {
+    /// Whether changes are accepted.
+    pub(crate) fn may_write(&self) -> Result<(), VolumeError> {
         if !self.writable {
             return Err(VolumeError::ReadOnly);
         }
@@ -300,7 +310,8 @@ impl<S: Store> Engine<S> {
             return Ok(false);
         };
         let (session, sequence) = self.sequence()?;
-        let old = self.pointer(&id)?;
+        let tree = self.tree(&id)?;
+        let old = self.pointer_in_tree(&id, &tree)?;
         let address = if self.fresh.contains(&old.address) {
             old.address
         } else {
@@ -319,7 +330,7 @@ impl<S: Store> Engine<S> {
             sequence,
             tag,
         };
-        self.set_pointer(&id, &pointer)?;
+        self.set_pointer(&id, tree, &pointer)?;
         self.cache.clean(&id);
         Ok(true)
     }
@@ -386,13 +397,18 @@ impl<S: Store> Engine<S> {
     /// Brings blocks that lie beside each other into the cache, with one read.
     pub fn load_run(&mut self, blocks: &[(BlockId, Pointer)]) -> Result<(), VolumeError> {
         self.emit()?;
-        let Some((first_id, first)) = blocks.first() else {
-            return Ok(());
+        let (first_id, first) = match blocks {
+            [] => return Ok(()),
+            [(id, pointer)] => return self.load(id, pointer),
+            [first, ..] => first,
         };
         let offset = self.place(first_id, first)?;
-        let mut bytes = mem::take(&mut self.staged);
-        bytes.resize(blocks.len() * BLOCK, 0);
-        let read = self.store.read_at(offset, &mut bytes);
+        let mut incoming = mem::take(&mut self.incoming);
+        if incoming.len() < blocks.len() * BLOCK {
+            incoming.resize(blocks.len() * BLOCK, 0);
+        }
+        let bytes = &mut incoming[..blocks.len() * BLOCK];
+        let read = self.store.read_at(offset, bytes);
         let mut result = read.map_err(|error| unreadable(first_id, offset, error));
         for ((id, pointer), sealed) in blocks.iter().zip(bytes.chunks_exact(BLOCK)) {
             if result.is_ok() {
@@ -404,8 +420,7 @@ impl<S: Store> Engine<S> {
                 }
             }
         }
-        bytes.clear();
-        self.staged = bytes;
+        self.incoming = incoming;
         result
     }
 

@@ -36,10 +36,11 @@ pub trait Store {
     /// [`StoreError`]; what `out` then holds is undefined.
     fn read_at(&mut self, offset: u64, out: &mut [u8]) -> Result<(), StoreError>;
     /// Writes all of `bytes`, within the length. Durable only after [`Store::flush`]; until then a crash may leave
-    /// any part of it, in any order with other writes.
+    /// any part of it, in any order with other writes. It may return before the OS side has taken the bytes; reads see them
+    /// all the same.
     ///
     /// # Errors
-    /// [`StoreError`]; any part may then be written.
+    /// [`StoreError`], also of an earlier write, at the latest at the next flush; any part may then be written.
     fn write_at(&mut self, offset: u64, bytes: &[u8]) -> Result<(), StoreError>;
     /// Returns when everything that was written, and the length, survives a loss of power.
     ///

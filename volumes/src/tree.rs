@@ -50,7 +50,8 @@ impl<S: Store> Engine<S> {
         Ok(())
     }
 
-    fn tree(&mut self, id: &BlockId) -> Result<TreeRoot, VolumeError> {
+    /// The tree that a block is in.
+    pub(crate) fn tree(&mut self, id: &BlockId) -> Result<TreeRoot, VolumeError> {
         if id.table {
             return Ok(self.root.inodes);
         }
@@ -79,6 +80,11 @@ impl<S: Store> Engine<S> {
     /// Where a block lies.
     pub fn pointer(&mut self, id: &BlockId) -> Result<Pointer, VolumeError> {
         let tree = self.tree(id)?;
+        self.pointer_in_tree(id, &tree)
+    }
+
+    /// The same for who knows the tree.
+    pub(crate) fn pointer_in_tree(&mut self, id: &BlockId, tree: &TreeRoot) -> Result<Pointer, VolumeError> {
         if id.level >= tree.height {
             let is_top = id.level == tree.height && id.index == 0;
             return Ok(if is_top { tree.top } else { Pointer::HOLE });
@@ -90,8 +96,12 @@ impl<S: Store> Engine<S> {
     }
 
     /// Tells a block's parent where it lies.
-    pub(crate) fn set_pointer(&mut self, id: &BlockId, pointer: &Pointer) -> Result<(), VolumeError> {
-        let tree = self.tree(id)?;
+    pub(crate) fn set_pointer(
+        &mut self,
+        id: &BlockId,
+        tree: TreeRoot,
+        pointer: &Pointer,
+    ) -> Result<(), VolumeError> {
         if id.level == tree.height {
             return self.set_tree(
                 id,
@@ -131,12 +141,15 @@ impl<S: Store> Engine<S> {
 
     /// Makes a block and all its ancestors dirty.
     fn touch(&mut self, id: &BlockId, keep: bool) -> Result<(), VolumeError> {
-        match self.cache.is_dirty(id) {
-            Some(true) => return Ok(()),
-            Some(false) => {}
+        let known = self.cache.is_dirty(id);
+        if known == Some(true) {
+            return Ok(());
+        }
+        let tree = self.raised(id)?;
+        match known {
+            Some(_) => {}
             None => {
-                self.raise(id)?;
-                let pointer = self.pointer(id)?;
+                let pointer = self.pointer_in_tree(id, &tree)?;
                 if !pointer.is_hole() && (keep || id.level > 0) {
                     self.load(id, &pointer)?;
                 } else {
@@ -155,7 +168,7 @@ impl<S: Store> Engine<S> {
             }
         }
         self.cache.mark(id);
-        if id.level < self.tree(id)?.height {
+        if id.level < tree.height {
             self.touch(&id.parent(), true)
         } else if id.table {
             Ok(())
@@ -171,12 +184,12 @@ impl<S: Store> Engine<S> {
         self.put_inode(ino, &inode)
     }
 
-    /// Makes a tree high enough for a block.
-    fn raise(&mut self, id: &BlockId) -> Result<(), VolumeError> {
-        if id.level > 0 {
-            return Ok(());
-        }
+    /// The block's tree, made high enough for it.
+    fn raised(&mut self, id: &BlockId) -> Result<TreeRoot, VolumeError> {
         let mut tree = self.tree(id)?;
+        if id.level > 0 {
+            return Ok(tree);
+        }
         while id.index >= span(tree.height) {
             if tree.height == MAX_HEIGHT {
                 return Err(VolumeError::FileTooLarge);
@@ -197,7 +210,7 @@ impl<S: Store> Engine<S> {
             tree.top = Pointer::HOLE;
             self.set_tree(id, tree)?;
         }
-        Ok(())
+        Ok(tree)
     }
 
     /// Makes a hole of the blocks `first..end` of a tree.

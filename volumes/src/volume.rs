@@ -259,6 +259,12 @@ impl<S: Store> Volume<S> {
         }
     }
 
+    /// Whether there is something that a commit would make durable, and may.
+    #[must_use]
+    pub fn is_changed(&self) -> bool {
+        self.engine.is_changed() && self.engine.may_write().is_ok()
+    }
+
     /// Returns when everything that was done is durable, and the anchor knows.
     ///
     /// # Errors

@@ -6,6 +6,7 @@
 
 use alloc::sync::Arc;
 use alloc::vec::Vec;
+use core::mem::ManuallyDrop;
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 
 use cloak_abi::hostop::HostOp;
@@ -171,6 +172,21 @@ impl Request {
     /// Submits and waits for the answer.
     pub fn call(&mut self, op: HostOp, args: [u64; 6]) -> Answer {
         let seq = self.submit(op, args);
+        self.answer(seq)
+    }
+
+    /// Submits; the answer is waited for later.
+    #[must_use]
+    pub fn begin(self, op: HostOp, args: [u64; 6]) -> Pending {
+        let seq = self.submit(op, args);
+        Pending {
+            request: ManuallyDrop::new(self),
+            seq,
+        }
+    }
+
+    /// Waits for the answer to request `seq`.
+    fn answer(&self, seq: u64) -> Answer {
         let shared = slot(self.index);
         if !spin(shared, seq) {
             self.park(shared, seq);
@@ -189,7 +205,7 @@ impl Request {
 
     /// Submits without waiting: the answer does not matter. The slot is free again when it has come.
     pub fn send(self, op: HostOp, args: [u64; 6]) {
-        let request = core::mem::ManuallyDrop::new(self);
+        let request = ManuallyDrop::new(self);
         let seq = SEQUENCE.fetch_add(1, Ordering::Relaxed);
         // Before the answer can come.
         UNAWAITED[usize::from(request.index)].store(seq, Ordering::SeqCst);
@@ -232,6 +248,39 @@ impl Request {
             sched::park(u64::MAX);
         }
         *cell.lock() = None;
+    }
+}
+
+/// A request on its way. The slot stays taken until the answer has come, also when nobody waits for it any more: the
+/// service may be working on its buffer.
+#[derive(Debug)]
+pub struct Pending {
+    request: ManuallyDrop<Request>,
+    seq: u64,
+}
+
+impl Pending {
+    /// Whether the answer is there.
+    #[must_use]
+    pub fn is_answered(&self) -> bool {
+        answers(slot(self.request.index), self.seq)
+    }
+
+    /// Waits for the answer, and gives the slot back.
+    pub fn finish(self) -> (Request, Answer) {
+        let answer = self.request.answer(self.seq);
+        let index = self.request.index;
+        core::mem::forget(self);
+        (Request { index }, answer)
+    }
+}
+
+impl Drop for Pending {
+    fn drop(&mut self) {
+        let index = self.request.index;
+        UNAWAITED[usize::from(index)].store(self.seq, Ordering::SeqCst);
+        // It may have been answered before this was noted.
+        answered(index);
     }
 }
 

@@ -4,10 +4,12 @@
 
 use alloc::sync::Arc;
 use alloc::vec;
+use alloc::vec::Vec;
 use core::any::Any;
 
 use cloak_abi::layout::PAGE;
 use cloak_volumes::data::MAX_FILE;
+use spin::Mutex;
 
 use super::node::Inode;
 use crate::errno::{Errno, SysResult};
@@ -27,6 +29,29 @@ const APPEND: usize = 1 << 20;
 const FALLOC_KEEP_SIZE: u32 = 1;
 const FALLOC_PUNCH_HOLE: u32 = 2;
 const FALLOC_ZERO_RANGE: u32 = 0x10;
+
+/// [`STEP`] bytes through which data passes. They are kept for the next call, as new ones would be cleared first.
+struct Passing(Vec<u8>);
+
+/// What is kept at most.
+const KEPT: usize = 8;
+static SPARE: Mutex<Vec<Vec<u8>>> = Mutex::new(Vec::new());
+
+impl Passing {
+    fn new() -> Self {
+        let spare = SPARE.lock().pop();
+        Self(spare.unwrap_or_else(|| vec![0; STEP]))
+    }
+}
+
+impl Drop for Passing {
+    fn drop(&mut self) {
+        let mut spare = SPARE.lock();
+        if spare.len() < KEPT {
+            spare.push(core::mem::take(&mut self.0));
+        }
+    }
+}
 
 /// An open regular file.
 pub struct VolumeFile {
@@ -53,7 +78,7 @@ impl VolumeFile {
 
     /// Writes in steps; an error after the first one leaves what was written.
     fn write_steps(&self, mut offset: u64, from: &mut Buf) -> SysResult<usize> {
-        let mut bytes = vec![0; STEP.min(from.len())];
+        let Passing(bytes) = &mut Passing::new();
         let mut done = 0;
         while !from.is_empty() {
             // Steps end with blocks, so that none but the last is in two.
@@ -128,7 +153,7 @@ impl File for VolumeFile {
     }
 
     fn read_at(&self, offset: u64, to: &mut Buf) -> SysResult<usize> {
-        let mut bytes = vec![0; STEP.min(to.len())];
+        let Passing(bytes) = &mut Passing::new();
         let mut done = 0;
         while !to.is_empty() {
             let want = to.len().min(STEP);

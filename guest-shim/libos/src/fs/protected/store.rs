@@ -1,5 +1,12 @@
 //! The container: a file of the OS side that is read and written by requests. What comes from there is believed in
 //! nothing: the volume checks every byte, and a length or an error only says that something is missing.
+//!
+//! Writes are not waited for one by one: while the host takes one, the next is sealed. What touches the same bytes waits, and
+//! so does a flush, before which nothing counts as written. One that fails makes all that change the container fail from then on.
+//! Of much that is written a part is flushed meanwhile, so that the flush that is waited for finds little left.
+
+use alloc::collections::VecDeque;
+use alloc::vec;
 
 use cloak_abi::hostop::HostOp;
 use cloak_volumes::{Store, StoreError};
@@ -7,17 +14,43 @@ use cloak_volumes::{Store, StoreError};
 use crate::errno::{Errno, SysResult};
 use crate::fs::hostfd::HostFd;
 use crate::fs::hostops;
-use crate::host::{Answer, CAPACITY, Request};
+use crate::host::{Answer, CAPACITY, Pending, Request};
 
 /// `LOCK_SH | LOCK_NB` and `LOCK_EX | LOCK_NB`.
 const LOCK_SHARED: u64 = 1 | 4;
 const LOCK_ALONE: u64 = 2 | 4;
+/// Writes on their way at most.
+const DEPTH: usize = 4;
+/// Bytes written after which the host is asked to flush, without waiting.
+const FLUSHED_AHEAD: usize = 16 << 20;
 
 /// An open container.
 #[derive(Debug)]
 pub struct Container {
     fd: HostFd,
     writable: bool,
+    /// In the order in which they were begun.
+    writing: VecDeque<Writing>,
+    /// Bytes begun since the last flush was asked for.
+    unflushed: usize,
+    /// A flush that nobody waits for yet.
+    flushing: Option<Pending>,
+    /// Why a write or flush failed that had been taken.
+    failed: Option<StoreError>,
+}
+
+/// A write on its way.
+#[derive(Debug)]
+struct Writing {
+    pending: Pending,
+    offset: u64,
+    len: usize,
+}
+
+impl Writing {
+    fn end(&self) -> u64 {
+        self.offset.saturating_add(self.len as u64)
+    }
 }
 
 impl Container {
@@ -31,7 +64,7 @@ impl Container {
         let fd = open(root, flags)?;
         let lock = if writable { LOCK_ALONE } else { LOCK_SHARED };
         hostops::plain(HostOp::Flock, &fd, lock, 0, 0)?;
-        Ok(Self { fd, writable })
+        Ok(Self::of(fd, writable))
     }
 
     /// Opens it for a look from outside, whoever has it in use.
@@ -39,41 +72,130 @@ impl Container {
     /// # Errors
     /// What the OS side says.
     pub fn look(root: u64) -> SysResult<Self> {
-        Ok(Self {
-            fd: open(root, 0)?,
-            writable: false,
-        })
+        Ok(Self::of(open(root, 0)?, false))
     }
 
-    /// Requests until `len` bytes are through; each is given what is left and where.
-    fn all(
-        &self,
-        len: usize,
-        end: u64,
-        mut step: impl FnMut(&mut Request, usize, usize) -> Answer,
-        mut done_with: impl FnMut(&Request, usize, usize),
-    ) -> Result<(), StoreError> {
-        let mut request = Request::new();
-        let mut done = 0;
-        while done < len {
-            let want = (len - done).min(CAPACITY);
-            let got = step(&mut request, done, want).len(want).map_err(refused)?;
-            if got == 0 {
-                return Err(StoreError::End { end });
-            }
-            done_with(&request, done, got);
-            done += got;
+    const fn of(fd: HostFd, writable: bool) -> Self {
+        Self {
+            fd,
+            writable,
+            writing: VecDeque::new(),
+            unflushed: 0,
+            flushing: None,
+            failed: None,
         }
-        Ok(())
     }
 
     fn may_write(&self) -> Result<(), StoreError> {
-        if self.writable {
-            Ok(())
-        } else {
-            Err(StoreError::ReadOnly)
+        match self.failed {
+            _ if !self.writable => Err(StoreError::ReadOnly),
+            Some(why) => Err(why),
+            None => Ok(()),
         }
     }
+
+    /// Waits for the writes up to the last one that touches `start..end`.
+    fn settle(&mut self, start: u64, end: u64) {
+        let touches = |writing: &Writing| writing.offset < end && start < writing.end();
+        if let Some(last) = self.writing.iter().rposition(touches) {
+            self.settle_first(last + 1);
+        }
+    }
+
+    /// Asks for a flush when much was written since the last one and that one is done. The host tells a failure to one flush
+    /// only, so its answer counts as much as that of one that is waited for.
+    fn flush_ahead(&mut self) {
+        if self.unflushed < FLUSHED_AHEAD || self.flushing.as_ref().is_some_and(|p| !p.is_answered()) {
+            return;
+        }
+        self.finish_flush();
+        let args = [self.fd.number(), 1, 0, 0, 0, 0];
+        self.flushing = Some(Request::new().begin(HostOp::Sync, args));
+        self.unflushed = 0;
+    }
+
+    /// Takes the answer of a flush that was begun.
+    fn finish_flush(&mut self) {
+        if let Some(pending) = self.flushing.take()
+            && let Err(errno) = pending.finish().1.ok().and_then(hostops::zero)
+        {
+            self.failed.get_or_insert(refused(errno));
+        }
+    }
+
+    /// What is on its way is done, well or not.
+    fn settle_all(&mut self) -> Result<(), StoreError> {
+        self.settle_first(self.writing.len());
+        self.finish_flush();
+        self.may_write()
+    }
+
+    fn settle_first(&mut self, count: usize) {
+        for writing in self.writing.drain(..count) {
+            let (request, answer) = writing.pending.finish();
+            let written = match answer.len(writing.len) {
+                Ok(got) if got == writing.len => Ok(()),
+                Ok(0) => Err(StoreError::End {
+                    end: writing.offset.saturating_add(writing.len as u64),
+                }),
+                // The rest, this time at once. It is ciphertext, so what the OS side did to it meanwhile is found out.
+                Ok(got) => {
+                    let mut rest = vec![0; writing.len - got];
+                    request.get(got, &mut rest);
+                    drop(request);
+                    write_all(&self.fd, writing.offset.saturating_add(got as u64), &rest)
+                }
+                Err(errno) => Err(refused(errno)),
+            };
+            if let Err(why) = written {
+                self.failed.get_or_insert(why);
+            }
+        }
+        if self.failed.is_some() {
+            // Nothing is begun any more, so nobody would come by to take these answers.
+            self.finish_flush();
+            if !self.writing.is_empty() {
+                self.settle_first(self.writing.len());
+            }
+        }
+    }
+}
+
+/// Requests until `len` bytes are through; each is given what is left and where.
+fn all(
+    len: usize,
+    end: u64,
+    mut step: impl FnMut(&mut Request, usize, usize) -> Answer,
+    mut done_with: impl FnMut(&Request, usize, usize),
+) -> Result<(), StoreError> {
+    let mut request = Request::new();
+    let mut done = 0;
+    while done < len {
+        let want = (len - done).min(CAPACITY);
+        let got = step(&mut request, done, want).len(want).map_err(refused)?;
+        if got == 0 {
+            return Err(StoreError::End { end });
+        }
+        done_with(&request, done, got);
+        done += got;
+    }
+    Ok(())
+}
+
+/// Writes and waits.
+fn write_all(fd: &HostFd, offset: u64, bytes: &[u8]) -> Result<(), StoreError> {
+    let end = offset.saturating_add(bytes.len() as u64);
+    let number = fd.number();
+    all(
+        bytes.len(),
+        end,
+        |request, done, want| {
+            request.put(0, &bytes[done..done + want]);
+            let at = offset.saturating_add(done as u64);
+            request.call(HostOp::PWrite, [number, want as u64, at, 0, 0, 0])
+        },
+        |_, _, _| {},
+    )
 }
 
 /// The file that is host mount `root` itself.
@@ -99,8 +221,9 @@ fn refused(errno: Errno) -> StoreError {
 impl Store for Container {
     fn read_at(&mut self, offset: u64, out: &mut [u8]) -> Result<(), StoreError> {
         let end = offset.saturating_add(out.len() as u64);
+        self.settle(offset, end);
         let fd = self.fd.number();
-        self.all(
+        all(
             out.len(),
             end,
             |request, done, want| {
@@ -112,22 +235,27 @@ impl Store for Container {
     }
 
     fn write_at(&mut self, offset: u64, bytes: &[u8]) -> Result<(), StoreError> {
-        self.may_write()?;
-        let end = offset.saturating_add(bytes.len() as u64);
+        self.settle(offset, offset.saturating_add(bytes.len() as u64));
         let fd = self.fd.number();
-        self.all(
-            bytes.len(),
-            end,
-            |request, done, want| {
-                request.put(0, &bytes[done..done + want]);
-                let at = offset.saturating_add(done as u64);
-                request.call(HostOp::PWrite, [fd, want as u64, at, 0, 0, 0])
-            },
-            |_, _, _| {},
-        )
+        for (offset, piece) in (offset..).step_by(CAPACITY).zip(bytes.chunks(CAPACITY)) {
+            if self.writing.len() == DEPTH {
+                self.settle_first(1);
+            }
+            self.may_write()?;
+            let mut request = Request::new();
+            request.put(0, piece);
+            let len = piece.len();
+            let pending = request.begin(HostOp::PWrite, [fd, len as u64, offset, 0, 0, 0]);
+            self.writing.push_back(Writing { pending, offset, len });
+            self.unflushed += len;
+        }
+        self.flush_ahead();
+        Ok(())
     }
 
     fn flush(&mut self) -> Result<(), StoreError> {
+        self.settle_all()?;
+        self.unflushed = 0;
         // fdatasync: the length is flushed with it.
         hostops::plain(HostOp::Sync, &self.fd, 1, 0, 0).map_err(refused)
     }
@@ -138,7 +266,7 @@ impl Store for Container {
     }
 
     fn set_len(&mut self, len: u64) -> Result<(), StoreError> {
-        self.may_write()?;
+        self.settle_all()?;
         hostops::plain(HostOp::Truncate, &self.fd, len, 0, 0).map_err(refused)
     }
 }
