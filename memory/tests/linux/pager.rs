@@ -166,6 +166,40 @@ fn pages_in_use_get_a_second_chance() {
     );
 }
 
+/// A program that works in a row faults once for many pages, also where it writes them: pages that came back protected
+/// would each fault again.
+#[test]
+fn writing_in_a_row_faults_once_for_many_pages() {
+    if !able("memory::pager") {
+        return;
+    }
+    let (pages, limit) = (16_384, 8192);
+    let (_folder, store) = swap(pages);
+    let program = Program::start(pages, Some(limit), store);
+    for number in 0..pages {
+        program.save(number, 0, number);
+    }
+    let counters = program.pager.counters();
+    let count = || counters.faults.load(Ordering::Relaxed);
+    for reads_first in [false, true] {
+        let (before, back) = (count(), counters.brought_back.load(Ordering::Relaxed));
+        for number in 0..pages {
+            if reads_first {
+                assert_eq!(program.load(number, 0), number + 1, "page {number}");
+            }
+            program.save(number, 0, number + 1 + u64::from(reads_first));
+        }
+        let faults = count() - before;
+        assert!(faults * 8 < pages, "{faults} faults, {counters:?}");
+        let came = counters.brought_back.load(Ordering::Relaxed) - back;
+        assert!(came >= pages - limit, "it did not page: {counters:?}");
+    }
+    for number in 0..pages {
+        assert_eq!(program.load(number, 0), number + 2, "page {number}");
+    }
+    assert!(counters.most_resident.load(Ordering::Relaxed) <= limit);
+}
+
 /// A sealed page that was changed in the swap file: the program that touches it waits for ever and gets no byte.
 #[test]
 fn a_changed_swap_file_stops_the_context() {
