@@ -133,6 +133,51 @@ static void advice(void) {
     CHECK("zeros, and nothing", ok(child) && wiped[0] == 5 && absent[0] == 5);
 }
 
+static int all_zero(const uint64_t *words, size_t bytes) {
+    for (size_t i = 0; i < bytes / 8; i++)
+        if (words[i])
+            return 0;
+    return 1;
+}
+
+/* What somebody had before is nobody's to read: memory that was freed comes back as zeros, to whomever and however. */
+static void reused(void) {
+    enum { MUCH = 24 << 20 };
+    int clean = 1;
+    for (int round = 0; round < 3; round++) {
+        pid_t child = fork();
+        if (child == 0) {
+            memset(map(MUCH, MAP_PRIVATE), 0xa5, MUCH);
+            memset(map(MUCH, MAP_SHARED), 0x5a, MUCH);
+            uint64_t *holes = map(MUCH, MAP_PRIVATE);
+            for (size_t at = 0; at < MUCH; at += 8192)
+                memset((char *)holes + at, 0x77, 4096);
+            _exit(0);
+        }
+        MUST(ok(child));
+        uint64_t *fresh = map(4 * MUCH, round == 1 ? MAP_SHARED : MAP_PRIVATE);
+        clean &= all_zero(fresh, 4 * MUCH);
+        munmap(fresh, 4 * MUCH);
+    }
+    CHECK("what an ended process had comes back as zeros", clean);
+    uint64_t *own = map(SIZE, MAP_PRIVATE);
+    memset(own, 0xff, SIZE);
+    CHECK("what was given up is gone", madvise(own, SIZE, MADV_DONTNEED) == 0 && all_zero(own, SIZE));
+    memset(own, 0xff, SIZE);
+    munmap(own, SIZE);
+    uint64_t *next = map(2 * SIZE, MAP_PRIVATE);
+    CHECK("what was unmapped comes back as zeros", all_zero(next, 2 * SIZE));
+    memset(next, 0xff, 2 * SIZE);
+    munmap(next, 2 * SIZE);
+    int fd = syscall(SYS_memfd_create, "reused", 0);
+    static uint64_t bytes[512];
+    MUST(fd >= 0 && ftruncate(fd, SIZE) == 0);
+    for (size_t at = clean = 0; at < SIZE; at += sizeof bytes)
+        clean += pread(fd, bytes, sizeof bytes, at) == sizeof bytes && all_zero(bytes, sizeof bytes);
+    CHECK("in a file in memory as well", clean == SIZE / sizeof bytes);
+    close(fd);
+}
+
 static void shared(const char *file) {
     uint64_t *words = map(SIZE, MAP_SHARED);
     pid_t child = fork();
@@ -395,6 +440,7 @@ int main(int argc, char **argv) {
     again_and_again(rounds < 240 ? rounds / 4 : 60);
     rights();
     advice();
+    reused();
     shared(argv[1]);
     while_threads_write();
     nothing_leaks(rounds, getppid() == 0);
