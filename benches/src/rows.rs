@@ -162,7 +162,7 @@ pub const ROWS: [Row; 35] = [
 
 /// All rows: these, and those of other files.
 pub fn all() -> impl Iterator<Item = &'static Row> {
-    ROWS.iter().chain(&volume_rows::ROWS)
+    ROWS.iter().chain(volume_rows::all())
 }
 
 #[cfg(test)]
