@@ -86,7 +86,7 @@ pub use context::FsContext;
 pub use fd::{FdTable, OpenFile};
 pub use file::File;
 pub use init::{MountRecord, Segment, init, open_executable};
-pub use open::{handed_stream, open_kernel};
+pub use open::{handed_streams, open_kernel};
 pub use providers::Providers;
 
 use crate::errno::SysResult;

@@ -4,6 +4,8 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::sync::atomic::Ordering;
 
+use cloak_abi::hostop::HostOp;
+
 use super::attributes::STATX_BASIC;
 use super::calls_change;
 use super::file::{File, Stat};
@@ -20,6 +22,7 @@ use super::pathfile::PathFile;
 use super::walk::{self, HostPlace, Last, Links, NodePlace, Place, Start};
 use super::{OpenFile, path};
 use crate::errno::{Errno, SysResult};
+use crate::host::Request;
 use crate::process::Process;
 
 /// Flags that mean something to the host.
@@ -159,13 +162,20 @@ fn host_file(fd: HostFd, stat: &Stat, flags: u32, read_only: bool) -> Arc<dyn Fi
     }
 }
 
-/// A stream that was handed over as standard stream `number`.
+/// The standard streams that the monitor handed to the OS service under a ticket.
 ///
 /// # Errors
-/// What the host says of it.
-pub fn handed_stream(number: u32, fd: HostFd) -> SysResult<Arc<OpenFile>> {
-    let stat = hostops::fstat(&fd)?;
-    Ok(stream(number, fd, &stat))
+/// What the host says of them; EIO for descriptors that can't have been given out.
+pub fn handed_streams(ticket: u64) -> SysResult<[Arc<OpenFile>; 3]> {
+    let mut request = Request::new();
+    request.call(HostOp::Streams, [ticket, 0, 0, 0, 0, 0]).ok()?;
+    let bytes: [[u8; 4]; 3] = [0, 4, 8].map(|at| request.get_array(at));
+    drop(request);
+    // All are taken before one of them is used, so that none that came twice is.
+    let [input, output, errors] = bytes.map(|bytes| HostFd::adopt(u64::from(u32::from_le_bytes(bytes))));
+    let handed = |number, fd: HostFd| hostops::fstat(&fd).map(|stat| stream(number, fd, &stat));
+    let (input, output, errors) = (input?, output?, errors?);
+    Ok([handed(0, input)?, handed(1, output)?, handed(2, errors)?])
 }
 
 /// Standard stream `number` of this mode.

@@ -20,7 +20,6 @@ use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 use cloak_abi::config::{ConfigError, Records, Tag, number};
 use cloak_abi::exec::{EXECS, exec_flags};
-use cloak_abi::hostop::HostOp;
 use cloak_abi::ring::exit_status;
 use cloak_abi::vcpu::MonitorCall;
 use spin::{Mutex, Once};
@@ -30,9 +29,7 @@ use super::load::{NotStarted, Program, Start};
 use super::{Credentials, Family, Process, Status, clone, end, exec, exit_group, family, open};
 use crate::arch::{self, Frame};
 use crate::errno::{Errno, SysResult};
-use crate::fs::hostfd::HostFd;
-use crate::fs::{FdTable, FsContext, OpenFile, handed_stream, pty};
-use crate::host::Request;
+use crate::fs::{FdTable, FsContext, OpenFile, handed_streams, pty};
 use crate::mem::space::Space;
 use crate::sched::{self, Thread};
 use crate::signal::number::{SIGINT, SIGQUIT};
@@ -273,17 +270,7 @@ fn own_space(process: &Process) -> SysResult<()> {
 
 /// The three descriptors that the OS service was handed for this.
 fn streams(process: &Arc<Process>, outside: &Arc<Outside>, asked: &Asked) -> SysResult<()> {
-    let mut request = Request::new();
-    request
-        .call(HostOp::Streams, [asked.ticket, 0, 0, 0, 0, 0])
-        .ok()?;
-    let bytes: [u8; 12] = request.get_array(0);
-    drop(request);
-    let mut all = Vec::new();
-    for (number, bytes) in (0u32..).zip(bytes.as_chunks::<4>().0) {
-        let fd = HostFd::adopt(u64::from(u32::from_le_bytes(*bytes)))?;
-        all.push(handed_stream(number, fd)?);
-    }
+    let mut all = handed_streams(asked.ticket)?.to_vec();
     if asked.flags & exec_flags::TERMINAL != 0 {
         all = terminal(process.pid, outside, &all, asked.window)?;
     }

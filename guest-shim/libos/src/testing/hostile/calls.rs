@@ -266,8 +266,4 @@ pub const UNASKED: &[(&str, &str)] = &[
     ("SocketPair", "pairs are made inside"),
     ("Pipe", "pipes are made inside"),
     ("SysInfo", "the machine is the VM"),
-    (
-        "Streams",
-        "asked for when the monitor wants a further process, and by no call of a program",
-    ),
 ];

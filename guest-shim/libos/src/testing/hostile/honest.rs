@@ -236,6 +236,12 @@ impl Files {
                 let number = self.give(stat(S_IFSOCK | 0o777, b"socket"));
                 return Ok((number, give(buffer, &address())));
             }
+            HostOp::Streams => {
+                for bytes in buffer[..12].as_chunks_mut::<4>().0 {
+                    let number = self.give(stat(S_IFCHR | 0o620, b"tty"));
+                    *bytes = (number as u32).to_le_bytes();
+                }
+            }
             HostOp::SockName => return Ok((0, give(buffer, &address()))),
             HostOp::SendMsg => return Ok((a[4], 0)),
             HostOp::RecvMsg => return Ok(receive(a, buffer)),

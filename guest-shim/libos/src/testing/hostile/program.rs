@@ -11,7 +11,7 @@ use super::dice::Dice;
 use super::{honest, sealed};
 use crate::errno::SysResult;
 use crate::fs::file::{Mapping, Stat};
-use crate::fs::{OpenFile, measured, open_kernel};
+use crate::fs::{OpenFile, handed_streams, measured, open_kernel};
 use crate::process::Process;
 use crate::syscall::{Args, TABLE};
 use crate::user::Buf;
@@ -176,6 +176,7 @@ impl Program {
             2..5 => self.tidy(),
             5 => self.read_measured(),
             6 => self.read_sealed(),
+            7 => self.take_streams(),
             _ => {
                 let call = &CALLS[self.choose()];
                 self.make(call);
@@ -556,6 +557,16 @@ impl Program {
                 let _ = files.insert(open, false, 0);
             }
         }
+    }
+
+    /// As for a process that the owner starts, whose streams come through the OS service.
+    fn take_streams(&mut self) {
+        self.progress.now.store(1, Ordering::Relaxed);
+        let files = Process::current().files.clone();
+        for stream in handed_streams(self.dice.any()).into_iter().flatten() {
+            let _ = files.insert(stream, false, 0);
+        }
+        self.progress.calls.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Closes some when there are many.

@@ -317,6 +317,17 @@ impl Service {
             sealed::lie(dice, at, args, result, buffer);
             return;
         }
+        if op == HostOp::Streams && dice.one_in(2) {
+            // A descriptor that somebody has, one that comes twice, one that none can be.
+            let number = match dice.below(3) {
+                0 => self.files.one(dice.below(1 << 20) as usize) as u32,
+                1 => u32::from_le_bytes([buffer[0], buffer[1], buffer[2], buffer[3]]),
+                _ => number(dice, u64::from(ROOT_FD)) as u32,
+            };
+            let at = 4 * dice.below(3) as usize;
+            buffer[at..at + 4].copy_from_slice(&number.to_le_bytes());
+            return;
+        }
         let asked = args[1 + dice.below(4) as usize];
         match dice.below(10) {
             0 => *result = number(dice, asked),
