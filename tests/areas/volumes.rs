@@ -405,6 +405,38 @@ fn a_killed_vm_loses_nothing_that_was_synced() {
     }
 }
 
+/// As on Linux's own file systems: nobody syncs, and after some seconds it is durable all the same.
+#[test]
+fn what_nobody_syncs_is_durable_after_a_while_and_survives_a_kill() {
+    if !busybox() {
+        return;
+    }
+    let volume = Volume::new();
+    let script = "mkdir d; echo kept > d/quiet; echo written; exec sleep 100000";
+    let mut running = volume.shell(script).start(&Launcher::under_test());
+    assert!(running.prints("written\n", PATIENCE), "it wrote");
+    // The container is the run's; what is durable is in a copy as well, whatever is written meanwhile.
+    let copy = volume.file("copy");
+    let written_back = || {
+        fs::copy(volume.container(), &copy).expect("it is there");
+        let mut list = Command::new(cloak());
+        list.args(["volume", "ls", "--recursive", "--key"])
+            .arg(volume.file("key"));
+        let listed = list.arg(&copy).output().expect("cloak starts");
+        String::from_utf8_lossy(&listed.stdout).contains("d/quiet")
+    };
+    let deadline = Instant::now() + PATIENCE;
+    while !written_back() {
+        assert!(Instant::now() < deadline, "nothing is written back");
+        sleep(Duration::from_millis(200));
+    }
+    rustix::process::kill_process(running.pid(), rustix::process::Signal::KILL).expect("it runs");
+    running.finish(PATIENCE).expect("it ends");
+    wait_for_service_to_end(&volume);
+    volume.is_good();
+    assert_eq!(volume.runs("cat d/quiet"), "kept\n");
+}
+
 /// The service ends a moment after the monitor, and holds the container until then.
 fn wait_for_service_to_end(volume: &Volume) {
     let deadline = Instant::now() + PATIENCE;

@@ -33,6 +33,8 @@ mod load;
 #[cfg(feature = "bare")]
 pub mod outside;
 #[cfg(feature = "bare")]
+pub mod own;
+#[cfg(feature = "bare")]
 mod pidfd;
 #[cfg(feature = "bare")]
 mod policy;

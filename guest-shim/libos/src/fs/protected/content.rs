@@ -177,6 +177,7 @@ impl Inode {
         }
         let frame = Frame::zeroed()?;
         let mut bytes = vec![0; PAGE as usize];
+        super::writeback::mapped();
         self.fs.with(|state| {
             let got = state.volume.read_at(self.ino, offset, &mut bytes)?;
             let _ = frame.buf(0, got).put(&bytes[..got]);

@@ -12,6 +12,7 @@
 //! | [`node`], [`names`] | files and directories, and their names |
 //! | [`content`] | what is in a file: by calls and by mappings |
 //! | [`mod@file`] | open regular files |
+//! | [`writeback`] | what is made durable without being asked for |
 //! | [`ciphertext`] | what is seen of one without its key |
 //! | [`errors`] | errors, and who is told |
 //!
@@ -29,6 +30,7 @@ pub mod open;
 mod store;
 #[cfg(test)]
 mod tests;
+mod writeback;
 
 use alloc::sync::{Arc, Weak};
 use alloc::vec::Vec;
@@ -89,11 +91,15 @@ impl Protected {
 
     /// Runs `work` with the volume; others wait meanwhile.
     fn with<R>(&self, work: impl FnOnce(&mut State) -> Result<R, VolumeError>) -> SysResult<R> {
-        let result = {
+        let (result, changed) = {
             let mut state = self.state.lock();
             self.let_go(&mut state);
-            work(&mut state)
+            let result = work(&mut state);
+            (result, state.volume.is_changed())
         };
+        if changed {
+            writeback::changed();
+        }
         result.map_err(|error| self.explain(&error))
     }
 
@@ -155,6 +161,13 @@ impl Protected {
             }
             state.volume.sync_all()
         })
+    }
+
+    /// Whether some mapping may have written what the volume does not have yet.
+    fn has_mapped_writes(&self) -> bool {
+        let state = self.state.lock();
+        let mut open = state.inodes.values().filter_map(Weak::upgrade);
+        open.any(|inode| inode.pages().is_some_and(|pages| !pages.dirty().is_empty()))
     }
 
     /// What its usage is, in blocks and inodes.

@@ -75,6 +75,11 @@ pub fn mount(record: Record, cache: usize) -> Result<Mount, String> {
         .with(|state| mounted.inode(state, Ino::ROOT))
         .map_err(|errno| format!("protected volume at {name}: its root directory: {}", errno.name()))?;
     MOUNTED.lock().push(mounted);
+    #[cfg(feature = "bare")]
+    if !read_only {
+        super::writeback::start()
+            .map_err(|errno| format!("protected volume at {name}: its write-back: {}", errno.name()))?;
+    }
     let root: Arc<dyn Node> = root;
     Ok(Mount::node("cloakvol", &path, root, read_only))
 }

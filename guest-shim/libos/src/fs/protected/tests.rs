@@ -9,7 +9,7 @@ use cloak_abi::hostop::HostOp;
 use cloak_volumes::volume::{NewVolume, Options};
 use cloak_volumes::{Fresh, MemoryStore, NoAnchor, Time, Volume, VolumeKey, weakened};
 
-use super::{MOUNTED, Record, anchor, mount};
+use super::{MOUNTED, Record, anchor, mount, writeback};
 use crate::errno::Errno;
 use crate::fs::OpenFile;
 use crate::fs::fake::{self, Service};
@@ -130,7 +130,7 @@ fn what_was_synced_is_there_after_the_next_mount_and_the_rest_may_be() {
         setting.put(&container);
         let root = setting.mount();
         assert_eq!(
-            read(&open(&root, b"synced"), 0, 100).unwrap(),
+            read(&open(&root, b"synced"), 0, 100).expect("good bytes"),
             b"\0\0\0\0\0\0\0\0\0\0content"
         );
         let mut listed = Vec::new();
@@ -152,7 +152,7 @@ fn a_file_without_names_stays_as_long_as_it_is_open_and_then_its_space_is_free()
     write(&file, 0, &[7; 64 * BLOCK]).expect("room");
     root.remove(b"file", false).expect("removed");
     assert_eq!(root.lookup(b"file").err(), Some(Errno::ENOENT));
-    assert_eq!(read(&file, 63 * BLOCK as u64, 3).unwrap(), [7; 3]);
+    assert_eq!(read(&file, 63 * BLOCK as u64, 3).expect("good bytes"), [7; 3]);
     drop(file);
     root.sync().expect("durable");
     assert!(root.statfs().bfree + 8 > before, "its blocks are free again");
@@ -174,7 +174,7 @@ fn mappings_and_calls_see_each_other() {
     // As a mapping writes: marked once, then unseen.
     pages.mark_dirty(1);
     frame.buf(8, 6).put(b"mapped").expect("own memory");
-    assert_eq!(read(&file, BLOCK as u64 + 8, 6).unwrap(), b"mapped");
+    assert_eq!(read(&file, BLOCK as u64 + 8, 6).expect("good bytes"), b"mapped");
     write(&file, BLOCK as u64 + 8, b"called").expect("room");
     let mut seen = [0; 6];
     frame.buf(8, 6).take(&mut seen).expect("own memory");
@@ -185,7 +185,7 @@ fn mappings_and_calls_see_each_other() {
     drop((frame, pages, file));
     root.sync().expect("durable");
     assert_eq!(
-        read(&open(&root, b"mapped"), BLOCK as u64, 14).unwrap(),
+        read(&open(&root, b"mapped"), BLOCK as u64, 14).expect("good bytes"),
         b"later\x01\x01\x01called"
     );
 }
@@ -213,6 +213,66 @@ fn the_monitor_learns_each_root_and_an_older_container_is_refused() {
     assert!(refused.contains("rolled back"), "{refused}");
     setting.put(&newer);
     setting.mount_with(Some(now)).expect("it is the last one");
+}
+
+/// The names and first bytes of files in what the container holds now.
+fn durable(setting: &Setting) -> Vec<(String, Vec<u8>)> {
+    let options = Options {
+        cache_bytes: 1 << 20,
+        clock: Time::default,
+        expected: None,
+        anchor: Box::new(NoAnchor),
+        fresh: Fresh([8; 32]),
+    };
+    let store = MemoryStore(setting.container());
+    let opened = Volume::open_read_only(store, VolumeKey::from_bytes(&KEY), options);
+    let mut volume = opened.expect("a volume at every moment");
+    let root = volume.root();
+    let names = volume.readdir(root, 0, 100).expect("a directory");
+    let mut found = Vec::new();
+    for entry in names {
+        let mut bytes = vec![0; 16];
+        let got = volume.read_at(entry.ino, 0, &mut bytes).expect("a file");
+        bytes.truncate(got);
+        found.push((String::from_utf8_lossy(&entry.name).into_owned(), bytes));
+    }
+    found
+}
+
+#[test]
+fn what_nobody_syncs_is_written_back_when_it_is_due() {
+    let setting = Setting::new();
+    writeback::round(u64::MAX - 1);
+    let root = setting.mount();
+    assert_eq!(writeback::next(), u64::MAX, "nothing is due");
+    let file = create(&root, b"called");
+    write(&file, 0, b"by a call").expect("room");
+    let due = writeback::next();
+    assert!(
+        due > crate::arch::ticks() && due < u64::MAX,
+        "not at once, but some time"
+    );
+    writeback::round(due - 1);
+    assert_eq!(durable(&setting), [], "not before it is due");
+    writeback::round(due);
+    let called = (String::from("called"), b"by a call".to_vec());
+    assert_eq!(durable(&setting), [called.clone()]);
+    assert_eq!(writeback::next(), u64::MAX, "nothing is due any more");
+
+    let Ok(Mapping::Pages(pages)) = file.map(true) else {
+        panic!("shared mappings have pages");
+    };
+    let frame = file.shared_page(&pages, 0).expect("inside");
+    pages.mark_dirty(0);
+    frame.buf(0, 2).put(b"BY").expect("own memory");
+    assert_eq!(durable(&setting), [called]);
+    writeback::round(writeback::next());
+    assert_eq!(durable(&setting)[0].1, b"BY a call");
+    assert!(writeback::next() < u64::MAX, "a mapping may write at any time");
+    drop((frame, pages, file));
+    writeback::round(writeback::next());
+    writeback::round(u64::MAX - 1);
+    assert_eq!(writeback::next(), u64::MAX);
 }
 
 /// A cheap generator: the numbers need not be good, only many.
@@ -305,7 +365,7 @@ fn lies_give_errors_and_never_wrong_bytes() {
     );
     setting.service.honest();
     assert!(
-        read(&file, 0, right.len()).unwrap() == right,
+        read(&file, 0, right.len()).expect("good bytes") == right,
         "the truth is read again"
     );
 }
@@ -424,5 +484,5 @@ fn positions_and_appends_are_those_of_the_open_file() {
     assert_eq!(first.file.write(&first, &mut Buf::own(b"two ")), Ok(4));
     assert_eq!(second.file.write(&second, &mut Buf::own(b"ONE")), Ok(3));
     assert_eq!(first.file.write(&first, &mut Buf::own(b"three")), Ok(5));
-    assert_eq!(read(&file, 0, 100).unwrap(), b"ONE two three");
+    assert_eq!(read(&file, 0, 100).expect("good bytes"), b"ONE two three");
 }

@@ -1,36 +1,23 @@
 //! The terminal of a process that the owner started: a pair inside, and its master's bytes to and from the owner.
 //!
-//! Two threads of the libos's own carry them. They belong to a process of the libos's, which nobody sees and which has no
-//! memory: the one that they serve may end while output is still on its way, and any other may run another program.
+//! Two threads of the libos's own ([`own`](crate::process::own)) carry them: the process that they serve may end while output is
+//! still on its way.
 
 use alloc::sync::Arc;
 use core::sync::atomic::{AtomicBool, Ordering};
 
-use spin::{Lazy, Mutex};
+use spin::Mutex;
 
 use crate::errno::{Errno, SysResult};
 use crate::fs::OpenFile;
 use crate::fs::file::ready;
 use crate::fs::pty::Terminal;
-use crate::fs::{FdTable, FsContext};
-use crate::process::{Credentials, Family, Process, clone, end};
-use crate::sched::{self, Thread};
+use crate::process::own;
+use crate::sched;
 use crate::user::Buf;
 
 /// Bytes carried at a time.
 const PART: usize = 4096;
-
-/// Whose the threads are.
-static OWN: Lazy<Arc<Process>> = Lazy::new(|| {
-    Arc::new(Process::new(
-        clone::next_id(),
-        Arc::new(FdTable::new(1, 1)),
-        Arc::new(FsContext::default()),
-        Credentials::default(),
-        end::NOWHERE.clone(),
-        Family::default(),
-    ))
-});
 
 /// Both threads' common part.
 #[derive(Debug)]
@@ -69,11 +56,8 @@ impl Relay {
             over: AtomicBool::new(false),
         });
         for entry in [inward as extern "C" fn(u64) -> !, outward] {
-            let id = clone::next_id();
-            let thread = Thread::with_entry(OWN.clone(), id, entry)?;
-            // A pipe without a reader is no reason to end.
-            thread.signals.mask.store(u64::MAX, Ordering::Relaxed);
-            NEW.lock().insert(id, relay.clone());
+            let thread = own::thread(entry)?;
+            NEW.lock().insert(thread.tid(), relay.clone());
             thread.start();
         }
         Ok(relay)
@@ -139,13 +123,13 @@ impl Relay {
     }
 }
 
-fn own() -> Option<Arc<Relay>> {
+fn mine() -> Option<Arc<Relay>> {
     NEW.lock().remove(&sched::current().tid())
 }
 
 extern "C" fn inward(_: u64) -> ! {
     sched::begin();
-    if let Some(relay) = own() {
+    if let Some(relay) = mine() {
         relay.carry_in();
     }
     sched::end_thread()
@@ -153,7 +137,7 @@ extern "C" fn inward(_: u64) -> ! {
 
 extern "C" fn outward(_: u64) -> ! {
     sched::begin();
-    if let Some(relay) = own() {
+    if let Some(relay) = mine() {
         relay.carry_out();
         super::report(relay.pid);
     }
