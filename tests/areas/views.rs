@@ -170,6 +170,28 @@ fn search_process(pid: i32) -> Search {
     search
 }
 
+/// A core file of the process, as root makes one of whatever may not be dumped by the kernel; none where `gcore` is missing.
+fn search_core(pid: i32, scratch: &Scratch) -> Option<Search> {
+    needs::host_program("gcore")?;
+    // Files that are mapped shared go in as well, which is how the shared region is mapped.
+    fs::write(format!("/proc/{pid}/coredump_filter"), "0x7f").expect("root may choose what is in it");
+    let prefix = scratch.join("core-of");
+    let made = Command::new("gcore")
+        .arg("-o")
+        .arg(&prefix)
+        .arg(pid.to_string())
+        .output();
+    let made = made.expect("it starts");
+    let mut core = File::open(scratch.join(&format!("core-of.{pid}")))
+        .unwrap_or_else(|_| panic!("{}", String::from_utf8_lossy(&made.stderr)));
+    let mut search = Search::new();
+    let mut part = vec![0; 1 << 20];
+    while let Ok(len @ 1..) = core.read(&mut part) {
+        search.look(&part[..len]);
+    }
+    Some(search)
+}
+
 #[test]
 fn what_512_mebibytes_hold_is_nowhere_on_the_os_side() {
     if !needs::kvm() || !needs::root() {
@@ -209,6 +231,12 @@ fn what_512_mebibytes_hold_is_nowhere_on_the_os_side() {
     let words: Vec<&str> = cores.expect("a limit").split_whitespace().collect();
     assert_eq!(words[4..6], ["0", "0"], "of core files");
 
+    if let Some(core) = search_core(service, &scratch) {
+        assert_eq!(core.found, [""; 0], "in a core file of the OS service");
+        // The shared region is most of it.
+        assert!(core.bytes() > 16 << 20, "{} bytes of core", core.bytes());
+    }
+
     let mut region = Search::new();
     region.look(&shared_region(service));
     assert_eq!(region.found, [""; 0], "in the shared region");
@@ -245,6 +273,9 @@ fn without_cloaking_all_of_it_is_found() {
     let running = start(&case, &Launcher::Native, &scratch);
     let pid = running.pid().as_raw_nonzero().get();
     assert_eq!(search_process(pid).found.len(), 3, "in memory");
+    if let Some(core) = search_core(pid, &scratch) {
+        assert_eq!(core.found.len(), 3, "in a core file");
+    }
     let mut kept = Search::new();
     kept.look(&fs::read(&file).expect("its file"));
     assert_eq!(kept.found.len(), 3, "in its file");

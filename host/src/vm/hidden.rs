@@ -98,4 +98,53 @@ mod tests {
         );
         assert_eq!(look(true), 2, "hidden, EPERM");
     }
+
+    /// Whether the kernel made a core of a child that a signal ended, though its limits allow one.
+    fn leaves_a_core(hidden: bool) -> bool {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = std::ffi::CString::new(folder.path().as_os_str().as_encoded_bytes()).expect("a path");
+        // SAFETY: between fork and the signal only system calls are made.
+        let child = unsafe { libc::fork() };
+        assert!(child >= 0);
+        if child == 0 {
+            // SAFETY: as above.
+            unsafe {
+                libc::chdir(path.as_ptr());
+                let fine = !hidden || libc::prctl(libc::PR_SET_DUMPABLE, 0, 0, 0, 0) == 0;
+                let much = libc::rlimit {
+                    rlim_cur: 1 << 30,
+                    rlim_max: 1 << 30,
+                };
+                // Only what says that it may not be dumped is between it and a core.
+                if !fine || libc::setrlimit(libc::RLIMIT_CORE, &raw const much) < 0 {
+                    libc::_exit(1);
+                }
+                libc::signal(libc::SIGABRT, libc::SIG_DFL);
+                libc::kill(libc::getpid(), libc::SIGABRT);
+                libc::_exit(2);
+            }
+        }
+        let mut status = 0;
+        // SAFETY: our own child, our own variable.
+        unsafe { libc::waitpid(child, &raw mut status, 0) };
+        assert!(libc::WIFSIGNALED(status), "status {status:x}");
+        let files = std::fs::read_dir(folder.path()).expect("the folder").count();
+        assert!(!hidden || files == 0, "files where it was");
+        libc::WCOREDUMP(status)
+    }
+
+    /// The OS service hides by the same call. A limit of zero stands before it as well ([`crate::jail`]).
+    #[test]
+    fn the_kernel_makes_no_core_of_a_hidden_process() {
+        assert!(!leaves_a_core(true));
+        let pattern = std::fs::read_to_string("/proc/sys/kernel/core_pattern").unwrap_or_default();
+        if leaves_a_core(false) {
+            return;
+        }
+        // Where cores of others go nowhere there is nothing to compare with.
+        println!(
+            "skipped in part: core_pattern is {:?}, and no core came of it",
+            pattern.trim()
+        );
+    }
 }
