@@ -15,7 +15,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{PoisonError, RwLock};
 
 use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
 use aws_lc_rs::{hkdf, rand};
@@ -114,7 +114,7 @@ impl Label {
 pub struct PageKeys {
     context: ContextId,
     secret: Secret,
-    generations: RwLock<BTreeMap<u32, Arc<LessSafeKey>>>,
+    generations: RwLock<BTreeMap<u32, LessSafeKey>>,
 }
 
 /// Keys kept ready. More than a few are in use only after 2^34 sealings.
@@ -153,10 +153,10 @@ impl PageKeys {
     pub fn seal(&self, label: &Label, page: &mut PageBytes) -> Result<Tag, CipherError> {
         let nonce = Nonce::assume_unique_for_key(label.nonce());
         let aad = Aad::from(label.additional_data());
-        let tag = self
-            .key(label.generation())?
-            .seal_in_place_separate_tag(nonce, aad, page)
-            .map_err(|_| CipherError::Library("sealing a page"))?;
+        let sealed = self.with_key(label.generation(), |key| {
+            key.seal_in_place_separate_tag(nonce, aad, page)
+        })?;
+        let tag = sealed.map_err(|_| CipherError::Library("sealing a page"))?;
         tag.as_ref()
             .try_into()
             .map_err(|_| CipherError::Library("sealing a page"))
@@ -175,9 +175,9 @@ impl PageKeys {
     ) -> Result<(), CipherError> {
         let nonce = Nonce::assume_unique_for_key(label.nonce());
         let aad = Aad::from(label.additional_data());
-        let opened = self
-            .key(label.generation())?
-            .open_separate_gather(nonce, aad, ciphertext, tag, plaintext);
+        let opened = self.with_key(label.generation(), |key| {
+            key.open_separate_gather(nonce, aad, ciphertext, tag, plaintext)
+        })?;
         opened.map_err(|_| {
             // The library decrypts while it verifies; nothing of it may stay.
             plaintext.fill(0);
@@ -185,26 +185,24 @@ impl PageKeys {
         })
     }
 
-    fn key(&self, generation: u32) -> Result<Arc<LessSafeKey>, CipherError> {
-        let ready = self
-            .generations
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .get(&generation)
-            .cloned();
-        if let Some(key) = ready {
-            return Ok(key);
+    /// Works under the lock, which is taken for reading: a count of users for each key would cost as much again.
+    fn with_key<R>(&self, generation: u32, work: impl FnOnce(&LessSafeKey) -> R) -> Result<R, CipherError> {
+        let ready = self.generations.read().unwrap_or_else(PoisonError::into_inner);
+        if let Some(key) = ready.get(&generation) {
+            return Ok(work(key));
         }
+        drop(ready);
         let bytes = expand(&self.secret, &[], b"cloak page key v1", &generation.to_le_bytes())?;
         let key = UnboundKey::new(&AES_256_GCM, bytes.0.as_slice())
             .map_err(|_| CipherError::Library("making a page key"))?;
-        let key = Arc::new(LessSafeKey::new(key));
+        let key = LessSafeKey::new(key);
+        let result = work(&key);
         let mut ready = self.generations.write().unwrap_or_else(PoisonError::into_inner);
         if ready.len() >= KEYS_READY {
             ready.pop_first();
         }
-        ready.insert(generation, Arc::clone(&key));
-        Ok(key)
+        ready.insert(generation, key);
+        Ok(result)
     }
 }
 
