@@ -260,12 +260,6 @@ pub struct Pending {
 }
 
 impl Pending {
-    /// Whether the answer is there.
-    #[must_use]
-    pub fn is_answered(&self) -> bool {
-        answers(slot(self.request.index), self.seq)
-    }
-
     /// Waits for the answer, and gives the slot back.
     pub fn finish(self) -> (Request, Answer) {
         let answer = self.request.answer(self.seq);

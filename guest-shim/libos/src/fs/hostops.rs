@@ -63,11 +63,7 @@ fn stat_in(request: &Request) -> SysResult<Stat> {
     attributes::check(stat)
 }
 
-/// The result of an operation that gives nothing.
-///
-/// # Errors
-/// EIO for any other than 0.
-pub fn zero(result: u64) -> SysResult<()> {
+fn zero(result: u64) -> SysResult<()> {
     if result == 0 { Ok(()) } else { Err(Errno::EIO) }
 }
 

@@ -3,7 +3,6 @@
 //!
 //! Writes are not waited for one by one: while the host takes one, the next is sealed. What touches the same bytes waits, and
 //! so does a flush, before which nothing counts as written. One that fails makes all that change the container fail from then on.
-//! Of much that is written a part is flushed meanwhile, so that the flush that is waited for finds little left.
 
 use alloc::collections::VecDeque;
 use alloc::vec;
@@ -21,8 +20,6 @@ const LOCK_SHARED: u64 = 1 | 4;
 const LOCK_ALONE: u64 = 2 | 4;
 /// Writes on their way at most.
 const DEPTH: usize = 4;
-/// Bytes written after which the host is asked to flush, without waiting.
-const FLUSHED_AHEAD: usize = 16 << 20;
 
 /// An open container.
 #[derive(Debug)]
@@ -31,11 +28,7 @@ pub struct Container {
     writable: bool,
     /// In the order in which they were begun.
     writing: VecDeque<Writing>,
-    /// Bytes begun since the last flush was asked for.
-    unflushed: usize,
-    /// A flush that nobody waits for yet.
-    flushing: Option<Pending>,
-    /// Why a write or flush failed that had been taken.
+    /// Why a write failed that had been taken.
     failed: Option<StoreError>,
 }
 
@@ -80,8 +73,6 @@ impl Container {
             fd,
             writable,
             writing: VecDeque::new(),
-            unflushed: 0,
-            flushing: None,
             failed: None,
         }
     }
@@ -102,31 +93,9 @@ impl Container {
         }
     }
 
-    /// Asks for a flush when much was written since the last one and that one is done. The host tells a failure to one flush
-    /// only, so its answer counts as much as that of one that is waited for.
-    fn flush_ahead(&mut self) {
-        if self.unflushed < FLUSHED_AHEAD || self.flushing.as_ref().is_some_and(|p| !p.is_answered()) {
-            return;
-        }
-        self.finish_flush();
-        let args = [self.fd.number(), 1, 0, 0, 0, 0];
-        self.flushing = Some(Request::new().begin(HostOp::Sync, args));
-        self.unflushed = 0;
-    }
-
-    /// Takes the answer of a flush that was begun.
-    fn finish_flush(&mut self) {
-        if let Some(pending) = self.flushing.take()
-            && let Err(errno) = pending.finish().1.ok().and_then(hostops::zero)
-        {
-            self.failed.get_or_insert(refused(errno));
-        }
-    }
-
     /// What is on its way is done, well or not.
     fn settle_all(&mut self) -> Result<(), StoreError> {
         self.settle_first(self.writing.len());
-        self.finish_flush();
         self.may_write()
     }
 
@@ -151,12 +120,9 @@ impl Container {
                 self.failed.get_or_insert(why);
             }
         }
-        if self.failed.is_some() {
+        if self.failed.is_some() && !self.writing.is_empty() {
             // Nothing is begun any more, so nobody would come by to take these answers.
-            self.finish_flush();
-            if !self.writing.is_empty() {
-                self.settle_first(self.writing.len());
-            }
+            self.settle_first(self.writing.len());
         }
     }
 }
@@ -247,15 +213,12 @@ impl Store for Container {
             let len = piece.len();
             let pending = request.begin(HostOp::PWrite, [fd, len as u64, offset, 0, 0, 0]);
             self.writing.push_back(Writing { pending, offset, len });
-            self.unflushed += len;
         }
-        self.flush_ahead();
         Ok(())
     }
 
     fn flush(&mut self) -> Result<(), StoreError> {
         self.settle_all()?;
-        self.unflushed = 0;
         // fdatasync: the length is flushed with it.
         hostops::plain(HostOp::Sync, &self.fd, 1, 0, 0).map_err(refused)
     }

@@ -418,6 +418,34 @@ fn after_a_failed_flush_nothing_is_called_durable_any_more() {
     );
 }
 
+/// Writes are not waited for one by one, so one may fail when its call has long returned: the next sync says so.
+#[test]
+fn a_write_that_fails_behind_its_call_fails_the_sync_and_every_one_after_it() {
+    let setting = Setting::new();
+    let root = setting.mount();
+    let file = create(&root, b"file");
+    assert_eq!(write(&file, 0, &[1; 64 * BLOCK]), Ok(64 * BLOCK));
+    root.sync().expect("durable");
+    let failed = Arc::new(AtomicU64::new(0));
+    let count = failed.clone();
+    setting.service.twist(move |op, result, _, _| {
+        if op == HostOp::PWrite && count.fetch_add(1, Ordering::Relaxed) == 0 {
+            *result = -i64::from(Errno::EIO.number());
+        }
+    });
+    // More than is kept dirty, so that some of it goes out before anybody syncs.
+    let begun = write(&file, 0, &[2; 1024 * BLOCK]);
+    assert!(failed.load(Ordering::Relaxed) > 0, "{begun:?}");
+    assert_eq!(file.sync(false), Err(Errno::EIO));
+    setting.service.honest();
+    assert_eq!(root.sync(), Err(Errno::EIO), "nothing is durable any more");
+    drop((file, root));
+    MOUNTED.lock().clear();
+    let root = setting.mount();
+    let found = read(&open(&root, b"file"), 0, 2000 * BLOCK);
+    assert!(found == Ok(vec![1; 64 * BLOCK]), "the commit before");
+}
+
 #[test]
 fn lies_about_writes_leave_a_state_that_was_committed() {
     let setting = Setting::new();
