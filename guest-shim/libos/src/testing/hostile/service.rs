@@ -60,11 +60,18 @@ pub fn start(seed: u64) {
     std::thread::spawn(move || scribble(other, noise));
 }
 
-/// From now on it is honest. Whoever writes where the guest may be reading has ended.
+/// From now on it is honest. Whoever writes where the guest may be reading has ended, and so has the service's last lie: on a
+/// busy machine it may be interrupted in the middle of one, and would go on with it when the guest expects the truth.
 pub fn repent() {
     LIES.store(false, Ordering::SeqCst);
     drop(SCRIBBLING.lock().expect("no panic"));
+    while !REFORMED.load(Ordering::SeqCst) {
+        std::thread::yield_now();
+    }
 }
+
+/// Whether the service knows by now that it is to be honest.
+static REFORMED: AtomicBool = AtomicBool::new(true);
 
 /// Held while writing where the guest may be reading: who is interrupted there by other threads would go on later.
 static SCRIBBLING: Mutex<()> = Mutex::new(());
@@ -191,6 +198,7 @@ impl Service {
                 self.reform();
             }
             self.lied = lies;
+            REFORMED.store(!lies, Ordering::SeqCst);
             let busy = self.take(lies);
             if lies && (busy || idle.is_multiple_of(64)) {
                 self.misbehave();
