@@ -438,7 +438,7 @@ fn a_write_that_fails_behind_its_call_fails_the_sync_and_every_one_after_it() {
     assert!(failed.load(Ordering::Relaxed) > 0, "{begun:?}");
     assert_eq!(file.sync(false), Err(Errno::EIO));
     setting.service.honest();
-    assert_eq!(root.sync(), Err(Errno::EIO), "nothing is durable any more");
+    assert_eq!(file.sync(false), Err(Errno::EIO), "nothing is durable any more");
     drop((file, root));
     MOUNTED.lock().clear();
     let root = setting.mount();
