@@ -30,7 +30,7 @@ pub mod open;
 mod store;
 #[cfg(test)]
 mod tests;
-mod writeback;
+pub mod writeback;
 
 use alloc::sync::{Arc, Weak};
 use alloc::vec::Vec;

@@ -60,7 +60,7 @@ pub(super) fn mapped() {
 }
 
 /// What is due at `now`.
-pub(super) fn round(now: u64) {
+pub fn round(now: u64) {
     let (calls, mappings) = (CALLS.take(now), MAPPINGS.take(now));
     if calls || mappings {
         let all = MOUNTED.lock().clone();
@@ -83,7 +83,7 @@ fn write_back(volume: &Protected, mappings: bool) {
 }
 
 /// When a round is due next.
-pub(super) fn next() -> u64 {
+pub fn next() -> u64 {
     let due = |due: &Due| due.0.load(Ordering::SeqCst);
     due(&CALLS).min(due(&MAPPINGS))
 }
