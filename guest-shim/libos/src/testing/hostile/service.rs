@@ -66,6 +66,19 @@ pub fn repent() {
     drop(SCRIBBLING.lock().expect("no panic"));
 }
 
+/// Rounds, begun honest and of all slots, in which there was nothing to do.
+static QUIET: AtomicU64 = AtomicU64::new(0);
+
+/// Waits until nothing of the program is left, once it has ended. The service may hold a late answer for a slot whose
+/// request the guest gave up, and must not give it when the next honest request uses the slot.
+pub fn settle() {
+    // One may be ending now that began before.
+    let enough = QUIET.load(Ordering::SeqCst) + 2;
+    while QUIET.load(Ordering::SeqCst) < enough {
+        std::thread::sleep(std::time::Duration::from_micros(100));
+    }
+}
+
 /// Held while writing where the guest may be reading: who is interrupted there by other threads would go on later.
 static SCRIBBLING: Mutex<()> = Mutex::new(());
 
@@ -192,6 +205,9 @@ impl Service {
             }
             self.lied = lies;
             let busy = self.take(lies);
+            if !lies && !busy && self.looks_at_all() {
+                QUIET.fetch_add(1, Ordering::SeqCst);
+            }
             if lies && (busy || idle.is_multiple_of(64)) {
                 self.misbehave();
             }
@@ -205,19 +221,22 @@ impl Service {
     }
 
     /// Puts right what it can put right.
-    fn reform(&self) {
+    fn reform(&mut self) {
         host::header().service_gone.store(0, Ordering::SeqCst);
         host::header().service_asleep.store(0, Ordering::SeqCst);
+        // A tail that was put back took with it completions that were not read yet.
+        (0..SLOTS as u32).for_each(|index| self.complete(index));
+    }
+
+    /// Whether this round is one of all slots.
+    fn looks_at_all(&self) -> bool {
+        self.round.is_multiple_of(32)
     }
 
     /// Takes new requests and answers some, in any order. Whether there were any.
     fn take(&mut self, lies: bool) -> bool {
         let mut now = Vec::new();
-        let slots = if self.round.is_multiple_of(32) {
-            SLOTS
-        } else {
-            LIKELY
-        };
+        let slots = if self.looks_at_all() { SLOTS } else { LIKELY };
         for index in 0..slots {
             let seq = slot(index).seq.load(Ordering::Acquire);
             if seq == 0 || seq == self.served[index] {
