@@ -320,6 +320,8 @@ pub fn has_news(count: usize) -> bool {
 static HEADS: [AtomicU32; cloak_abi::layout::MAX_VCPUS] =
     [const { AtomicU32::new(0) }; cloak_abi::layout::MAX_VCPUS];
 static EVENT_HEAD: AtomicU32 = AtomicU32::new(0);
+/// Threads that have taken events and not yet passed them on.
+static TAKING: AtomicU32 = AtomicU32::new(0);
 
 fn complete(page: &QueuePage, vcpu: usize, tail: u32) {
     let Some(_guard) = DRAIN.try_lock() else { return };
@@ -365,6 +367,7 @@ fn answered(index: u8) {
 
 fn take_events(page: &EventPage) {
     let Some(guard) = DRAIN.try_lock() else { return };
+    TAKING.fetch_add(1, Ordering::SeqCst);
     let tail = page.tail.load(Ordering::Acquire);
     let mut head = EVENT_HEAD.load(Ordering::Relaxed);
     let len = page.entries.len() as u32;
@@ -385,6 +388,18 @@ fn take_events(page: &EventPage) {
     }
     for entry in ready {
         crate::fs::readiness::event((entry >> 32) as u32, entry as u32);
+    }
+    TAKING.fetch_sub(1, Ordering::SeqCst);
+}
+
+/// Until whoever is taking events has passed them on. Not for long: that thread's vCPU may have been kept from running, and
+/// then its reports are late, which a report may be.
+pub fn let_events_pass() {
+    for _ in 0..SPIN {
+        if TAKING.load(Ordering::SeqCst) == 0 {
+            return;
+        }
+        core::hint::spin_loop();
     }
 }
 
