@@ -15,7 +15,7 @@ from test import support
 
 # Seconds; a test that waits for what never comes ends the process with a trace of all threads. Whoever runs this
 # script then starts it again with the tests that are left.
-PATIENCE = 400
+PATIENCE = 900
 
 MORE_TESTS = os.environ.get("CPYTHON_MORE_TESTS", "/nonexistent")
 
