@@ -170,7 +170,8 @@ host_ops! {
     /// a0 = fd, a1 = token (u32). From now on the service posts events (edge-triggered: EPOLLIN, EPOLLOUT,
     /// EPOLLRDHUP, EPOLLPRI, EPOLLERR, EPOLLHUP) for the token. -EPERM when the file is always ready.
     Watch = 60,
-    /// a0 = count; buf in: count times `struct pollfd`. buf out: the same with `revents`. Never waits.
+    /// a0 = count; buf in: count times `struct pollfd`. buf out: the same with `revents`. Never waits. With a count of 0,
+    /// the events of what is ready when it is carried out are posted before the answer.
     Poll = 61,
     /// a0 = pipe flags. Result: read end; extra: write end.
     Pipe = 62,

@@ -81,6 +81,10 @@ fn a_handled_signal_from_outside() {
         ("USR2", Signal::USR2),
         ("WINCH", Signal::WINCH),
         ("QUIT", Signal::QUIT),
+        ("TTIN", Signal::TTIN),
+        ("TTOU", Signal::TTOU),
+        ("IO", Signal::IO),
+        ("PWR", Signal::POWER),
     ] {
         let script = format!(
             "$SIG{{{name}}} = sub {{ print \"got {name}\\n\"; exit 5 }}; print \"ready\\n\"; sleep 1 while 1"

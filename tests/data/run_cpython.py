@@ -15,7 +15,7 @@ from test import support
 
 # Seconds; a test that waits for what never comes ends the process with a trace of all threads. Whoever runs this
 # script then starts it again with the tests that are left.
-PATIENCE = 400
+PATIENCE = 900
 
 MORE_TESTS = os.environ.get("CPYTHON_MORE_TESTS", "/nonexistent")
 
@@ -109,6 +109,17 @@ def parts(name):
     return [f"test.{name}.{module}" for module in modules]
 
 
+def load(names):
+    """The tests of these names; what skips itself as a whole when it is imported is told as such."""
+    suite = unittest.TestSuite()
+    for name in names:
+        try:
+            suite.addTest(unittest.defaultTestLoader.loadTestsFromName(name))
+        except unittest.SkipTest:
+            write(name, "skipped")
+    return suite
+
+
 def main():
     # As `regrtest` without -u: nothing that is large, slow by design, or on a network.
     support.use_resources = []
@@ -119,7 +130,7 @@ def main():
     with tempfile.TemporaryDirectory(prefix="cpython-") as folder:
         os.chdir(folder)
         names = [part for name in sys.argv[2:] for part in parts(name.removeprefix("test."))]
-        suite = without_left_out(unittest.defaultTestLoader.loadTestsFromNames(names))
+        suite = without_left_out(load(names))
         runner = unittest.TextTestRunner(verbosity=2, resultclass=Recorder)
         runner.run(suite)
         os.chdir("/")

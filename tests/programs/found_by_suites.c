@@ -4,6 +4,7 @@
 #include <fcntl.h>
 #include <linux/net_tstamp.h>
 #include <netinet/in.h>
+#include <poll.h>
 #include <signal.h>
 #include <sys/epoll.h>
 #include <sys/socket.h>
@@ -95,11 +96,44 @@ static void a_process_has_a_score_of_its_own(void) {
     CHECK("the parent's stayed", score() == 700);
 }
 
+/* tokio: what was sent over loopback is seen by the next look, and one that does not wait sees what came after the last. */
+static void what_was_sent_is_there(void) {
+    int receiver = socket(AF_INET, SOCK_DGRAM | SOCK_NONBLOCK, 0), sender = socket(AF_INET, SOCK_DGRAM, 0);
+    int set = epoll_create1(0);
+    struct sockaddr_in address = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    socklen_t length = sizeof address;
+    MUST(bind(receiver, (struct sockaddr *)&address, sizeof address) == 0);
+    MUST(getsockname(receiver, (struct sockaddr *)&address, &length) == 0);
+    MUST(connect(sender, (struct sockaddr *)&address, sizeof address) == 0);
+    struct pollfd asked = {.fd = receiver, .events = POLLIN};
+    struct epoll_event event = {.events = EPOLLIN};
+    CHECK("nothing is there", poll(&asked, 1, 0) == 0);
+    int polled = 0, waited = 0;
+    char byte;
+    for (int i = 0; i < 1000; i++) {
+        MUST(send(sender, "x", 1, 0) == 1);
+        polled += poll(&asked, 1, 0) == 1;
+        MUST(recv(receiver, &byte, 1, 0) == 1);
+    }
+    MUST(epoll_ctl(set, EPOLL_CTL_ADD, receiver, &event) == 0);
+    for (int i = 0; i < 1000; i++) {
+        MUST(send(sender, "x", 1, 0) == 1);
+        waited += epoll_wait(set, &event, 1, 0) == 1;
+        MUST(recv(receiver, &byte, 1, 0) == 1);
+    }
+    CHECK("each is seen by poll", polled == 1000);
+    CHECK("each is seen by epoll_wait", waited == 1000);
+    close(receiver);
+    close(sender);
+    close(set);
+}
+
 int main(void) {
     a_process_is_signalled_by_its_directory();
     no_notification_is_asked_for();
     a_listener_is_not_writable();
     a_time_to_send_at();
     a_process_has_a_score_of_its_own();
+    what_was_sent_is_there();
     return check_result();
 }

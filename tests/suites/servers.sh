@@ -5,7 +5,7 @@
 # start     the same in the background, until its port answers; sets `server`
 # signal    sends `server` a signal; stop: and waits for its end
 # check     runs a function and tells its verdict
-readonly patience_here=$((seconds + 300))
+readonly patience_here=$((seconds + 900))
 server=0
 
 # The files belong to whom the servers run as.

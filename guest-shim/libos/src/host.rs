@@ -363,24 +363,30 @@ pub fn has_news(count: usize) -> bool {
 static HEADS: [AtomicU32; cloak_abi::layout::MAX_VCPUS] =
     [const { AtomicU32::new(0) }; cloak_abi::layout::MAX_VCPUS];
 static EVENT_HEAD: AtomicU32 = AtomicU32::new(0);
+/// Threads that have taken events and not yet passed them on.
+static TAKING: AtomicU32 = AtomicU32::new(0);
 
 fn complete(page: &QueuePage, vcpu: usize, tail: u32) {
     let Some(_guard) = DRAIN.try_lock() else { return };
-    let mut head = HEADS[vcpu].load(Ordering::Relaxed);
-    if tail.wrapping_sub(head) > QUEUE as u32 {
-        // Answers that were found by looking at the slot leave their entries behind, so this is no lie.
-        (0..=u8::MAX).for_each(answered);
-        head = tail;
-    }
-    while head != tail {
-        let index = page.cq[head as usize % QUEUE].load(Ordering::Relaxed);
+    let head = HEADS[vcpu].load(Ordering::Relaxed);
+    // Answers that were found by looking at the slot leave their entries behind, so this is no lie.
+    let mut whole = tail.wrapping_sub(head) > QUEUE as u32;
+    let mut at = if whole { tail } else { head };
+    while at != tail {
+        let index = page.cq[at as usize % QUEUE].load(Ordering::Relaxed);
         if let Ok(index) = u8::try_from(index) {
             answered(index);
         }
-        head = head.wrapping_add(1);
+        at = at.wrapping_add(1);
     }
-    HEADS[vcpu].store(head, Ordering::Relaxed);
-    page.cq_head.store(head, Ordering::Release);
+    // The queue may have gone round while this vCPU was kept from reading it: first the entries, then the tail again.
+    fence(Ordering::Acquire);
+    whole |= page.cq_tail.load(Ordering::Relaxed).wrapping_sub(head) >= QUEUE as u32;
+    if whole {
+        (0..=u8::MAX).for_each(answered);
+    }
+    HEADS[vcpu].store(tail, Ordering::Relaxed);
+    page.cq_head.store(tail, Ordering::Release);
 }
 
 /// There may be an answer in slot `index`: lets its thread look, or frees a slot for which none waits.
@@ -404,6 +410,7 @@ fn answered(index: u8) {
 
 fn take_events(page: &EventPage) {
     let Some(guard) = DRAIN.try_lock() else { return };
+    TAKING.fetch_add(1, Ordering::SeqCst);
     let tail = page.tail.load(Ordering::Acquire);
     let mut head = EVENT_HEAD.load(Ordering::Relaxed);
     let len = page.entries.len() as u32;
@@ -424,6 +431,18 @@ fn take_events(page: &EventPage) {
     }
     for entry in ready {
         crate::fs::readiness::event((entry >> 32) as u32, entry as u32);
+    }
+    TAKING.fetch_sub(1, Ordering::SeqCst);
+}
+
+/// Until whoever is taking events has passed them on. Not for long: that thread's vCPU may have been kept from running, and
+/// then its reports are late, which a report may be.
+pub fn let_events_pass() {
+    for _ in 0..SPIN {
+        if TAKING.load(Ordering::SeqCst) == 0 {
+            return;
+        }
+        core::hint::spin_loop();
     }
 }
 
@@ -453,4 +472,35 @@ pub fn tell(text: &str) {
 /// The error that the OS side reports.
 pub fn call(op: HostOp, args: [u64; 6]) -> SysResult<u64> {
     Request::new().call(op, args).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A vCPU that no test has.
+    const VCPU: usize = cloak_abi::layout::MAX_VCPUS - 1;
+
+    #[test]
+    fn an_answer_is_noticed_whose_entry_was_overwritten_while_it_was_to_be_read() {
+        crate::testing::start();
+        let request = core::mem::ManuallyDrop::new(Request::new());
+        let index = usize::from(request.index);
+        let seq = SEQUENCE.fetch_add(1, Ordering::Relaxed);
+        slot(request.index).done.store(seq, Ordering::SeqCst);
+        UNAWAITED[index].store(seq, Ordering::SeqCst);
+        // Its entry was the first. The queue has gone round since the tail was read, and it is another's.
+        let page = queue(VCPU);
+        page.cq[0].store(u32::MAX, Ordering::Relaxed);
+        page.cq_tail.store(QUEUE as u32, Ordering::Release);
+        // Another test's thread may be draining.
+        while HEADS[VCPU].load(Ordering::Relaxed) != 1 {
+            complete(page, VCPU, 1);
+        }
+        assert_eq!(
+            UNAWAITED[index].load(Ordering::SeqCst),
+            0,
+            "the slot is free again"
+        );
+    }
 }

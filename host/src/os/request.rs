@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use cloak_abi::hostop::MAX_IO;
+use cloak_abi::hostop::{HostOp, MAX_IO};
 use cloak_abi::ring::Slot;
 use rustix::io::Errno;
 
@@ -36,6 +36,11 @@ impl Request {
             args: std::array::from_fn(|i| from.args[i].load(Ordering::Relaxed)),
             seq: from.seq.load(Ordering::Relaxed),
         }
+    }
+
+    /// Whether it asks for nothing but that what is ready has been reported.
+    pub fn asks_for_reports(&self) -> bool {
+        self.op == HostOp::Poll as u32 && self.args[0] == 0
     }
 }
 

@@ -22,6 +22,11 @@ const FORWARDED: &[libc::c_int] = &[
     libc::SIGTERM,
     libc::SIGCONT,
     libc::SIGTSTP,
+    // Servers take these two for commands (gunicorn: one worker more, one less).
+    libc::SIGTTIN,
+    libc::SIGTTOU,
+    libc::SIGIO,
+    libc::SIGPWR,
     libc::SIGALRM,
     libc::SIGWINCH,
     libc::SIGURG,

@@ -48,12 +48,26 @@ impl TestBinary {
         format!("{}{test}", self.prefix())
     }
 
+    /// Whether it has nothing to run: what is for another system, or for features that are not asked for, compiles to
+    /// that.
+    pub fn is_empty(&self) -> bool {
+        self.tests().is_empty()
+    }
+
     /// What it would run; a list is asked for natively, whichever way it runs later.
     fn tests(&self) -> Vec<String> {
         let scratch = Scratch::new();
         let case = self.case(&scratch).args(["--list", "--format", "terse"]);
-        let text = case.run(&Launcher::Native).text();
-        text.lines()
+        let outcome = case.run(&Launcher::Native);
+        assert_eq!(
+            outcome.status.shell_code(),
+            0,
+            "{} does not list its tests",
+            self.path.display()
+        );
+        outcome
+            .text()
+            .lines()
             .filter_map(|line| line.strip_suffix(": test"))
             .map(str::to_owned)
             .collect()

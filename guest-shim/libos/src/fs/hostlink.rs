@@ -103,6 +103,30 @@ fn also(events: u32) -> u32 {
     read | write | ready::ERR | ready::HUP
 }
 
+/// Whether something was done to a file of the host that may have made another one ready.
+static EFFECTS: AtomicBool = AtomicBool::new(false);
+
+/// Notes that what was just done may have made another file ready: a socket at the other end of the host's loopback.
+pub fn has_effects() {
+    EFFECTS.store(true, Ordering::Release);
+}
+
+/// For who looks without waiting and found nothing: has the service report what is ready by now, if this program itself may
+/// have made something so since the last time. Whether it was asked. By itself a report may come a moment after the call that
+/// caused it, when a single look, which on Linux is sure to see it, is over.
+///
+/// # Errors
+/// Those of the OS side.
+pub fn catch_up() -> SysResult<bool> {
+    if !EFFECTS.swap(false, Ordering::AcqRel) {
+        return Ok(false);
+    }
+    host::call(HostOp::Poll, [0; 6])?;
+    super::poll::take_reports();
+    host::let_events_pass();
+    Ok(true)
+}
+
 /// Something that the host is to be asked about.
 #[derive(Debug)]
 pub struct Doubt {

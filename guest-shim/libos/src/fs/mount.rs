@@ -240,17 +240,12 @@ pub fn learn_border(path: &[u8], fd: &Arc<HostFd>, read_only: bool) {
     BORDER_COUNT.store(borders.len(), Ordering::Release);
 }
 
-/// Host descriptors of the borders that are remembered.
+/// Forgets what the host said about borders.
 #[cfg(test)]
-pub(crate) fn border_descriptors() -> Vec<u64> {
-    let borders = BORDERS.read();
-    borders
-        .iter()
-        .filter_map(|border| match &border.source {
-            Source::Host(Dir::Open(fd)) => Some(fd.number()),
-            _ => None,
-        })
-        .collect()
+pub(crate) fn forget_borders() {
+    let forgotten = core::mem::take(&mut *BORDERS.write());
+    BORDER_COUNT.store(0, Ordering::Release);
+    drop(forgotten);
 }
 
 /// Device number of a host mount's root.

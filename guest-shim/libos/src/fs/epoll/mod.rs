@@ -280,7 +280,10 @@ impl Epoll {
     pub fn wait(&self, most: usize, deadline: u64) -> SysResult<Vec<Event>> {
         loop {
             poll::take_reports();
-            let events = self.collect(most)?;
+            let mut events = self.collect(most)?;
+            if events.is_empty() && deadline == 0 && hostlink::catch_up()? {
+                events = self.collect(most)?;
+            }
             if !events.is_empty() || deadline == 0 {
                 return Ok(events);
             }

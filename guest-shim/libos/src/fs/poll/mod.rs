@@ -82,11 +82,19 @@ impl Waker for Latch {
 pub fn wait_any(watches: &mut [Watch], deadline: u64) -> SysResult<usize> {
     take_reports();
     let found = scan(watches)?;
-    if found > 0 || expired(deadline) {
+    if found > 0 {
         return Ok(found);
     }
+    // Also for who does not wait: what was found not to be there would otherwise never be seen by further looks.
     for open in watches.iter().filter_map(|w| w.open.as_ref()) {
         open.file.prepare_wait()?;
+    }
+    if expired(deadline) {
+        return if hostlink::catch_up()? {
+            scan(watches)
+        } else {
+            Ok(0)
+        };
     }
     let latch = Arc::new(Latch {
         fired: AtomicBool::new(false),

@@ -25,7 +25,7 @@ use crate::errno::{Errno, SysResult};
 use crate::fs::anon::{self, FIONREAD, S_IFSOCK};
 use crate::fs::file::{Stat, ready};
 use crate::fs::hostfd::HostFd;
-use crate::fs::hostlink::{Doubt, HostLink};
+use crate::fs::hostlink::{self, Doubt, HostLink};
 use crate::fs::{File, OpenFile};
 use crate::host::{Request, call};
 use crate::sched::WaitQueue;
@@ -231,7 +231,9 @@ impl Socket for HostSocket {
     }
 
     fn connect(&self, file: &OpenFile, address: &Address) -> SysResult<()> {
-        self.connect_to(file, address, 0)
+        let connected = self.connect_to(file, address, 0);
+        hostlink::has_effects();
+        connected
     }
 
     fn shutdown(&self, how: i32) -> SysResult<()> {
@@ -239,6 +241,7 @@ impl Socket for HostSocket {
             HostOp::Shutdown,
             [self.fd(), u64::from(how.cast_unsigned()), 0, 0, 0, 0],
         )?;
+        hostlink::has_effects();
         // The end of one's own reading is not always reported as an edge.
         self.link
             .readiness
@@ -263,10 +266,13 @@ impl Socket for HostSocket {
         flags: u32,
     ) -> SysResult<usize> {
         let control = control.network_only()?;
-        if self.is_stream() && to.is_none() && control.is_empty() {
-            return self.send_stream(file, from, flags);
-        }
-        self.send_message(file, from, to, control, flags)
+        let sent = if self.is_stream() && to.is_none() && control.is_empty() {
+            self.send_stream(file, from, flags)
+        } else {
+            self.send_message(file, from, to, control, flags)
+        };
+        hostlink::has_effects();
+        sent
     }
 
     fn receive(&self, file: &OpenFile, to: &mut Buf, wanted: Wanted, flags: u32) -> SysResult<Received> {
@@ -279,6 +285,13 @@ impl Socket for HostSocket {
 
     fn set_option(&self, level: i32, name: i32, value: &[u8]) -> SysResult<()> {
         self.tell_option(level, name, value)
+    }
+}
+
+impl Drop for HostSocket {
+    fn drop(&mut self) {
+        // Its peer sees the end.
+        hostlink::has_effects();
     }
 }
 

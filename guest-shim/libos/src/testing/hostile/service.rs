@@ -60,18 +60,25 @@ pub fn start(seed: u64) {
     std::thread::spawn(move || scribble(other, noise));
 }
 
-/// From now on it is honest. Whoever writes where the guest may be reading has ended, and so has the service's last lie: on a
-/// busy machine it may be interrupted in the middle of one, and would go on with it when the guest expects the truth.
+/// From now on it is honest. Whoever writes where the guest may be reading has ended.
 pub fn repent() {
     LIES.store(false, Ordering::SeqCst);
     drop(SCRIBBLING.lock().expect("no panic"));
-    while !REFORMED.load(Ordering::SeqCst) {
-        std::thread::yield_now();
-    }
 }
 
-/// Whether the service knows by now that it is to be honest.
-static REFORMED: AtomicBool = AtomicBool::new(true);
+/// Rounds, begun honest and of all slots, in which there was nothing to do.
+static QUIET: AtomicU64 = AtomicU64::new(0);
+
+/// Waits until nothing of the program is left, once it has ended, nor of the service's last lie, in which it may have been
+/// interrupted. The service may hold a late answer for a slot whose
+/// request the guest gave up, and must not give it when the next honest request uses the slot.
+pub fn settle() {
+    // One may be ending now that began before.
+    let enough = QUIET.load(Ordering::SeqCst) + 2;
+    while QUIET.load(Ordering::SeqCst) < enough {
+        std::thread::sleep(std::time::Duration::from_micros(100));
+    }
+}
 
 /// Held while writing where the guest may be reading: who is interrupted there by other threads would go on later.
 static SCRIBBLING: Mutex<()> = Mutex::new(());
@@ -198,8 +205,10 @@ impl Service {
                 self.reform();
             }
             self.lied = lies;
-            REFORMED.store(!lies, Ordering::SeqCst);
             let busy = self.take(lies);
+            if !lies && !busy && self.looks_at_all() {
+                QUIET.fetch_add(1, Ordering::SeqCst);
+            }
             if lies && (busy || idle.is_multiple_of(64)) {
                 self.misbehave();
             }
@@ -213,19 +222,22 @@ impl Service {
     }
 
     /// Puts right what it can put right.
-    fn reform(&self) {
+    fn reform(&mut self) {
         host::header().service_gone.store(0, Ordering::SeqCst);
         host::header().service_asleep.store(0, Ordering::SeqCst);
+        // A tail that was put back took with it completions that were not read yet.
+        (0..SLOTS as u32).for_each(|index| self.complete(index));
+    }
+
+    /// Whether this round is one of all slots.
+    fn looks_at_all(&self) -> bool {
+        self.round.is_multiple_of(32)
     }
 
     /// Takes new requests and answers some, in any order. Whether there were any.
     fn take(&mut self, lies: bool) -> bool {
         let mut now = Vec::new();
-        let slots = if self.round.is_multiple_of(32) {
-            SLOTS
-        } else {
-            LIKELY
-        };
+        let slots = if self.looks_at_all() { SLOTS } else { LIKELY };
         for index in 0..slots {
             let seq = slot(index).seq.load(Ordering::Acquire);
             if seq == 0 || seq == self.served[index] {
