@@ -133,6 +133,8 @@ pub struct LaunchBlock {
     pub platform: u64,
     /// Bit of a page-table entry that says that the page is private; 0 where private is what has no bit.
     pub private: u64,
+    /// Bit of a page-table entry that says that the page is shared with the hypervisor; 0 where that is what has no bit.
+    pub shared: u64,
     /// Guest-physical address of the page of parameters.
     pub parameters: u64,
     /// SNP: guest-physical address of the secrets page, else 0.
@@ -196,4 +198,4 @@ crate::tripwire!(
 crate::tripwire!(size_of::<LibosHeader>() == 72, "LibosHeader");
 crate::tripwire!(size_of::<PartBlock>() == 40, "PartBlock");
 crate::tripwire!(size_of::<Parameters>() == 96, "Parameters");
-crate::tripwire!(size_of::<LaunchBlock>() == 232, "LaunchBlock");
+crate::tripwire!(size_of::<LaunchBlock>() == 240, "LaunchBlock");

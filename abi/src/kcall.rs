@@ -46,17 +46,24 @@ pub enum Kcall {
     /// Its content is anything then. Once for each address, and only where [`crate::boot::ContextBlock::platform`] is not
     /// plain.
     Accept = 11,
-    /// A report by the machine's security processor, over the [`REPORT_DATA`] bytes at the start of the vCPU's `ops`, where
-    /// the report is left, too. RDI = 1: with certificates, at [`crate::layout::CERTIFICATES_GPA`], which are the host's
-    /// word. Result: bytes of the report.
+    /// A report by the machine's security processor, or its TDX module, over the [`REPORT_DATA`] bytes at the start of the
+    /// vCPU's `ops`, where the report is left, too. RDI = 1: with certificates, at [`crate::layout::CERTIFICATES_GPA`], which
+    /// are the host's word; on TDX the host is asked to leave a quote there, and has not done so yet when this returns.
+    /// Result: bytes of the report.
     Report = 12,
+    /// TDX: RDI = number of a run-time register, which is extended with the [`EXTENSION`] bytes at the start of the vCPU's
+    /// `ops`.
+    Extend = 13,
 }
 
 /// Bytes that a report is over.
 pub const REPORT_DATA: usize = 64;
 
+/// Bytes that a run-time register is extended with: a SHA-384.
+pub const EXTENSION: usize = 48;
+
 /// Number of kernel calls.
-pub const KCALLS: u64 = 13;
+pub const KCALLS: u64 = 14;
 
 /// Why a kernel call failed; the result register holds its negative.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

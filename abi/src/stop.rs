@@ -63,6 +63,20 @@ reasons! {
     Secrets = 0x43, "the page of secrets is not the firmware's";
     /// Creating a vCPU.
     Vcpu = 0x50, "the hypervisor refused to create a vCPU";
+    /// TDG.VP.INFO: width of addresses.
+    Width = 0x60, "the TDX module names another bit for shared memory than the measured image has";
+    /// TDG.VP.INFO: attributes.
+    Attributes = 0x61, "the host may debug the domain, or take its pages without stopping it (ATTRIBUTES)";
+    /// A call of the module's that has to succeed.
+    Module = 0x62, "the TDX module refused a call that it has to take";
+    /// MapGPA.
+    MapGpa = 0x63, "the hypervisor did not share memory as it was asked to";
+    /// #VE of another kind.
+    Exception = 0x64, "an exception (#VE) of a kind that nothing in the guest causes";
+    /// #VE by memory.
+    Mmio = 0x65, "an access to memory that is not there, or that the hypervisor wants to emulate (#VE)";
+    /// #VE by a port.
+    Port = 0x66, "an access of the kernel's to a port that it does not use (#VE)";
 }
 
 #[cfg(test)]

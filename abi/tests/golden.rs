@@ -17,7 +17,7 @@ use cloak_abi::hostop::{self, HostOp, resolve};
 use cloak_abi::kcall::{self, Kcall, KcallError, PageOp, PageOpKind};
 use cloak_abi::layout;
 use cloak_abi::ring::{self, EventPage, QueuePage, SharedHeader, Slot, Stat, exit_status};
-use cloak_abi::sim::{self, SimCall};
+use cloak_abi::sim::{self, SimCall, TdRegisters};
 use cloak_abi::stop::Stop;
 use cloak_abi::vcpu::{self, MonitorCall, VcpuBlock, VcpuState};
 
@@ -79,7 +79,7 @@ fn constants(out: &mut String) {
     constants!(out, sim: UNCHANGED);
     constants!(out, vcpu: MAX_OPS);
     constants!(
-        out, kcall: KCALLS, REPORT_DATA, MAX_SPACES, ALL_SPACES, PTE_P, PTE_W, PTE_U, PTE_A, PTE_D, PTE_PS, PTE_SHARED, PTE_SOFT, PTE_NX, PTE_ADDR,
+        out, kcall: KCALLS, REPORT_DATA, EXTENSION, MAX_SPACES, ALL_SPACES, PTE_P, PTE_W, PTE_U, PTE_A, PTE_D, PTE_PS, PTE_SHARED, PTE_SOFT, PTE_NX, PTE_ADDR,
         PTE_ALLOWED
     );
     constants!(
@@ -98,11 +98,31 @@ fn constants(out: &mut String) {
 fn structures(out: &mut String) {
     structure!(
         out,
+        TdRegisters {
+            rax,
+            rcx,
+            rdx,
+            rbx,
+            rsi,
+            rdi,
+            r8,
+            r9,
+            r10,
+            r11,
+            r12,
+            r13,
+            r14,
+            r15
+        }
+    );
+    structure!(
+        out,
         LaunchBlock {
             magic,
             version,
             platform,
             private,
+            shared,
             parameters,
             secrets,
             cpuid,
@@ -222,7 +242,8 @@ fn structures(out: &mut String) {
             rax,
             rcx,
             cs,
-            ops
+            ops,
+            strays
         }
     );
     structure!(
@@ -289,12 +310,12 @@ fn structures(out: &mut String) {
 
 fn numbers(out: &mut String) {
     variants!(
-        out, Kcall: PageOps, Flush, Kick, Start, Exit, SyscallMode, SpaceNew, SpaceSwitch, SpaceFree, SpaceCopy, Shoot, Accept, Report
+        out, Kcall: PageOps, Flush, Kick, Start, Exit, SyscallMode, SpaceNew, SpaceSwitch, SpaceFree, SpaceCopy, Shoot, Accept, Report, Extend
     );
     variants!(out, KcallError: Invalid, Address, Frame, Tables, Busy, Absent, Platform);
     variants!(out, PageOpKind: Map, Unmap, Protect, Shoot, Clean);
     variants!(out, VcpuState: Offline, Running, Polling, Halted);
-    variants!(out, SimCall: Pvalidate, RmpAdjust, VmgExit);
+    variants!(out, SimCall: Pvalidate, RmpAdjust, VmgExit, Tdcall);
     out.push_str("\nenum Stop\n");
     for stop in Stop::ALL {
         writeln!(out, "  {:>3} {stop:?}", *stop as u8).unwrap();
@@ -302,7 +323,7 @@ fn numbers(out: &mut String) {
     variants!(out, MonitorCall: Halt, Kick, Start, Exit, Panic, Anchor, Ended);
     variants!(
         out, Stat: Calls, Trapped, Forwarded, Exceptions, Kcalls, Interrupts, Patched, Switches, Halts, Faults,
-        Doorbells, Signals, Entered, Frames, HostFiles, Threads
+        Doorbells, Signals, Entered, Frames, HostFiles, Threads, Strays
     );
     variants!(
         out, Tag: Program, Arg, Env, Cwd, Mount, Ids, HostName, Flags, MaxFiles, Seed, Stdio, Umask, Protected, Manifest, File, Link, Segment, Exec, Published,

@@ -21,6 +21,8 @@ fn main() {
         "guest-shim/libos",
         "guest-shim/pagetables",
         "guest-shim/snp",
+        "guest-shim/measured",
+        "guest-shim/tdx",
         "guest-shim/image/build.rs",
         "guest-shim/image/recipe.rs",
         "volumes/Cargo.toml",

@@ -377,6 +377,7 @@ fn context<'a>(
         config: configuration(options, &stated, &program, user, segments, controlled && exec)?,
         identity: *stated.identity.as_bytes(),
         host_data: stated.host_data,
+        config_id: stated.config_id,
         memory_key: options.memory_key.take(),
         anchors: std::mem::take(&mut options.protected)
             .into_iter()
@@ -659,6 +660,7 @@ impl fmt::Display for Statistics {
             (Stat::Exceptions, "exceptions"),
             (Stat::Kcalls, "kernel calls"),
             (Stat::Interrupts, "interrupts"),
+            (Stat::Strays, "  dropped"),
             (Stat::Switches, "thread switches"),
             (Stat::Halts, "halts"),
             (Stat::Signals, "signals delivered"),

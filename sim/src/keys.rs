@@ -6,12 +6,13 @@
 
 use cloak_attestation::bytes::Bytes64;
 use cloak_attestation::evidence::SnpEvidence;
-use cloak_attestation::sim::{Endorsement, SimError, VekSpec};
+use cloak_attestation::sim::{Endorsement, QuoteVersion, SimError, TdxWorld, VekSpec};
 use cloak_attestation::snp::{Product, TcbComponents, VekKind};
 use cloak_attestation::time::{Timestamp, Window};
 use sha2::{Digest, Sha256};
 
 use crate::processor::Processor;
+use crate::tdx::quoting::QuotingEnclave;
 
 const ARK: &[u8] = include_bytes!("../keys/ark.der");
 const ASK: &[u8] = include_bytes!("../keys/ask.der");
@@ -86,4 +87,50 @@ pub fn processor() -> Result<Processor, KeyError> {
         endorsement,
         spec(),
     ))
+}
+
+/// The secrets of root, authority, collateral's signer, processor and quoting enclave.
+const TDX_SECRETS: [[u8; 32]; 5] = [
+    *b"simulated TDX: the root's secret",
+    *b"simulated TDX: authority, secret",
+    *b"simulated TDX: signer of TCB inf",
+    *b"simulated TDX: PCK of the proces",
+    *b"simulated TDX: attestation's key",
+];
+/// Around when their certificates hold: 2026-01-01.
+const TDX_EPOCH: Timestamp = Timestamp(1_767_225_600);
+/// The key of the processor's reports.
+pub const TDX_REPORT_KEY: [u8; 32] = *b"the secret of a simulated TDX's ";
+
+/// The root, the processors and the collateral of simulated TDX, as of `now`.
+///
+/// # Errors
+/// [`KeyError`].
+pub fn tdx_world(now: Timestamp) -> Result<TdxWorld, KeyError> {
+    Ok(TdxWorld::stored(&TDX_SECRETS, TDX_EPOCH, now)?)
+}
+
+/// The quoting enclave of a simulated machine.
+///
+/// # Errors
+/// [`KeyError`].
+pub fn quoting_enclave(now: Timestamp) -> Result<QuotingEnclave, KeyError> {
+    Ok(QuotingEnclave::new(
+        tdx_world(now)?,
+        TDX_REPORT_KEY,
+        QuoteVersion::V4,
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A policy can name it.
+    #[test]
+    fn the_root_of_simulated_tdx_is_always_the_same() {
+        let [first, second] =
+            [1_780_000_000, 1_790_000_000].map(|now| tdx_world(Timestamp(now)).expect("keys"));
+        assert_eq!(first.root_digest(), second.root_digest());
+    }
 }

@@ -28,6 +28,7 @@ use cloak_sim::tdx::quoting::QuotingEnclave;
 use cloak_sim::tdx::report::TdReport;
 use cloak_sim::tdx::sept::Fault;
 use cloak_sim::tdx::tdcall::{self, Registers};
+use cloak_tdx::quote::{self, QuoteError as QuoteMismatch};
 use proptest::prelude::*;
 use sha2::{Digest, Sha384};
 use zerocopy::{FromBytes, IntoBytes};
@@ -233,6 +234,23 @@ fn a_quote_verifies_where_the_policy_trusts_the_root_and_nowhere_else() {
             !codes(&trusting(""), &foreign, &request).is_empty(),
             "another simulated root"
         );
+    }
+}
+
+/// What a host may hand to a guest in the place of the quote that it asked for: a genuine one, of the same domain, over other data. A
+/// verifier that names no data takes it; the guest that asked does not.
+#[test]
+fn a_genuine_quote_over_other_data_is_no_answer() {
+    for version in [QuoteVersion::V4, QuoteVersion::V5] {
+        let mut machine = running();
+        let [mine, other] = [9, 8].map(|nonce| bytes(&report(&mut machine, nonce)));
+        let tdx = enclave(version).evidence(&other).expect("a quote");
+        assert_eq!(quote::check(&tdx.quote, &mine), Err(QuoteMismatch::Other));
+        assert_eq!(quote::check(&tdx.quote, &other), Ok(()));
+        let evidence = Evidence::from(Attestation::SimulatedTdx(tdx));
+        trusting("")
+            .verify(&evidence, &Request::at(NOW))
+            .expect("genuine");
     }
 }
 

@@ -88,7 +88,7 @@ pub struct Args {
     /// Name of the VM, and the host name inside. Under it `cloak ps`, `exec` and `inspect` find the VM while it runs
     #[arg(long)]
     name: Option<Name>,
-    /// Kind of machine: `plain` KVM, SEV-SNP in hardware or simulated, or the best that there is
+    /// Kind of machine: `plain` KVM, SEV-SNP or TDX in hardware or simulated, or the best that there is
     #[arg(long, value_enum, default_value_t = Platform::Auto)]
     platform: Platform,
     /// Tell what the machine is

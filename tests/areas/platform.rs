@@ -1,21 +1,28 @@
-//! Programs on a simulated SNP machine: they run as natively, their reports verify where a policy trusts the simulated root
+//! Programs on simulated SNP and TDX machines: they run as natively, their reports verify where a policy trusts the simulated root
 //! and nowhere else, and a hypervisor that lies gets a stop with a reason and nothing else.
 
+use cloak_attestation::Evidence;
+use cloak_attestation::evidence::Attestation;
+use cloak_attestation::time::Timestamp;
 use cloak_tests::scratch::Scratch;
 use cloak_tests::{Case, Launcher, Status};
+use sha2::{Digest, Sha384};
 use std::path::Path;
 use std::process::Command;
 
-const ON: [&str; 2] = ["--platform", "sim-snp"];
+const SNP: &str = "sim-snp";
+const TDX: &str = "sim-tdx";
+const BOTH: [&str; 2] = [SNP, TDX];
 
-fn simulated(program: &str) -> Case {
-    ON.iter().fold(Case::new(program).memory("512M"), |case, option| {
-        case.option(option)
-    })
+fn simulated(platform: &str, program: &str) -> Case {
+    Case::new(program)
+        .memory("512M")
+        .option("--platform")
+        .option(platform)
 }
 
-fn shell(script: &str) -> Case {
-    simulated("/bin/sh").args(["-c", script])
+fn shell(platform: &str, script: &str) -> Case {
+    simulated(platform, "/bin/sh").args(["-c", script])
 }
 
 /// What `cloak` prints for these arguments, which must succeed.
@@ -37,17 +44,23 @@ fn command(arguments: &[&str]) -> Command {
 
 #[test]
 fn programs_run_as_natively() {
-    shell("echo hello; printf '%s\\n' a b c | sort -r | head -2; exit 3").same_as_native();
-    shell("for i in 1 2 3; do (exit $i) & wait $!; echo $?; done; wc -l </etc/passwd").succeeds_as_native();
-    simulated("/usr/bin/env").arg("-i").succeeds_as_native();
     let sums = "import threading, hashlib\n\
                 out = [None] * 8\n\
                 def work(i):\n    h = hashlib.sha256()\n    for _ in range(200):\n        h.update(bytes([i]) * 10000)\n    out[i] = h.hexdigest()\n\
                 ts = [threading.Thread(target=work, args=(i,)) for i in range(8)]\n\
                 [t.start() for t in ts]; [t.join() for t in ts]; print(out)";
-    simulated("/usr/bin/python3")
-        .args(["-c", sums])
+    for on in BOTH {
+        shell(on, "echo hello; printf '%s\\n' a b c | sort -r | head -2; exit 3").same_as_native();
+        shell(
+            on,
+            "for i in 1 2 3; do (exit $i) & wait $!; echo $?; done; wc -l </etc/passwd",
+        )
         .succeeds_as_native();
+        simulated(on, "/usr/bin/env").arg("-i").succeeds_as_native();
+        simulated(on, "/usr/bin/python3")
+            .args(["-c", sums])
+            .succeeds_as_native();
+    }
 }
 
 /// A child of its own memory, and much more memory than the start accepts: all of it zero at first, though what is accepted is
@@ -61,24 +74,32 @@ fn memory_that_is_accepted_later_is_zero() {
                   pid = os.fork()\n\
                   if pid == 0:\n    assert m[4096:4097] == b'x'; m.close(); os._exit(7)\n\
                   print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))";
-    let outcome = simulated("/usr/bin/python3")
-        .args(["-c", script])
-        .run(&Launcher::under_test());
-    assert_eq!(
-        (outcome.status, outcome.text().as_str()),
-        (Status::Exit(0), "7\n"),
-        "{}",
-        outcome.error_text()
-    );
+    // Small pages, which KVM backs domains with, too.
+    for options in [&[SNP][..], &[TDX], &[TDX, "--hostile", "small-pages"]] {
+        let case = options[1..]
+            .iter()
+            .fold(simulated(options[0], "/usr/bin/python3"), |case, option| {
+                case.option(option)
+            });
+        let outcome = case.args(["-c", script]).run(&Launcher::under_test());
+        assert_eq!(
+            (outcome.status, outcome.text().as_str()),
+            (Status::Exit(0), "7\n"),
+            "{options:?}: {}",
+            outcome.error_text()
+        );
+    }
 }
 
 #[test]
 fn it_says_that_it_is_a_simulation_and_plain_kvm_does_not() {
-    let outcome = shell("true").run(&Launcher::under_test());
-    assert_eq!(
-        outcome.error_text(),
-        "cloak: simulated SEV-SNP: this protects nothing from whoever runs it\n"
-    );
+    for (on, name) in [(SNP, "SEV-SNP"), (TDX, "TDX")] {
+        let outcome = shell(on, "true").run(&Launcher::under_test());
+        assert_eq!(
+            outcome.error_text(),
+            format!("cloak: simulated {name}: this protects nothing from whoever runs it\n")
+        );
+    }
     let absent = Case::new("/bin/sh")
         .args(["-c", "ls -A /sys/kernel/config"])
         .run(&Launcher::under_test());
@@ -90,7 +111,7 @@ fn it_says_that_it_is_a_simulation_and_plain_kvm_does_not() {
 }
 
 /// Report and certificates of a guest of `cpus` vCPUs, over 64 bytes of 'n', in `folder`.
-fn attest(folder: &Path, cpus: u32, options: &[&str]) {
+fn attest(on: &str, folder: &Path, cpus: u32, options: &[&str]) {
     let script = format!(
         "set -e; cd /sys/kernel/config/tsm/report; mkdir r; cat r/generation r/provider\n\
          printf %64s | tr ' ' n >r/inblob\n\
@@ -99,11 +120,13 @@ fn attest(folder: &Path, cpus: u32, options: &[&str]) {
     );
     let case = options
         .iter()
-        .fold(shell(&script).cpus(cpus).volume(folder), |case, option| {
+        .fold(shell(on, &script).cpus(cpus).volume(folder), |case, option| {
             case.option(option)
         });
     let outcome = case.run(&Launcher::under_test());
-    assert_eq!(outcome.text(), "0\nsev_guest\n1\n", "{}", outcome.error_text());
+    let provider = if on == SNP { "sev_guest" } else { "tdx_guest" };
+    let said = outcome.error_text();
+    assert_eq!(outcome.text(), format!("0\n{provider}\n1\n"), "{said}");
 }
 
 fn field(report: &[u8], at: usize, len: usize) -> String {
@@ -124,7 +147,7 @@ fn a_report_has_the_predicted_measurement_and_verifies_where_it_is_trusted_only(
     let scratch = Scratch::new();
     let folder = scratch.path();
     for cpus in [1, 2] {
-        attest(folder, cpus, &[]);
+        attest(SNP, folder, cpus, &[]);
         let report = std::fs::read(folder.join("report")).expect("a report");
         assert_eq!(report.len(), 1184);
         let predicted = cloak(&["measure", "--platform", "snp", "--cpus", &cpus.to_string()]);
@@ -185,18 +208,88 @@ fn a_report_has_the_predicted_measurement_and_verifies_where_it_is_trusted_only(
     }
 }
 
+/// Where MRTD, MRCONFIGID and the run-time registers 2 and 3 are in a quote of version 4.
+const MRTD: usize = 48 + 136;
+const CONFIG_ID: usize = 48 + 184;
+const REGISTERS: [usize; 2] = [48 + 424, 48 + 472];
+
+/// What a run-time register is after one extension by the SHA-384 of `bytes`.
+fn extended(bytes: &[u8]) -> String {
+    let event = Sha384::digest(bytes);
+    let register = Sha384::new().chain_update([0; 48]).chain_update(event).finalize();
+    register.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// A quote has what `cloak measure` predicts, is bound to the manifest, and its run-time registers are those of the manifest and of
+/// the program; it verifies under a policy that names the simulated root.
+#[test]
+fn a_quote_has_the_predicted_measurement_and_verifies_where_it_is_trusted_only() {
+    let scratch = Scratch::new();
+    let folder = scratch.path();
+    let now = Timestamp::now();
+    let world = cloak_sim::keys::tdx_world(now).expect("built in");
+    for cpus in [1, 2] {
+        attest(TDX, folder, cpus, &[]);
+        let quote = std::fs::read(folder.join("report")).expect("a quote");
+        let predicted = cloak(&["measure", "--platform", "tdx", "--cpus", &cpus.to_string()]);
+        assert_eq!(field(&quote, MRTD, 48), predicted.trim(), "MRTD for {cpus} vCPUs");
+        assert_ne!(
+            field(&quote, CONFIG_ID, 48),
+            "00".repeat(48),
+            "the manifest's digest"
+        );
+        let shell = std::fs::read("/bin/sh").expect("a shell");
+        assert_eq!(field(&quote, REGISTERS[1], 48), extended(&shell), "the program");
+        assert_ne!(field(&quote, REGISTERS[0], 48), "00".repeat(48), "the manifest");
+        let evidence = world.complete(quote.clone(), &world.spec()).expect("signed");
+        let evidence = Evidence::from(Attestation::SimulatedTdx(evidence));
+        let file = folder.join("evidence");
+        std::fs::write(&file, evidence.to_cbor()).expect("a file");
+        let policy = format!(
+            "platforms = [\"simulated-tdx\"]\n[simulated]\nroot_digests = [\"{}\"]\n\
+             [[reference]]\nname = \"this build\"\nversion = \"1\"\nmrtd = [\"{}\"]\nmr_config_id = [\"{}\"]\n\
+             rtmr3 = [\"{}\"]\n",
+            world.root_digest(),
+            predicted.trim(),
+            field(&quote, CONFIG_ID, 48),
+            extended(&shell),
+        );
+        let policy_file = folder.join("policy.toml");
+        std::fs::write(&policy_file, &policy).expect("a file");
+        let [file, policy_name] = [file, policy_file.clone()].map(|path| path.display().to_string());
+        let nonce = "6e".repeat(64);
+        let trusted = ["verify", &file, "--policy", &policy_name, "--nonce", &nonce];
+        cloak(&trusted);
+        let refused = |arguments: &[&str], code: &str| {
+            let output = command(arguments).output().expect("cloak runs");
+            let text = String::from_utf8_lossy(&output.stdout).into_owned();
+            assert_eq!(output.status.code(), Some(1), "{arguments:?}: {text}");
+            assert!(text.contains(code), "{arguments:?}: {text}");
+        };
+        refused(&["verify", &file], "evidence.kind.not-allowed");
+        let mut other = trusted;
+        let wrong = "6f".repeat(64);
+        other[5] = &wrong;
+        refused(&other, "evidence.report-data.mismatch");
+        std::fs::write(&policy_file, policy.replace(predicted.trim(), &"0".repeat(96))).expect("a file");
+        refused(&trusted, "reference.measurement.unknown");
+    }
+}
+
 /// A byte of the shim is another: the guest runs, and its measurement tells.
 #[test]
 fn a_changed_shim_shows_in_the_measurement() {
     let scratch = Scratch::new();
-    attest(scratch.path(), 1, &["--hostile", "shim"]);
-    let report = std::fs::read(scratch.path().join("report")).expect("a report");
-    let predicted = cloak(&["measure", "--platform", "snp", "--cpus", "1"]);
-    assert_ne!(field(&report, 0x90, 48), predicted.trim());
+    for (on, platform, at) in [(SNP, "snp", 0x90), (TDX, "tdx", MRTD)] {
+        attest(on, scratch.path(), 1, &["--hostile", "shim"]);
+        let report = std::fs::read(scratch.path().join("report")).expect("a report");
+        let predicted = cloak(&["measure", "--platform", platform, "--cpus", "1"]);
+        assert_ne!(field(&report, at, 48), predicted.trim(), "{on}");
+    }
 }
 
 /// What the hypervisor does, and what the guest says to it. The program never runs.
-const HOSTILE: &[(&str, &str)] = &[
+const HOSTILE_SNP: &[(&str, &str)] = &[
     ("old-protocol", "version 2 of the GHCB protocol"),
     ("c-bit", "the hypervisor names another bit"),
     ("cpuid-c-bit", "the table of CPUID values names another bit"),
@@ -218,25 +311,114 @@ const HOSTILE: &[(&str, &str)] = &[
     ("other-host-data", "not the one that the machine was launched for"),
 ];
 
+/// The same on TDX.
+const HOSTILE_TDX: &[(&str, &str)] = &[
+    ("memory", "a size is wrong"),
+    ("little-memory", "too little memory"),
+    ("vcpus", "a size is wrong"),
+    ("more-vcpus", "a size is wrong"),
+    ("config", "a size is wrong"),
+    ("other-config-id", "not the one that the machine was launched for"),
+    ("debug", "ATTRIBUTES"),
+    ("no-sept-ve-disable", "ATTRIBUTES"),
+    ("width", "another bit for shared memory"),
+    // It goes on as on real hardware, which there is not: its first TDCALL is an illegal instruction.
+    ("cpuid-tdx", "can't go on"),
+    ("accepted-before", "a page was accepted before"),
+    ("not-accepted", "a page can't be accepted"),
+    ("take-pages", "can't go on"),
+    ("map-gpa-never", "did not share memory"),
+    ("map-gpa-elsewhere", "did not share memory"),
+    ("map-gpa-refused", "did not share memory"),
+    ("no-cause", "an exception (#VE) of a kind that nothing"),
+    ("device-cause", "an access to memory that is not there"),
+    ("other-cause", "an exception (#VE) of a kind that nothing"),
+    ("refuse-calls", "an answer to something that was not asked"),
+];
+
 #[test]
 fn a_hypervisor_that_lies_gets_a_stop_with_its_reason() {
-    for (case, reason) in HOSTILE {
-        let outcome = shell("echo disclosed")
+    let snp = HOSTILE_SNP.iter().map(|case| (SNP, case));
+    for (on, (case, reason)) in snp.chain(HOSTILE_TDX.iter().map(|case| (TDX, case))) {
+        let outcome = shell(on, "echo disclosed")
             .option("--hostile")
             .option(case)
             .run(&Launcher::under_test());
         let said = outcome.error_text();
-        assert_eq!(outcome.status, Status::Exit(125), "{case}: {said}");
-        assert!(said.contains(reason), "{case}: {said}");
-        assert_eq!(outcome.text(), "", "{case}");
+        assert_eq!(outcome.status, Status::Exit(125), "{on} {case}: {said}");
+        assert!(said.contains(reason), "{on} {case}: {said}");
+        assert_eq!(outcome.text(), "", "{on} {case}");
     }
+}
+
+/// A hypervisor that has no quote, or another one, gets no further than an error where the program asked. Only the one that never
+/// answers takes its time, and the buffer is its own from then on.
+#[test]
+fn a_program_gets_its_own_quote_or_none() {
+    let ask = "cat r/outblob >/dev/null && echo quote";
+    for (case, reasons) in [
+        ("early-quote", ["Input/output error"; 2]),
+        ("long-quote", ["Input/output error"; 2]),
+        ("changed-quote", ["Input/output error"; 2]),
+        ("other-quote", ["Input/output error"; 2]),
+        ("no-quote", ["Input/output error"; 2]),
+        ("never-quote", ["Connection timed out", "Device or resource busy"]),
+    ] {
+        let script = format!(
+            "cd /sys/kernel/config/tsm/report; mkdir r; printf %64s >r/inblob; {ask}; {ask}; echo end"
+        );
+        let outcome = shell(TDX, &script)
+            .option("--hostile")
+            .option(case)
+            .run(&Launcher::under_test());
+        let said = outcome.error_text();
+        assert_eq!(outcome.text(), "end\n", "{case}: {said}");
+        let mut lines = said.lines().filter(|line| line.contains("outblob"));
+        for reason in reasons {
+            let line = lines.next().unwrap_or_default();
+            assert!(line.contains(reason), "{case}: {said}");
+        }
+    }
+}
+
+/// Interrupts that nobody asked for, of all vectors, while programs compute, fork and wait: nothing of it is noticed, but that they
+/// are counted.
+#[test]
+fn wild_interrupts_are_dropped_and_counted() {
+    let script = "for i in 1 2 3 4 5 6; do (exit $i); echo $?; done; n=0; while [ $n -lt 20000 ]; do n=$((n+1)); done; echo $n";
+    let outcome = shell(TDX, script)
+        .cpus(2)
+        .option("--hostile")
+        .option("wild-interrupts")
+        .option("--stats")
+        .run(&Launcher::under_test());
+    let said = outcome.error_text();
+    assert_eq!(outcome.text(), "1\n2\n3\n4\n5\n6\n20000\n", "{said}");
+    let dropped = said.lines().find(|line| line.contains("dropped"));
+    let count = dropped.and_then(|line| line.split_whitespace().last()?.parse::<u64>().ok());
+    assert!(count.is_some_and(|count| count > 10), "{said}");
+}
+
+/// A vCPU that the host starts before the kernel has asked for it waits, and is the same one afterwards.
+#[test]
+fn a_vcpu_that_starts_early_waits_to_be_released() {
+    let script =
+        "for i in 1 2 3 4; do (n=0; while [ $n -lt 5000 ]; do n=$((n+1)); done; echo $i) & done; wait; nproc";
+    let outcome = shell(TDX, script)
+        .cpus(2)
+        .option("--hostile")
+        .option("early-vcpu")
+        .run(&Launcher::under_test());
+    let mut lines: Vec<String> = outcome.text().lines().map(str::to_owned).collect();
+    lines.sort();
+    assert_eq!(lines, ["1", "2", "2", "3", "4"], "{}", outcome.error_text());
 }
 
 /// The first report, at the start, is answered; the second gets the first's answer. The program learns that there is none.
 #[test]
 fn a_repeated_answer_is_no_report() {
     let script = "cd /sys/kernel/config/tsm/report; mkdir r; printf %64s >r/inblob; cat r/outblob || cat r/outblob; echo end";
-    let outcome = shell(script)
+    let outcome = shell(SNP, script)
         .option("--hostile")
         .option("repeat-answers")
         .run(&Launcher::under_test());
@@ -256,11 +438,14 @@ fn a_vcpu_that_can_not_be_made_ends_it() {
         ("no-vmsa", "can't be made the state of a vCPU"),
         ("no-vcpu", "vCPU"),
     ] {
-        let outcome = shell("for i in 1 2 3 4; do (while :; do :; done) & done; sleep 1; kill $(jobs -p)")
-            .cpus(2)
-            .option("--hostile")
-            .option(case)
-            .run(&Launcher::under_test());
+        let outcome = shell(
+            SNP,
+            "for i in 1 2 3 4; do (while :; do :; done) & done; sleep 1; kill $(jobs -p)",
+        )
+        .cpus(2)
+        .option("--hostile")
+        .option(case)
+        .run(&Launcher::under_test());
         assert_eq!(
             outcome.status,
             Status::Exit(125),
@@ -283,7 +468,9 @@ fn what_is_not_there_is_refused_before_anything_starts() {
             &["--platform", "plain", "--hostile", "replay"],
             "not a simulated one",
         ),
+        (&["--platform", "tdx"], "--platform tdx"),
         (&["--platform", "sim-snp", "--hostile", "nothing"], "no such case"),
+        (&["--platform", "sim-tdx", "--hostile", "c-bit"], "no such case"),
         (
             &[
                 "--platform",
@@ -296,6 +483,7 @@ fn what_is_not_there_is_refused_before_anything_starts() {
             "--resident is not there",
         ),
         (&["--platform", "sim-snp", "--kernel-tables"], "several contexts"),
+        (&["--platform", "sim-tdx", "--kernel-tables"], "several contexts"),
     ] {
         let output = command(&[&["run"], options, &["--", "/bin/true"]].concat())
             .output()

@@ -72,7 +72,31 @@ impl TdxWorld {
     /// # Errors
     /// [`SimError`] if a certificate cannot be made.
     pub fn new(now: Timestamp) -> Result<Self, SimError> {
-        let [root_key, ca_key, tcb_key, pck_key, attestation_key] = [(); 5].map(|()| SigningKey::generate());
+        Self::of([(); 5].map(|()| SigningKey::generate()), now)
+    }
+
+    /// The world of these keys, which is the same each time: certificates for ten years before and after `epoch`, collateral
+    /// around `now`.
+    ///
+    /// # Errors
+    /// [`SimError`] if a secret is no key, or a certificate cannot be made.
+    pub fn stored(secrets: &[[u8; 32]; 5], epoch: Timestamp, now: Timestamp) -> Result<Self, SimError> {
+        let mut keys = Vec::with_capacity(secrets.len());
+        for secret in secrets {
+            let key = SigningKey::from_slice(secret).map_err(|error| SimError::Key(error.to_string()))?;
+            keys.push(key);
+        }
+        let keys = <[SigningKey; 5]>::try_from(keys).map_err(|_| SimError::Key("not five".to_owned()))?;
+        Ok(Self {
+            now,
+            ..Self::of(keys, epoch)?
+        })
+    }
+
+    fn of(
+        [root_key, ca_key, tcb_key, pck_key, attestation_key]: [SigningKey; 5],
+        now: Timestamp,
+    ) -> Result<Self, SimError> {
         let window = Window {
             from: now.minus_seconds(10 * YEAR),
             until: now.plus_seconds(10 * YEAR),
@@ -149,8 +173,16 @@ impl TdxWorld {
         let foreign_qe = spec.fault == Some(TdxFault::ForeignQuotingEnclave);
         let qe_signer = if foreign_qe { [0xee; 32] } else { QE_MR_SIGNER };
         let chain = [&self.pck, &self.ca, &self.root].map(|der| to_pem(der)).concat();
+        self.complete(tdx_quote::quote(fields, &keys, qe_signer, &chain), spec)
+    }
+
+    /// Evidence of a quote of this world's, which a guest has: with signed collateral and the root.
+    ///
+    /// # Errors
+    /// [`SimError`] if a list cannot be made.
+    pub fn complete(&self, quote: Vec<u8>, spec: &TdxSpec) -> Result<TdxEvidence, SimError> {
         Ok(TdxEvidence {
-            quote: tdx_quote::quote(fields, &keys, qe_signer, &chain),
+            quote,
             collateral: Some(Box::new(self.collateral(spec)?)),
             root: Some(self.root.clone()),
         })

@@ -128,7 +128,10 @@ extern "C" fn run_program(_: u64) -> ! {
         environment: config.environment.clone(),
     };
     let name = String::from_utf8_lossy(&config.program).into_owned();
-    let started = process::open(program).and_then(|found| Ok(found.load()?));
+    let started = process::open(program).and_then(|found| {
+        attest::extend_with_program(found.file())?;
+        Ok(found.load()?)
+    });
     match started {
         Ok(start) => {
             if config.flags & run_flags::EXEC != 0 {

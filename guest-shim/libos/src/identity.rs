@@ -70,6 +70,12 @@ pub fn manifest() -> Vec<u8> {
     OWN.get().map_or_else(Vec::new, |own| own.manifest.clone())
 }
 
+/// SHA-384 of the canonical form, as MRCONFIGID has it.
+#[must_use]
+pub fn manifest_digest_384() -> [u8; HASH] {
+    Sha384::digest(manifest()).into()
+}
+
 /// SHA-256 of the canonical form, as HOST_DATA has it.
 #[must_use]
 pub fn manifest_digest() -> [u8; 32] {

@@ -43,6 +43,7 @@ pub mod net;
 #[cfg(feature = "bare")]
 pub mod patch;
 pub mod process;
+pub mod quote;
 pub mod random;
 pub mod sched;
 pub mod signal;

@@ -9,6 +9,8 @@
 //! 0x10 entries of 48 bytes: EAX and ECX in, XCR0 u64, XSS u64, EAX, EBX, ECX, EDX out, reserved u64
 //! ```
 
+use cloak_measured::vector_state;
+
 use crate::{Machine, Stop};
 
 /// Most entries of a table.
@@ -21,11 +23,6 @@ const MEMORY: u32 = 0x8000_001f;
 /// Vector state.
 const STATE: u32 = 0xd;
 
-/// x87, SSE, AVX, three parts of AVX-512, PKRU: what programs get. Tiles need a permission of their own.
-pub const OFFERED: u64 = 0x2e7;
-const X87_SSE: u64 = 3;
-const AVX: u64 = 4;
-const AVX512: u64 = 0xe0;
 /// More than all state that there is takes, tiles included.
 const LARGEST_STATE: u32 = 16 << 10;
 
@@ -101,22 +98,17 @@ impl Table {
         }
     }
 
-    /// Vector state to turn on: what the table has of what is [`OFFERED`], in a combination that XCR0 takes.
+    /// Vector state to turn on: what the table has of what programs get, in a combination that XCR0 takes.
     ///
     /// # Errors
     /// [`Stop::CpuidState`].
     pub fn vector_state(&self) -> Result<u64, Stop> {
         let [eax, ebx, ecx, edx] = self.find(STATE, 0).ok_or(Stop::CpuidState)?;
         let has = u64::from(eax) | u64::from(edx) << 32;
-        if has & X87_SSE != X87_SSE || ebx.max(ecx) > LARGEST_STATE {
+        if ebx.max(ecx) > LARGEST_STATE {
             return Err(Stop::CpuidState);
         }
-        let mut wanted = has & OFFERED;
-        // The three parts come together, on top of AVX.
-        if wanted & AVX512 != AVX512 || wanted & AVX == 0 {
-            wanted &= !AVX512;
-        }
-        Ok(wanted)
+        vector_state::choose(has).ok_or(Stop::CpuidState)
     }
 }
 
@@ -198,7 +190,7 @@ mod tests {
             }
             if let Ok(table) = Table::take(&page(&words), AT) {
                 if let Ok(state) = table.vector_state() {
-                    prop_assert_eq!(state & !OFFERED, 0);
+                    prop_assert_eq!(state & !vector_state::OFFERED, 0);
                     prop_assert_eq!(state & 3, 3);
                     prop_assert!([0, 0xe0].contains(&(state & 0xe0)));
                 }

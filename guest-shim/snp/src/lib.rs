@@ -10,7 +10,6 @@
 //! | [`message`] | sealed messages to the security processor, with numbers that never repeat |
 //! | [`report`] | what is asked for by them |
 //! | [`vmsa`] | the state in which a further vCPU starts |
-//! | [`start`] | the host's parameters, checked, and how memory is divided by them |
 //!
 //! All of it stands on one seam, [`Machine`]: the instructions that only such a machine has. The kernel has two of it,
 //! the CPU's own and those of simulated hardware, and tests have hostile ones; above the seam there is one code.
@@ -24,7 +23,6 @@ pub mod message;
 pub mod pages;
 pub mod report;
 pub mod secrets;
-pub mod start;
 #[cfg(test)]
 mod testing;
 pub mod vmsa;

@@ -4,7 +4,7 @@
 //! or an older one, can do so only as a page that is not accepted, and an access to it faults. A guest that accepted it
 //! again would read what the hypervisor chose.
 
-use cloak_abi::layout::{LARGE, MAX_RAM, PAGE};
+use cloak_abi::layout::{LARGE, PAGE};
 
 use crate::ghcb::{Ghcb, exits, fields};
 use crate::{Machine, SIZE_MISMATCH, Size, Stop, Validation};
@@ -15,43 +15,6 @@ const PRIVATE: u64 = 1 << 52;
 const WHOLE: u64 = 1 << 56;
 /// Most times that a request is made of which the hypervisor says that it is not done yet.
 const TRIES: u32 = 16;
-
-/// Blocks of 2 MiB that there can be, with the hole.
-const BLOCKS: usize = (MAX_RAM / LARGE) as usize + 512;
-
-/// Which blocks of memory the guest has accepted, or was launched with.
-#[derive(Debug)]
-pub struct Accepted {
-    blocks: [u64; BLOCKS / 64],
-}
-
-impl Default for Accepted {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
-impl Accepted {
-    /// None yet.
-    #[must_use]
-    pub const fn new() -> Self {
-        Self {
-            blocks: [0; BLOCKS / 64],
-        }
-    }
-
-    /// Marks the block at `gpa`, a multiple of 2 MiB: whether it was not marked before.
-    pub fn mark(&mut self, gpa: u64) -> bool {
-        let block = (gpa / LARGE) as usize;
-        let Some(word) = self.blocks.get_mut(block / 64) else {
-            return false;
-        };
-        let bit = 1 << (block % 64);
-        let fresh = *word & bit == 0;
-        *word |= bit;
-        fresh
-    }
-}
 
 /// Makes the block of 2 MiB at `gpa` the guest's.
 ///
@@ -231,21 +194,5 @@ mod tests {
             register
         });
         assert_eq!(try_to(&mut machine), Err(Stop::PageState));
-    }
-
-    #[test]
-    fn each_block_is_marked_once_and_none_beyond_memory() {
-        let mut accepted = Accepted::new();
-        for gpa in [
-            0,
-            LARGE,
-            63 * LARGE,
-            64 * LARGE,
-            MAX_RAM,
-            MAX_RAM + (1 << 30) - LARGE,
-        ] {
-            assert!(accepted.mark(gpa) && !accepted.mark(gpa), "{gpa:#x}");
-        }
-        assert!(!accepted.mark(MAX_RAM + (1 << 30)) && !accepted.mark(!(LARGE - 1)));
     }
 }

@@ -30,6 +30,7 @@ use self::memory::{GuestPages, PageBytes, PageList};
 use self::program::Shim;
 use self::registers::Registers;
 use self::tables::Tables;
+use crate::kvm::tdx::config::SHARED_BIT;
 use crate::vm::error::VmError;
 
 /// Platforms whose hardware measures the launch.
@@ -50,6 +51,15 @@ impl Measuring {
         match self {
             Self::Snp => C_BIT,
             Self::Tdx => 0,
+        }
+    }
+
+    /// Bit of a page-table entry that makes a page shared on TDX: domains have addresses of 48 bits. The kernel compares it with
+    /// what the module says before it uses any other.
+    fn shared(self) -> u64 {
+        match self {
+            Self::Snp => 0,
+            Self::Tdx => SHARED_BIT,
         }
     }
 
@@ -117,6 +127,7 @@ impl LaunchImage {
             version: u64::from(cloak_abi::VERSION),
             platform: platform.number(),
             private: platform.private(),
+            shared: platform.shared(),
             parameters: PARAMETERS_GPA,
             secrets: snp(SECRETS_GPA),
             cpuid: snp(CPUID_GPA),
@@ -179,8 +190,8 @@ fn map(list: &mut PageList, shim: &Shim<'_>, platform: Measuring, end: u64) -> R
     }
     // An access to what is there before the guest has accepted it faults.
     tables.map(KERNEL_PHYS_VA, 0, LAUNCH_WINDOW, PTE_W | PTE_NX)?;
-    let shared = KERNEL_PHYS_VA + PLATFORM_GPA;
-    tables.map_shared(shared, PLATFORM_GPA, PLATFORM_LEN, PTE_W | PTE_NX)?;
+    let (at, flags) = (KERNEL_PHYS_VA + PLATFORM_GPA, PTE_W | PTE_NX | platform.shared());
+    tables.map_shared(at, PLATFORM_GPA, PLATFORM_LEN, flags)?;
     tables.map(RESET_GPA, RESET_GPA, PAGE, 0)
 }
 

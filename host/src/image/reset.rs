@@ -4,7 +4,7 @@
 //! Instructions are bytes here because no assembler of the build makes 32-bit code; a test disassembles them and another
 //! runs them on KVM.
 
-use cloak_abi::layout::{LAUNCH_TABLES_GPA, PAGE, RESET_GPA};
+use cloak_abi::layout::{LAUNCH_TABLES_GPA, MAX_VCPUS, PAGE, RESET_GPA};
 
 use super::registers::{CR0, CR4, EFER};
 
@@ -15,12 +15,14 @@ pub const VECTOR: u64 = RESET_GPA + RESET as u64;
 
 const RESET: usize = 0xff0;
 const PARK: usize = 0x80;
+const SPIN: usize = 0x90;
 const LONG: usize = 0x60;
 const GDT: usize = 0xc0;
 const GDTR: usize = 0xe0;
 
 /// The page, for a kernel whose first instruction is at `entry`. The number of the vCPU comes in ESI (TDX module ABI,
-/// initial state of a vCPU) and goes on in EDI.
+/// initial state of a vCPU) and goes on in EDI. One that the kernel has no stack for goes no further: how many a host adds is not
+/// measured.
 #[must_use]
 pub fn page(entry: u64) -> [u8; PAGE as usize] {
     let mut page = [0xf4; PAGE as usize]; // HLT: whoever comes here by mistake stops.
@@ -31,6 +33,10 @@ pub fn page(entry: u64) -> [u8; PAGE as usize] {
     };
     let low = |address: u64| (address as u32).to_le_bytes();
     put(&[0xfa]); // cli
+    put(&[0x83, 0xfe, MAX_VCPUS as u8]); // cmp esi, MAX_VCPUS
+    let beyond = (SPIN as i32 - 10).to_le_bytes();
+    put(&[0x0f, 0x83]);
+    put(&beyond); // jae SPIN
     put(&[0x0f, 0x20, 0xe0]); // mov eax, cr4: the module has set bits of its own, which stay
     put(&[0x0d]);
     put(&low(CR4)); // or eax, CR4
@@ -62,6 +68,7 @@ pub fn page(entry: u64) -> [u8; PAGE as usize] {
     put(&entry.to_le_bytes()); // mov rax, entry
     put(&[0xff, 0xe0]); // jmp rax
     page[PARK..PARK + 4].copy_from_slice(&[0xfa, 0xf4, 0xeb, 0xfc]); // cli; hlt; jmp to the cli
+    page[SPIN..SPIN + 4].copy_from_slice(&[0xf3, 0x90, 0xeb, 0xfc]); // pause; jmp to the pause: HLT would need a handler in TDX
     // Null, null, 64-bit code at 0x10 as in the kernel's own table.
     page[GDT..GDT + 16].fill(0);
     page[GDT + 16..GDT + 24].copy_from_slice(&0x00af_9b00_0000_ffffu64.to_le_bytes());
@@ -75,6 +82,9 @@ pub fn page(entry: u64) -> [u8; PAGE as usize] {
 
 /// EFER.LMA, which the CPU sets.
 const LMA: u64 = 1 << 10;
+
+// The comparison's operand is a signed byte.
+const _: () = assert!(MAX_VCPUS < 128);
 
 #[cfg(test)]
 mod tests {
@@ -99,34 +109,40 @@ mod tests {
             (Mnemonic::Jmp, RESET_GPA as u32)
         );
         let start = disassembled(&page, 32, 0);
-        let mnemonics: Vec<_> = start.iter().map(Instruction::mnemonic).take(18).collect();
-        use Mnemonic::{Cli, Cmp, Je, Jmp, Lgdt, Mov, Or, Rdmsr, Wrmsr};
+        let mnemonics: Vec<_> = start.iter().map(Instruction::mnemonic).take(20).collect();
+        use Mnemonic::{Cli, Cmp, Jae, Je, Jmp, Lgdt, Mov, Or, Rdmsr, Wrmsr};
         assert_eq!(
             mnemonics,
             [
-                Cli, Mov, Or, Mov, Mov, Mov, Mov, Rdmsr, Mov, Or, Cmp, Je, Wrmsr, Mov, Or, Lgdt, Mov, Jmp
+                Cli, Cmp, Jae, Mov, Or, Mov, Mov, Mov, Mov, Rdmsr, Mov, Or, Cmp, Je, Wrmsr, Mov, Or, Lgdt,
+                Mov, Jmp
             ]
         );
-        assert_eq!(start[2].immediate32(), CR4 as u32);
-        assert_eq!(start[4].immediate32(), LAUNCH_TABLES_GPA as u32);
+        assert_eq!(start[1].immediate8(), MAX_VCPUS as u8);
+        assert_eq!(start[2].near_branch32(), (RESET_GPA + SPIN as u64) as u32);
+        assert_eq!(start[4].immediate32(), CR4 as u32);
+        assert_eq!(start[6].immediate32(), LAUNCH_TABLES_GPA as u32);
         assert_eq!(
-            start[11].near_branch32(),
-            start[13].ip32(),
+            start[13].near_branch32(),
+            start[15].ip32(),
             "skips the write only"
         );
-        assert_eq!(start[14].immediate32(), CR0 as u32);
+        assert_eq!(start[16].immediate32(), CR0 as u32);
         assert_eq!(
-            start[15].memory_displacement32(),
+            start[17].memory_displacement32(),
             (RESET_GPA + GDTR as u64) as u32
         );
-        assert_eq!(start[17].far_branch32(), (RESET_GPA + LONG as u64) as u32);
-        assert_eq!(start[17].far_branch_selector(), 0x10);
+        assert_eq!(start[19].far_branch32(), (RESET_GPA + LONG as u64) as u32);
+        assert_eq!(start[19].far_branch_selector(), 0x10);
         let long = disassembled(&page, 64, LONG);
         assert_eq!(
             (long[5].mnemonic(), long[5].immediate64()),
             (Mnemonic::Mov, entry)
         );
         assert_eq!(long[6].mnemonic(), Mnemonic::Jmp);
+        let spin = disassembled(&page, 32, SPIN);
+        assert_eq!(spin[0].mnemonic(), Mnemonic::Pause);
+        assert_eq!(spin[1].near_branch32(), (RESET_GPA + SPIN as u64) as u32);
         let park = disassembled(&page, 64, PARK);
         assert_eq!(park[1].mnemonic(), Mnemonic::Hlt);
         assert_eq!(park[2].near_branch64(), PARKED);

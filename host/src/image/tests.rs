@@ -2,9 +2,8 @@ use std::collections::HashMap;
 
 use cloak_abi::kcall::{PTE_ADDR, PTE_P, PTE_PS, PTE_U};
 use cloak_abi::layout::{LIBOS_BASE, SIM_PORT};
-use cloak_abi::sim::SimCall;
-use cloak_abi::stop::Stop;
-use kvm_bindings::{kvm_regs, kvm_userspace_memory_region};
+use cloak_abi::sim::{SimCall, TdRegisters};
+use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::{Kvm, VcpuExit, VmFd};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
 use zerocopy::FromBytes;
@@ -145,6 +144,12 @@ fn mapped(image: &LaunchImage) -> Vec<(u64, u64)> {
                 if shared { 0 } else { private },
                 "every entry says that its page is private, but for what is shared with the hypervisor"
             );
+            let bit = image.platform.shared();
+            assert_eq!(
+                entry & bit,
+                if shared { bit } else { 0 },
+                "what is shared says so on TDX"
+            );
             let va = base | (index as u64) << shift;
             if shift == 12 || entry & PTE_PS != 0 {
                 found.push((va, entry));
@@ -181,7 +186,8 @@ fn the_measured_tables_map_the_kernel_and_two_windows() {
             .sum();
         assert_eq!(kernel, wanted);
         let platform = PLATFORM_GPA..PLATFORM_GPA + PLATFORM_LEN;
-        let mut where_to = mapped.iter().map(|(_, entry)| entry & PTE_ADDR & !C_BIT);
+        let bits = C_BIT | image.platform.shared();
+        let mut where_to = mapped.iter().map(|(_, entry)| entry & PTE_ADDR & !bits);
         let known = |gpa| gpa < LAUNCH_WINDOW || gpa == RESET_GPA || platform.contains(&gpa);
         assert!(where_to.all(known));
     }
@@ -214,8 +220,8 @@ fn launched(vm: &VmFd, image: &LaunchImage) -> GuestMemoryMmap {
 }
 
 /// The state that a TDX module gives a vCPU: flat 32-bit protected mode, paging off, at the reset vector; and the measured
-/// state of an SNP one. From both the kernel gets as far as the block, which is a TDX domain's and so not one that this kernel
-/// knows: it says so, as a guest on a machine without SNP does.
+/// state of an SNP one. From both the kernel gets as far as its first question to the TDX module, which is not there: it asks
+/// simulated hardware, as a kernel on a machine without TDX does.
 #[test]
 fn both_starts_lead_into_the_kernel_on_kvm() {
     let Ok(kvm) = Kvm::new() else {
@@ -234,40 +240,21 @@ fn both_starts_lead_into_the_kernel_on_kvm() {
         if long {
             crate::kvm::prepare_vcpu(&vcpu, &cpuid, image.first).expect("registers");
         } else {
-            vcpu.set_cpuid2(&cpuid).expect("CPUID");
-            let mut sregs = vcpu.get_sregs().expect("registers");
-            (sregs.cr0, sregs.cr4, sregs.efer) = (0x21, 0x40, 0);
-            for (segment, type_, selector) in [
-                (&mut sregs.cs, 11, 8),
-                (&mut sregs.ss, 3, 16),
-                (&mut sregs.ds, 3, 16),
-                (&mut sregs.es, 3, 16),
-            ] {
-                (segment.base, segment.limit, segment.selector) = (0, u32::MAX, selector);
-                (segment.type_, segment.s, segment.present) = (type_, 1, 1);
-                (segment.db, segment.g, segment.l, segment.dpl) = (1, 1, 0, 0);
-            }
-            vcpu.set_sregs(&sregs).expect("registers");
-            let regs = kvm_regs {
-                rip: reset::VECTOR,
-                rsi: 0,
-                rflags: 2,
-                ..Default::default()
-            };
-            vcpu.set_regs(&regs).expect("registers");
+            crate::kvm::prepare_domain_vcpu(&vcpu, &cpuid, 0).expect("registers");
         }
         let exit = vcpu.run().expect("a run");
         let VcpuExit::IoOut(port, data) = exit else {
             panic!("expected the kernel's stop, found {exit:?} (long {long})");
         };
-        let said = (port, data.to_vec(), vcpu.get_regs().expect("registers").rdi);
-        let call = (SimCall::VmgExit as u32).to_le_bytes().to_vec();
-        let terminate = 0x100 | 0xc << 12 | (Stop::BootBlock as u64) << 16;
-        assert_eq!(
-            said,
-            (SIM_PORT, call, terminate),
-            "the kernel stops because the block is not one that it knows"
-        );
+        let call = (SimCall::Tdcall as u32).to_le_bytes();
+        assert_eq!((port, data), (SIM_PORT, &call[..]));
+        let at = vcpu.get_regs().expect("registers").rdi;
+        let mut registers = [0; size_of::<TdRegisters>()];
+        memory
+            .read_slice(&mut registers, GuestAddress(at))
+            .expect("the kernel's memory");
+        let registers = TdRegisters::read_from_bytes(&registers).expect("as long");
+        assert_eq!(registers.rax, cloak_tdx::module::leaf::INFO);
         drop(memory);
     }
 }

@@ -4,6 +4,7 @@ use kvm_bindings::{CpuId, kvm_cpuid_entry2, kvm_regs, kvm_segment, kvm_sregs, kv
 use kvm_ioctls::VcpuFd;
 
 use crate::image::registers::{CODE, CR0, CR4, DATA, EFER, Registers};
+use crate::image::reset::VECTOR;
 use crate::vm::error::{Step, VmError};
 
 /// Sets CPUID, system and general registers of a fresh vCPU.
@@ -37,6 +38,38 @@ pub fn prepare_measured_vcpu(
     system_registers(&mut sregs, start.root);
     vcpu.set_sregs(&sregs)?;
     vcpu.set_regs(&general_registers(start))
+}
+
+/// Sets the state that a TDX module gives a vCPU (TDX module ABI, "Initial State of Guest General Purpose Registers"): flat 32-bit
+/// protected mode at the image's reset vector, with the number in RSI.
+///
+/// # Errors
+/// KVM's answer.
+pub fn prepare_domain_vcpu(vcpu: &VcpuFd, cpuid: &CpuId, index: u32) -> Result<(), kvm_ioctls::Error> {
+    vcpu.set_cpuid2(&with_apic_id(cpuid, index))?;
+    let mut sregs = vcpu.get_sregs()?;
+    // PE and NE; MCE, of which the module's VMXE is none that an ordinary VM has.
+    (sregs.cr0, sregs.cr4, sregs.efer) = (0x21, 0x40, 0);
+    let flat = |(selector, type_)| kvm_segment {
+        limit: u32::MAX,
+        selector,
+        type_,
+        s: 1,
+        present: 1,
+        db: 1,
+        g: 1,
+        ..Default::default()
+    };
+    sregs.cs = flat((8, 11));
+    let data = flat((16, 3));
+    (sregs.ds, sregs.es, sregs.fs, sregs.gs, sregs.ss) = (data, data, data, data, data);
+    vcpu.set_sregs(&sregs)?;
+    vcpu.set_regs(&kvm_regs {
+        rip: VECTOR,
+        rsi: index.into(),
+        rflags: 2,
+        ..Default::default()
+    })
 }
 
 /// Every general register, RDX too: after reset it holds the processor's signature.

@@ -113,6 +113,8 @@ pub struct Stated {
     pub exec: bool,
     /// What a measured launch is bound to: SHA-256 of the canonical form.
     pub host_data: [u8; 32],
+    /// What a domain is bound to: SHA-384 of it.
+    pub config_id: [u8; 48],
 }
 
 impl Stated {
@@ -130,6 +132,7 @@ impl Stated {
             exec: manifest.program.exec,
             identity: Identity::of(&shim, &digests),
             host_data: digests.sha256.0,
+            config_id: digests.sha384.0,
         })
     }
 }
@@ -200,6 +203,7 @@ fn kind(machine: &Machine) -> (PlatformKind, &'static str) {
     match machine {
         Machine::Plain => (PlatformKind::Plain, "plain KVM"),
         Machine::SimulatedSnp(_) => (PlatformKind::Snp, "SEV-SNP, simulated"),
+        Machine::SimulatedTdx(_) => (PlatformKind::Tdx, "TDX, simulated"),
     }
 }
 

@@ -1,5 +1,6 @@
 //! One context of a VM, as the monitor keeps it.
 
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::Sender;
@@ -28,6 +29,7 @@ pub(super) struct Context {
     index: usize,
     shared: Arc<SharedRegion>,
     handles: Arc<[Arc<Handle>]>,
+    doorbell: Arc<OwnedFd>,
     placed: Placed,
     anchors: Arc<Anchors>,
     pager: Option<Pager>,
@@ -58,6 +60,7 @@ impl Context {
             index,
             shared: border.shared,
             handles: wakes.map(|wake| Arc::new(Handle::new(wake))).collect(),
+            doorbell: Arc::new(border.doorbell),
             placed,
             anchors: Arc::new(anchors),
             pager,
@@ -126,12 +129,17 @@ impl Context {
             fd,
             handle: handle.clone(),
             all: self.handles.clone(),
+            doorbell: self.doorbell.clone(),
             shared: self.shared.clone(),
             anchors: self.anchors.clone(),
             execs: self.execs.clone(),
             events,
             clock: self.clock,
             ticker: ticker.clone(),
+            raises: hardware
+                .as_ref()
+                .is_some_and(|h| h.lock().is_ok_and(|h| h.raises())),
+            raised: false,
             hardware,
         };
         ticker.wake();

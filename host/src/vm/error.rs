@@ -126,6 +126,9 @@ pub enum VmError {
     /// The launch of a measured guest.
     #[error(transparent)]
     Snp(#[from] crate::kvm::snp::error::SnpError),
+    /// The launch of a domain.
+    #[error(transparent)]
+    Tdx(#[from] crate::kvm::tdx::error::TdxError),
     /// More configuration than there is room for.
     #[error("arguments and environment have {bytes} bytes; on this platform {most} are possible")]
     ConfigTooLarge {

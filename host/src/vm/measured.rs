@@ -12,9 +12,9 @@ use super::load::Placed;
 use crate::image::memory::PageBytes;
 use crate::image::program::Shim;
 use crate::image::{C_BIT, LaunchImage, Measuring};
-use crate::kvm::ram;
-use crate::kvm::snp::{Configured, Options, POLICY};
-use crate::platform::{GuestRam, Simulated};
+use crate::kvm::tdx::config::SEPT_VE_DISABLE;
+use crate::kvm::{ram, snp, tdx};
+use crate::platform::{GuestRam, Simulated, SimulatedSnp, SimulatedTdx};
 
 /// What is launched, and in what.
 #[derive(Debug)]
@@ -32,8 +32,8 @@ impl Measured {
     ///
     /// # Errors
     /// [`VmError::MemoryTooLarge`], [`VmError::Shim`], or the kernel's refusal.
-    pub fn new(context: &ContextOptions) -> Result<Self, VmError> {
-        let image = LaunchImage::new(&Shim::embedded()?, Measuring::Snp)?;
+    pub fn new(context: &ContextOptions, platform: Measuring) -> Result<Self, VmError> {
+        let image = LaunchImage::new(&Shim::embedded()?, platform)?;
         let last = image
             .pages
             .iter()
@@ -61,10 +61,10 @@ impl Measured {
     /// Launches the guest. Gives where its first vCPU starts, and what the monitor has to know of the context.
     ///
     /// # Errors
-    /// [`VmError::Snp`]: which step, and why.
+    /// [`VmError::Snp`], [`VmError::Tdx`]: which step, and why.
     pub fn launch(
         &self,
-        hardware: &mut dyn Simulated,
+        hardware: &mut Launching,
         context: &ContextOptions,
         cpuid: &CpuId,
         tsc_khz: u64,
@@ -90,17 +90,11 @@ impl Measured {
         };
         let mut page: Box<PageBytes> = Box::new([0; PAGE as usize]);
         page[..size_of::<Parameters>()].copy_from_slice(parameters.as_bytes());
-        let options = Options {
-            policy: POLICY,
-            vcpus: context.vcpus as u32,
-            host_data: context.host_data,
-            cpuid: cpuid_page(cpuid),
-            parameters: page,
-            id: None,
-        };
-        hardware.bind(GuestRam::new(self.memory.clone()));
-        let guest = Configured::new(&mut *hardware, self.image.clone(), options)?;
-        guest.start()?.back(&self.private)?.add()?.vcpus()?.finish()?;
+        hardware.simulated().bind(GuestRam::new(self.memory.clone()));
+        match hardware {
+            Launching::Snp(calls) => self.launch_snp(&mut **calls, context, cpuid, page)?,
+            Launching::Tdx(calls) => self.launch_tdx(&mut **calls, context, page)?,
+        }
         let (low, high) = ram::split(self.ram);
         let beyond = cloak_abi::layout::HOLE_END;
         let placed = Placed {
@@ -116,6 +110,69 @@ impl Measured {
             free_frames: self.first_frame,
         };
         Ok((self.image.first.rip, placed))
+    }
+
+    fn launch_snp(
+        &self,
+        calls: &mut dyn SimulatedSnp,
+        context: &ContextOptions,
+        cpuid: &CpuId,
+        parameters: Box<PageBytes>,
+    ) -> Result<(), VmError> {
+        let options = snp::Options {
+            policy: snp::POLICY,
+            vcpus: context.vcpus as u32,
+            host_data: context.host_data,
+            cpuid: cpuid_page(cpuid),
+            parameters,
+            id: None,
+        };
+        let guest = snp::Configured::new(calls, self.image.clone(), options)?;
+        guest.start()?.back(&self.private)?.add()?.vcpus()?.finish()?;
+        Ok(())
+    }
+
+    fn launch_tdx(
+        &self,
+        calls: &mut dyn SimulatedTdx,
+        context: &ContextOptions,
+        parameters: Box<PageBytes>,
+    ) -> Result<(), VmError> {
+        let options = tdx::Options {
+            attributes: SEPT_VE_DISABLE,
+            vcpus: context.vcpus as u32,
+            mr_config_id: context.config_id,
+            parameters,
+        };
+        let domain = tdx::Configured::new(calls, self.image.clone(), options)?;
+        domain.init()?.vcpus()?.back(&self.private)?.add()?.finalize()?;
+        Ok(())
+    }
+}
+
+/// Hardware that takes the calls of a launch.
+#[derive(Debug)]
+pub enum Launching {
+    /// SNP.
+    Snp(Box<dyn SimulatedSnp>),
+    /// TDX.
+    Tdx(Box<dyn SimulatedTdx>),
+}
+
+impl Launching {
+    fn simulated(&mut self) -> &mut dyn Simulated {
+        match self {
+            Self::Snp(hardware) => &mut **hardware,
+            Self::Tdx(hardware) => &mut **hardware,
+        }
+    }
+
+    /// The same, after the launch.
+    pub fn launched(self) -> Box<dyn Simulated> {
+        match self {
+            Self::Snp(hardware) => hardware,
+            Self::Tdx(hardware) => hardware,
+        }
     }
 }
 

@@ -43,7 +43,7 @@ use self::context::Context;
 use self::error::{Step, VmError};
 use self::exec::Execs;
 use self::load::{Layout, Placed, Segment, Share};
-use self::measured::Measured;
+use self::measured::{Launching, Measured};
 use self::phases::Phases;
 use self::resident::{Paging, Resident};
 use self::shared::SharedRegion;
@@ -51,6 +51,7 @@ use self::view::View;
 use crate::control::folder::Bound;
 use crate::control::server::{self, Member};
 use crate::control::wire::ContextInfo;
+use crate::image::Measuring;
 use crate::image::registers::Registers;
 use crate::jail;
 use crate::kvm;
@@ -89,6 +90,8 @@ pub struct ContextOptions {
     pub identity: [u8; 48],
     /// What a measured launch binds it to: SHA-256 of the manifest.
     pub host_data: [u8; 32],
+    /// The same of a domain: SHA-384.
+    pub config_id: [u8; 48],
     /// Key that guest memory is sealed under; none: one for this run.
     pub memory_key: Option<Box<Zeroizing<[u8; 32]>>>,
     /// Anchors of protected volumes, by the numbers that the configuration names.
@@ -158,6 +161,9 @@ pub struct Running {
     cpuid: CpuId,
     entry: u64,
     hardware: Option<Hardware>,
+    measuring: Option<Measuring>,
+    /// A vCPU that runs already when the guest asks for it.
+    early: Option<u32>,
     sender: Sender<(usize, Event)>,
     events: Receiver<(usize, Event)>,
 }
@@ -333,6 +339,7 @@ impl Prepared {
             entry,
             placed,
             hardware,
+            measuring,
         } = load_vm(&kvm, &vm, &borders, &mut phases, &mut options)?;
         let Options {
             contexts: all,
@@ -389,6 +396,8 @@ impl Prepared {
             cpuid,
             entry,
             hardware,
+            measuring,
+            early: None,
             sender,
             events,
         };
@@ -406,6 +415,7 @@ impl Prepared {
             let start = running.first_registers(index, 0)?;
             running.start_vcpu(index, 0, fd, start)?;
         }
+        running.start_early()?;
         phases.done("threads");
         for context in &mut running.contexts {
             context.begin(&phases);
@@ -425,6 +435,7 @@ impl Running {
                 return Err(VmError::Shimmed("every vCPU thread has ended".to_owned()));
             };
             match event {
+                Event::Start(own) if self.early == Some(own) => {}
                 Event::Start(own) => {
                     let start = self.first_registers(index, own as usize);
                     self.start_further(index, own, start);
@@ -485,13 +496,27 @@ impl Running {
 
     fn start_vcpu(&mut self, index: usize, own: usize, fd: VcpuFd, start: Registers) -> Result<(), VmError> {
         let context = &mut self.contexts[index];
-        if self.hardware.is_some() {
-            kvm::prepare_measured_vcpu(&fd, &self.cpuid, context.number_of(own)?, start)
-                .step("setting a measured vCPU's registers")?;
-        } else {
-            kvm::prepare_vcpu(&fd, &self.cpuid, start)?;
+        let number = context.number_of(own)?;
+        match self.measuring {
+            None => kvm::prepare_vcpu(&fd, &self.cpuid, start)?,
+            Some(Measuring::Snp) => kvm::prepare_measured_vcpu(&fd, &self.cpuid, number, start)
+                .step("setting a measured vCPU's registers")?,
+            Some(Measuring::Tdx) => kvm::prepare_domain_vcpu(&fd, &self.cpuid, number)
+                .step("setting the registers of a domain's vCPU")?,
         }
         context.start_vcpu(own, fd, self.sender.clone(), self.hardware.clone())
+    }
+
+    /// What a hypervisor does that starts a domain's vCPU before it is asked for.
+    fn start_early(&mut self) -> Result<(), VmError> {
+        let early = |hardware: &Hardware| hardware.lock().is_ok_and(|hardware| hardware.starts_early());
+        if self.hardware.as_ref().is_some_and(early) {
+            let fd = self.create_vcpu(0, 1)?;
+            let start = self.first_registers(0, 1)?;
+            self.start_vcpu(0, 1, fd, start)?;
+            self.early = Some(1);
+        }
+        Ok(())
     }
 
     /// Where to report the end of a context's OS service.
@@ -513,12 +538,13 @@ struct Loaded {
     entry: u64,
     placed: Vec<Placed>,
     hardware: Option<Hardware>,
+    measuring: Option<Measuring>,
 }
 
 /// How memory is to be filled.
 enum Plan<'a> {
     Plain(Layout<'a>),
-    Simulated(Box<dyn Simulated>, Measured),
+    Simulated(Launching, Measured),
 }
 
 fn load_vm(
@@ -529,22 +555,32 @@ fn load_vm(
     options: &mut Options,
 ) -> Result<Loaded, VmError> {
     let machine = std::mem::take(&mut options.machine);
+    let measuring = machine.measuring();
     let contexts = &options.contexts;
     let shares: Vec<Share<'_>> = contexts.iter().map(ContextOptions::share).collect();
     let plan = match machine {
         Machine::Plain => Plan::Plain(Layout::new(&shares, &options.segments, options.own_tables)?),
-        Machine::SimulatedSnp(hardware) => Plan::Simulated(hardware, Measured::new(&contexts[0])?),
+        Machine::SimulatedSnp(hardware) => Plan::Simulated(
+            Launching::Snp(hardware),
+            Measured::new(&contexts[0], Measuring::Snp)?,
+        ),
+        Machine::SimulatedTdx(hardware) => Plan::Simulated(
+            Launching::Tdx(hardware),
+            Measured::new(&contexts[0], Measuring::Tdx)?,
+        ),
     };
     let memory = match &plan {
         Plan::Plain(layout) => kvm::ram::reserve(layout.ram)?,
         Plan::Simulated(_, measured) => measured.memory.clone(),
     };
     add_memory(vm, &memory, borders)?;
-    for (index, border) in (0..).zip(borders) {
+    // In a domain a write to a port is an exception, and comes as a call of the guest's.
+    let raises = matches!(&plan, Plan::Simulated(Launching::Tdx(_), _));
+    for (index, border) in (0..).zip(borders).filter(|_| !raises) {
         add_doorbells(vm, index, border)?;
     }
     phases.done("guest memory and its slots");
-    let cpuid = kvm
+    let mut cpuid = kvm
         .get_supported_cpuid(kvm_bindings::KVM_MAX_CPUID_ENTRIES)
         .step("reading KVM's CPUID")?;
     let first = vm.create_vcpu(0).step("creating vCPU 0")?;
@@ -557,8 +593,10 @@ fn load_vm(
             (entry, placed, None)
         }
         Plan::Simulated(mut hardware, measured) => {
+            let (entry, placed) = measured.launch(&mut hardware, &contexts[0], &cpuid, tsc_khz)?;
+            let hardware = hardware.launched();
             eprintln!("cloak: {}", hardware.notice());
-            let (entry, placed) = measured.launch(&mut *hardware, &contexts[0], &cpuid, tsc_khz)?;
+            hardware.change_cpuid(&mut cpuid);
             (entry, vec![placed], Some(Arc::new(Mutex::new(hardware))))
         }
     };
@@ -571,6 +609,7 @@ fn load_vm(
         entry,
         placed,
         hardware,
+        measuring,
     })
 }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU8, AtomicU64, Ordering};
 use std::sync::mpsc::Sender;
 
-use cloak_abi::layout::{KICK_VECTOR, SIM_PORT, monitor_port};
+use cloak_abi::layout::{KICK_VECTOR, SIM_PORT, doorbell_port, monitor_port};
 use cloak_abi::sim::SimCall;
 use cloak_abi::stop::Stop;
 use cloak_abi::vcpu::MonitorCall;
@@ -17,7 +17,7 @@ use super::exec::Execs;
 use super::shared::SharedRegion;
 use super::ticker::Ticker;
 use super::{Event, Hardware, clock};
-use crate::platform::Reply;
+use crate::platform::{PortWrite, Reply};
 
 /// The signal that makes a vCPU thread leave the guest. Its handler does nothing.
 /// A real-time one: programs get all the others.
@@ -73,10 +73,15 @@ impl Handle {
 
     /// Ends its halt, if it is in one.
     pub fn wake(&self) {
-        let one = 1u64.to_ne_bytes();
-        // SAFETY: an own eventfd; eight bytes. A full counter (EAGAIN) means that it wakes anyway.
-        unsafe { libc::write(self.wake.as_raw_fd(), one.as_ptr().cast(), 8) };
+        ring(&self.wake);
     }
+}
+
+/// Wakes who waits for the eventfd.
+fn ring(event: &OwnedFd) {
+    let one = 1u64.to_ne_bytes();
+    // SAFETY: an own eventfd; eight bytes. A full counter (EAGAIN) means that it wakes anyway.
+    unsafe { libc::write(event.as_raw_fd(), one.as_ptr().cast(), 8) };
 }
 
 /// The thread's whole life.
@@ -89,6 +94,8 @@ pub struct Runner {
     pub handle: Arc<Handle>,
     /// The vCPUs of its context.
     pub all: Arc<[Arc<Handle>]>,
+    /// Wakes the OS service.
+    pub doorbell: Arc<OwnedFd>,
     pub shared: Arc<SharedRegion>,
     pub anchors: Arc<Anchors>,
     pub execs: Option<Arc<Execs>>,
@@ -97,6 +104,10 @@ pub struct Runner {
     pub ticker: Ticker,
     /// Simulated hardware, if the machine has any.
     pub hardware: Option<Hardware>,
+    /// It raises an exception where an instruction would leave.
+    pub raises: bool,
+    /// One is to be raised at the next entry: an interrupt has to wait, or KVM would deliver it in the handler.
+    pub raised: bool,
 }
 
 impl Runner {
@@ -127,11 +138,24 @@ impl Runner {
             return Ok(Some(Event::Left));
         }
         self.prepare_kick()?;
+        let raises = self.raises;
         // The kernel uses the first context's, the libos its own: the kernel opened no others to it. The vCPU says
         // whose call it is.
         let ports = [monitor_port(0), monitor_port(self.context as u32)];
         let exit = self.fd.run();
         match exit {
+            Ok(VcpuExit::IoOut(port, data)) if raises && port != SIM_PORT => {
+                let mut bytes = [0; 4];
+                let size = data.len().min(bytes.len());
+                bytes[..size].copy_from_slice(&data[..size]);
+                let write = PortWrite {
+                    port,
+                    size: size as u8,
+                    value: u32::from_le_bytes(bytes),
+                };
+                self.handle.exits.fetch_add(1, Ordering::Relaxed);
+                self.raise(write)
+            }
             Ok(VcpuExit::IoOut(port, data)) if ports.contains(&port) => {
                 let value = <[u8; 4]>::try_from(data).map_or(u32::MAX, u32::from_le_bytes);
                 self.handle.exits.fetch_add(1, Ordering::Relaxed);
@@ -159,17 +183,29 @@ impl Runner {
     /// Injects a pending kick when the guest can take it, or asks KVM to tell when it can.
     fn prepare_kick(&mut self) -> Result<(), VmError> {
         self.fd.set_kvm_immediate_exit(0);
-        if !self.handle.kick.load(Ordering::SeqCst) {
+        let raised = std::mem::take(&mut self.raised);
+        let stray = if self.raises { self.stray() } else { None };
+        let kick = self.handle.kick.load(Ordering::SeqCst);
+        if !kick && stray.is_none() {
             return Ok(());
         }
         let run = self.fd.get_kvm_run();
-        if run.ready_for_interrupt_injection != 0 && run.if_flag != 0 {
+        if !raised && run.ready_for_interrupt_injection != 0 && run.if_flag != 0 {
             run.request_interrupt_window = 0;
+            if let Some(vector) = stray {
+                return inject(&self.fd, vector);
+            }
             self.handle.kick.store(false, Ordering::SeqCst);
-            return inject(&self.fd);
+            return inject(&self.fd, KICK_VECTOR);
         }
-        run.request_interrupt_window = 1;
+        if kick {
+            run.request_interrupt_window = 1;
+        }
         Ok(())
+    }
+
+    fn stray(&self) -> Option<u8> {
+        self.hardware.as_ref()?.lock().ok()?.stray_interrupt()
     }
 
     fn monitor_call(&mut self, value: u32) -> Result<Option<Event>, VmError> {
@@ -201,6 +237,58 @@ impl Runner {
         }
     }
 
+    /// Lets the guest have an exception in the place of the instruction.
+    fn raise(&mut self, write: PortWrite) -> Result<Option<Event>, VmError> {
+        // KVM ends the instruction at the next entry, or has done so: after this one it has, whichever way it took.
+        self.fd.set_kvm_immediate_exit(1);
+        match self.fd.run() {
+            Err(e) if e.errno() == libc::EINTR => {}
+            other => {
+                let what = format!("an entry that should have ended at once: {other:?}");
+                return Err(self.stuck(what));
+            }
+        }
+        self.fd.set_kvm_immediate_exit(0);
+        let Some(Ok(vector)) = self
+            .hardware
+            .as_ref()
+            .map(|hardware| hardware.lock().map(|mut h| h.exception(self.index as u32, write)))
+        else {
+            return Err(self.stuck("the simulated hardware has failed".to_owned()));
+        };
+        let mut registers = self.fd.get_regs().step("reading a vCPU's registers")?;
+        registers.rip = registers.rip.wrapping_sub(write.instruction_len());
+        self.fd.set_regs(&registers).step("setting a vCPU's registers")?;
+        let mut events = self.fd.get_vcpu_events().step("reading a vCPU's events")?;
+        events.exception.injected = 1;
+        events.exception.nr = vector;
+        events.exception.has_error_code = 0;
+        self.fd
+            .set_vcpu_events(&events)
+            .step("giving a vCPU an exception")?;
+        self.raised = true;
+        Ok(None)
+    }
+
+    /// A write that a guest has asked for by a call.
+    fn asked_write(&mut self, write: PortWrite) -> Result<Option<Event>, VmError> {
+        let context = self.context as u32;
+        if write.port == monitor_port(context) || write.port == monitor_port(0) {
+            return self.monitor_call(write.value);
+        }
+        if write.port == doorbell_port(context) {
+            match (write.value as usize).checked_sub(1) {
+                None => ring(&self.doorbell),
+                Some(other) => {
+                    if let Some(other) = self.all.get(other) {
+                        other.wake();
+                    }
+                }
+            }
+        }
+        Ok(None)
+    }
+
     /// What the guest asks of simulated hardware.
     fn hardware_call(&mut self, value: u32) -> Result<Option<Event>, VmError> {
         let (Some(hardware), Some(call)) = (&self.hardware, SimCall::decode(value)) else {
@@ -218,6 +306,11 @@ impl Runner {
                 // The receiver is gone only when the monitor is already ending.
                 let _ = self.events.send((self.context, Event::StartAt(number, start)));
                 value
+            }
+            Reply::Out(value, write) => {
+                registers.rax = value;
+                self.fd.set_regs(&registers).step("setting a vCPU's registers")?;
+                return self.asked_write(write);
             }
             Reply::Terminated(stop) => {
                 let text = stop.map_or("for a reason that is not known", Stop::text);
@@ -262,10 +355,10 @@ impl Runner {
 }
 
 /// `KVM_INTERRUPT`, which kvm-ioctls does not wrap.
-fn inject(fd: &VcpuFd) -> Result<(), VmError> {
+fn inject(fd: &VcpuFd, vector: u8) -> Result<(), VmError> {
     const KVM_INTERRUPT: u32 = 0x4004_ae86;
     let interrupt = kvm_bindings::kvm_interrupt {
-        irq: u32::from(KICK_VECTOR),
+        irq: u32::from(vector),
     };
     // SAFETY: the vCPU's own descriptor and the structure that the request takes.
     let result = unsafe { libc::ioctl(fd.as_raw_fd(), KVM_INTERRUPT as _, &raw const interrupt) };

@@ -4,7 +4,6 @@
 //! (`arch/x86/kvm/vmx/tdx.c`). Every page of the domain has a host page of its own for private content and another for what
 //! it shares, so that mixing them up shows.
 
-use std::collections::BTreeSet;
 use std::io;
 
 use cloak_host::kvm::snp::calls;
@@ -17,6 +16,7 @@ use kvm_bindings::{
 };
 
 use super::module::{Module, ModuleError, Params, SUPPORTED_ATTRIBUTES, SUPPORTED_XFAM};
+use super::sept::{Memory, SecureEpt};
 use crate::memory::{Gfn, Hfn, PAGE, PageBytes};
 
 /// Distance from a guest page's number to its private host page's.
@@ -32,16 +32,39 @@ const ADDRESSES: u32 = 0x8000_0008;
 
 /// The machine.
 #[derive(Debug)]
-pub struct Machine {
+pub struct Machine<M = Memory> {
     /// Its TDX module, with the domain.
-    pub module: Module,
+    pub module: Module<M>,
     split_irqchip: bool,
     exits: bool,
     slots: Vec<[u64; 2]>,
-    private: BTreeSet<Gfn>,
+    private: Private,
     /// By index: whether the vCPU is initialised.
     vcpus: Vec<bool>,
     x2apic: Vec<bool>,
+}
+
+/// Which guest pages are private, a bit each.
+#[derive(Debug, Default)]
+struct Private(Vec<u64>);
+
+impl Private {
+    fn set(&mut self, gfn: Gfn, private: bool) {
+        let (word, bit) = ((gfn.0 / 64) as usize, 1 << (gfn.0 % 64));
+        if self.0.len() <= word {
+            self.0.resize(word + 1, 0);
+        }
+        if private {
+            self.0[word] |= bit;
+        } else {
+            self.0[word] &= !bit;
+        }
+    }
+
+    fn contains(&self, gfn: Gfn) -> bool {
+        let word = self.0.get((gfn.0 / 64) as usize);
+        word.is_some_and(|word| word >> (gfn.0 % 64) & 1 == 1)
+    }
 }
 
 fn errno(number: i32) -> Refusal {
@@ -66,13 +89,24 @@ impl Machine {
     /// reports.
     #[must_use]
     pub fn new(memory_key: &[u8; 64], report_key: [u8; 32]) -> Self {
-        eprintln!("cloak: simulated TDX: this protects nothing from whoever runs it");
+        eprintln!("cloak: {NOTICE}");
+        Self::of(Module::new(memory_key, report_key))
+    }
+}
+
+/// What such a machine says of itself.
+pub const NOTICE: &str = "simulated TDX: this protects nothing from whoever runs it";
+
+impl<M: SecureEpt> Machine<M> {
+    /// A machine with this module.
+    #[must_use]
+    pub fn of(module: Module<M>) -> Self {
         Self {
-            module: Module::new(memory_key, report_key),
+            module,
             split_irqchip: false,
             exits: false,
             slots: Vec::new(),
-            private: BTreeSet::new(),
+            private: Private::default(),
             vcpus: Vec::new(),
             x2apic: Vec::new(),
         }
@@ -83,7 +117,7 @@ impl Machine {
     /// # Errors
     /// EFAULT, as `KVM_EXIT_MEMORY_FAULT`: the address is not private memory; the module's.
     pub fn resolve(&mut self, gfn: Gfn) -> Result<(), Refusal> {
-        if !self.private.contains(&gfn) {
+        if !self.private.contains(gfn) {
             return Err(errno(libc::EFAULT));
         }
         let page = Hfn(gfn.0 + PRIVATE_PAGES);
@@ -96,6 +130,17 @@ impl Machine {
         Hfn(gfn.0 + SHARED_PAGES)
     }
 
+    /// Guest memory that there are slots for, half-open.
+    #[must_use]
+    pub fn slots(&self) -> &[[u64; 2]] {
+        &self.slots
+    }
+
+    /// A slot without private memory: of what is always shared.
+    pub fn add_shared_slot(&mut self, slot: [u64; 2]) {
+        self.slots.push(slot);
+    }
+
     /// Pages of a range that lies in one slot.
     fn pages(&self, gpa: u64, len: u64) -> io::Result<std::ops::Range<u64>> {
         let wrong = || io::Error::from_raw_os_error(libc::EINVAL);
@@ -106,20 +151,9 @@ impl Machine {
         }
         Ok(gpa / PAGE as u64..end / PAGE as u64)
     }
-
-    /// Takes a private page from the domain, as KVM does it.
-    fn zap(&mut self, gfn: Gfn) -> Result<(), ModuleError> {
-        let memory = &mut self.module.memory;
-        if memory.page_of(gfn).is_none() {
-            return Ok(());
-        }
-        memory.block(gfn)?;
-        memory.track();
-        memory.remove(gfn)
-    }
 }
 
-impl RunCalls for Machine {
+impl<M: SecureEpt> RunCalls for Machine<M> {
     fn set_attributes(&mut self, attributes: kvm_memory_attributes) -> Result<(), calls::Refusal> {
         if attributes.flags != 0 || attributes.attributes & !u64::from(KVM_MEMORY_ATTRIBUTE_PRIVATE) != 0 {
             return Err(io::Error::from_raw_os_error(libc::EINVAL).into());
@@ -128,11 +162,13 @@ impl RunCalls for Machine {
         for page in self.pages(attributes.address, attributes.size)? {
             let gfn = Gfn(page);
             if private {
-                self.private.insert(gfn);
+                self.private.set(gfn, true);
                 self.module.memory.unshare(gfn);
             } else {
-                self.private.remove(&gfn);
-                self.zap(gfn)
+                self.private.set(gfn, false);
+                self.module
+                    .memory
+                    .zap(gfn)
                     .map_err(|_| io::Error::from_raw_os_error(libc::EIO))?;
                 let host = self.shared_page(gfn);
                 self.module.memory.share(gfn, host);
@@ -147,6 +183,8 @@ impl RunCalls for Machine {
             match backing {
                 // A hole in guest_memfd takes the page from the domain, whatever its attribute.
                 Backing::Private => self
+                    .module
+                    .memory
                     .zap(gfn)
                     .map_err(|_| io::Error::from_raw_os_error(libc::EIO))?,
                 Backing::Shared => {
@@ -182,7 +220,7 @@ fn configurable() -> Vec<CpuidEntry> {
     leaves
 }
 
-impl LaunchCalls for Machine {
+impl<M: SecureEpt> LaunchCalls for Machine<M> {
     fn enable(&mut self, capability: u32, argument: u64) -> Result<(), Refusal> {
         match (capability, argument) {
             (KVM_CAP_SPLIT_IRQCHIP, 1..=256) if self.vcpus.is_empty() => self.split_irqchip = true,
@@ -329,9 +367,9 @@ impl LaunchCalls for Machine {
     }
 }
 
-impl Machine {
+impl<M: SecureEpt> Machine<M> {
     fn add_page(&mut self, gfn: Gfn, content: &PageBytes, measure: bool) -> Result<(), Refusal> {
-        if !self.private.contains(&gfn) {
+        if !self.private.contains(gfn) {
             return Err(errno(libc::EFAULT));
         }
         let page = Hfn(gfn.0 + PRIVATE_PAGES);

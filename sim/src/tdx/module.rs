@@ -9,7 +9,7 @@ use sha2::{Digest, Sha384};
 use zerocopy::{FromZeros, IntoBytes};
 
 use super::report::{TdInfo, TdReport};
-use super::sept::Memory;
+use super::sept::{Memory, SecureEpt};
 use crate::memory::{Gfn, Hfn, PAGE, PageBytes};
 
 /// A status other than success, by its number.
@@ -81,9 +81,9 @@ enum State {
 
 /// The module with one domain.
 #[derive(Debug)]
-pub struct Module {
+pub struct Module<M = Memory> {
     /// The machine's RAM.
-    pub memory: Memory,
+    pub memory: M,
     state: State,
     vcpus: u32,
     key: [u8; 32],
@@ -93,8 +93,16 @@ impl Module {
     /// A module whose domain's memory has one key, and whose reports another: the processor's.
     #[must_use]
     pub fn new(memory_key: &[u8; 64], report_key: [u8; 32]) -> Self {
+        Self::of(Memory::new(memory_key), report_key)
+    }
+}
+
+impl<M: SecureEpt> Module<M> {
+    /// A module over RAM of any kind.
+    #[must_use]
+    pub fn of(memory: M, report_key: [u8; 32]) -> Self {
         Self {
-            memory: Memory::new(memory_key),
+            memory,
             state: State::Made,
             vcpus: 0,
             key: report_key,

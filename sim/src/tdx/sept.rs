@@ -44,6 +44,53 @@ pub enum Acceptance {
     Already,
 }
 
+/// Private memory of a domain, as the module and KVM work on it.
+pub trait SecureEpt {
+    /// TDH.MEM.PAGE.ADD: a page with content, accepted.
+    ///
+    /// # Errors
+    /// [`ModuleError::EntryState`], [`ModuleError::PageMetadata`].
+    fn add(&mut self, gfn: Gfn, page: Hfn, bytes: &PageBytes) -> Result<(), ModuleError>;
+    /// TDH.MEM.PAGE.AUG: a page that the guest has to accept.
+    ///
+    /// # Errors
+    /// As above.
+    fn aug(&mut self, gfn: Gfn, page: Hfn) -> Result<(), ModuleError>;
+    /// The page goes back to the host: blocked, tracked, removed.
+    ///
+    /// # Errors
+    /// [`ModuleError`].
+    fn zap(&mut self, gfn: Gfn) -> Result<(), ModuleError>;
+    /// Which host page is behind an address.
+    fn page_of(&self, gfn: Gfn) -> Option<Hfn>;
+    /// Host: lets `gfn` with the shared bit lead to `page`.
+    fn share(&mut self, gfn: Gfn, page: Hfn);
+    /// Host: lets it lead nowhere.
+    fn unshare(&mut self, gfn: Gfn);
+    /// Host: writes a page.
+    fn host_write(&mut self, page: Hfn, bytes: &PageBytes);
+    /// Guest: accepts a small page.
+    ///
+    /// # Errors
+    /// [`Fault`].
+    fn accept(&mut self, gfn: Gfn) -> Result<Acceptance, Fault>;
+    /// Guest: accepts a large page. `None`: the host backs it by small ones.
+    ///
+    /// # Errors
+    /// [`Fault`].
+    fn accept_large(&mut self, gfn: Gfn) -> Result<Option<Acceptance>, Fault>;
+    /// The module, for the guest: reads a private page.
+    ///
+    /// # Errors
+    /// [`Fault`].
+    fn read(&self, gfn: Gfn) -> Result<PageBytes, Fault>;
+    /// The module, for the guest: writes a private page.
+    ///
+    /// # Errors
+    /// [`Fault`].
+    fn write(&mut self, gfn: Gfn, bytes: &PageBytes) -> Result<(), Fault>;
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Entry {
     page: Hfn,
@@ -324,5 +371,57 @@ impl Memory {
         let mut bytes = self.bus(page);
         self.cipher.open(page, &mut bytes);
         bytes
+    }
+}
+
+impl SecureEpt for Memory {
+    fn add(&mut self, gfn: Gfn, page: Hfn, bytes: &PageBytes) -> Result<(), ModuleError> {
+        Memory::add(self, gfn, page, bytes)
+    }
+
+    fn aug(&mut self, gfn: Gfn, page: Hfn) -> Result<(), ModuleError> {
+        Memory::aug(self, gfn, page)
+    }
+
+    fn zap(&mut self, gfn: Gfn) -> Result<(), ModuleError> {
+        if Memory::page_of(self, gfn).is_none() {
+            return Ok(());
+        }
+        self.block(gfn)?;
+        self.track();
+        self.remove(gfn)
+    }
+
+    fn page_of(&self, gfn: Gfn) -> Option<Hfn> {
+        Memory::page_of(self, gfn)
+    }
+
+    fn share(&mut self, gfn: Gfn, page: Hfn) {
+        Memory::share(self, gfn, page);
+    }
+
+    fn unshare(&mut self, gfn: Gfn) {
+        Memory::unshare(self, gfn);
+    }
+
+    fn host_write(&mut self, page: Hfn, bytes: &PageBytes) {
+        Memory::host_write(self, page, bytes);
+    }
+
+    fn accept(&mut self, gfn: Gfn) -> Result<Acceptance, Fault> {
+        Memory::accept(self, gfn)
+    }
+
+    /// KVM gives pages of 4 KiB, as of Linux 7.3.
+    fn accept_large(&mut self, _: Gfn) -> Result<Option<Acceptance>, Fault> {
+        Ok(None)
+    }
+
+    fn read(&self, gfn: Gfn) -> Result<PageBytes, Fault> {
+        Memory::read(self, gfn)
+    }
+
+    fn write(&mut self, gfn: Gfn, bytes: &PageBytes) -> Result<(), Fault> {
+        Memory::write(self, gfn, bytes)
     }
 }

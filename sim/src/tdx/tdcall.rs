@@ -7,7 +7,7 @@
 use zerocopy::IntoBytes;
 
 use super::module::{Module, ModuleError};
-use super::sept::{Acceptance, Fault};
+use super::sept::{Acceptance, Fault, SecureEpt};
 use crate::memory::{Gfn, PAGE};
 
 /// Registers of a call.
@@ -39,6 +39,8 @@ pub const PAGE_ALREADY_ACCEPTED: u64 = 0x0000_0b0a_0000_0000;
 /// A page of 2 MiB was asked for, and there are small ones.
 pub const PAGE_SIZE_MISMATCH: u64 = 0xc000_0b0b_0000_0000;
 
+/// Bytes of a large page.
+const LARGE: u64 = 2 << 20;
 /// Width of guest-physical addresses.
 const GPAW: u64 = 48;
 /// The bit of an address that makes it shared.
@@ -48,7 +50,7 @@ const SHARED: u64 = 1 << (GPAW - 1);
 ///
 /// # Errors
 /// [`Fault`]: an exit to the host, after which the call is made again, or the domain's end. Nothing has changed.
-pub fn call(module: &mut Module, vcpu: u32, registers: &mut Registers) -> Result<(), Fault> {
+pub fn call<M: SecureEpt>(module: &mut Module<M>, vcpu: u32, registers: &mut Registers) -> Result<(), Fault> {
     let status = match registers.rax {
         VP_INFO => vp_info(module, vcpu, registers),
         RTMR_EXTEND => rtmr_extend(module, registers)?,
@@ -60,7 +62,7 @@ pub fn call(module: &mut Module, vcpu: u32, registers: &mut Registers) -> Result
     Ok(())
 }
 
-fn vp_info(module: &Module, vcpu: u32, registers: &mut Registers) -> u64 {
+fn vp_info<M: SecureEpt>(module: &Module<M>, vcpu: u32, registers: &mut Registers) -> u64 {
     let Some(info) = module.info() else {
         return ModuleError::OpState as u64;
     };
@@ -79,7 +81,10 @@ fn place(gpa: u64, len: usize) -> Result<(Gfn, usize), ModuleError> {
     Ok((Gfn(gpa / PAGE as u64), (gpa % PAGE as u64) as usize))
 }
 
-fn operand<const N: usize>(module: &Module, gpa: u64) -> Result<Result<[u8; N], ModuleError>, Fault> {
+fn operand<const N: usize>(
+    module: &Module<impl SecureEpt>,
+    gpa: u64,
+) -> Result<Result<[u8; N], ModuleError>, Fault> {
     let (gfn, at) = match place(gpa, N) {
         Ok(place) => place,
         Err(error) => return Ok(Err(error)),
@@ -90,7 +95,7 @@ fn operand<const N: usize>(module: &Module, gpa: u64) -> Result<Result<[u8; N], 
     Ok(Ok(bytes))
 }
 
-fn rtmr_extend(module: &mut Module, registers: &Registers) -> Result<u64, Fault> {
+fn rtmr_extend<M: SecureEpt>(module: &mut Module<M>, registers: &Registers) -> Result<u64, Fault> {
     // 48 bytes, at a multiple of 64.
     let Ok(data) = operand::<48>(module, registers.rcx)? else {
         return Ok(ModuleError::OperandInvalid as u64);
@@ -99,7 +104,7 @@ fn rtmr_extend(module: &mut Module, registers: &Registers) -> Result<u64, Fault>
     Ok(status(module.rtmr_extend(index, &data)))
 }
 
-fn report(module: &mut Module, registers: &Registers) -> Result<u64, Fault> {
+fn report<M: SecureEpt>(module: &mut Module<M>, registers: &Registers) -> Result<u64, Fault> {
     let invalid = Ok(ModuleError::OperandInvalid as u64);
     let Ok(data) = operand::<64>(module, registers.rdx)? else {
         return invalid;
@@ -120,18 +125,23 @@ fn report(module: &mut Module, registers: &Registers) -> Result<u64, Fault> {
     Ok(0)
 }
 
-fn accept(module: &mut Module, registers: &Registers) -> Result<u64, Fault> {
+fn accept<M: SecureEpt>(module: &mut Module<M>, registers: &Registers) -> Result<u64, Fault> {
     let (gpa, level) = (registers.rcx & !0xfff, registers.rcx & 0xfff);
     if gpa >= SHARED || level > 1 {
         return Ok(ModuleError::OperandInvalid as u64);
     }
-    if level == 1 {
-        // KVM gives pages of 4 KiB, as of Linux 7.3.
-        return Ok(PAGE_SIZE_MISMATCH);
-    }
-    Ok(match module.memory.accept(Gfn(gpa / PAGE as u64))? {
-        Acceptance::Accepted => 0,
-        Acceptance::Already => PAGE_ALREADY_ACCEPTED,
+    let gfn = Gfn(gpa / PAGE as u64);
+    let done = if level == 0 {
+        Some(module.memory.accept(gfn)?)
+    } else if gpa.is_multiple_of(LARGE) {
+        module.memory.accept_large(gfn)?
+    } else {
+        return Ok(ModuleError::OperandInvalid as u64);
+    };
+    Ok(match done {
+        Some(Acceptance::Accepted) => 0,
+        Some(Acceptance::Already) => PAGE_ALREADY_ACCEPTED,
+        None => PAGE_SIZE_MISMATCH,
     })
 }
 

@@ -7,12 +7,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use cloak_abi::boot::{LAUNCH_MAGIC, LaunchBlock, MAX_PARTS, PartBlock, platform};
 use cloak_abi::layout::{GHCBS_GPA, LIBOS_BASE, MESSAGES_GPA, PLATFORM_GPA};
 use cloak_fuzz_seeds::plant;
+use cloak_measured::accepted::Accepted;
+use cloak_measured::start::{Division, Given};
 use cloak_snp::cpuid::Table;
 use cloak_snp::ghcb::{self, Ghcb, fields};
 use cloak_snp::message::Channel;
-use cloak_snp::pages::{self, Accepted};
+use cloak_snp::pages;
 use cloak_snp::report::{self, ByGhcb};
-use cloak_snp::start::{Division, Given};
 use cloak_snp::{Machine, Size, Stop, Validation, secrets};
 
 /// Pages that the host fills.
@@ -114,6 +115,7 @@ fn image() -> LaunchBlock {
         version: cloak_abi::VERSION.into(),
         platform: platform::SNP,
         private: 1 << 51,
+        shared: 0,
         parameters: PARAMETERS,
         secrets: SECRETS,
         cpuid: CPUID,
@@ -127,7 +129,7 @@ fn start(machine: &mut Hypervisor<'_>) -> Result<(), Stop> {
     let image = image();
     ghcb::agree(machine, image.private)?;
     let ghcb = Ghcb::register(machine, GHCBS_GPA)?;
-    let given = Given::take(machine, PARAMETERS)?;
+    let given = Given::take(|gpa| machine.read(gpa), PARAMETERS)?;
     let table = Table::take(machine, CPUID)?;
     table.agree(image.private)?;
     let state = table.vector_state()?;

@@ -149,6 +149,8 @@ pub fn load_tables(index: usize) {
     cpu.tss.rsp[0] = top;
     // A double fault or machine check runs on the same stack: both end the VM.
     cpu.tss.ist[0] = top - 2048;
+    // All that an NMI needs: its frame, at the far end.
+    cpu.tss.ist[1] = &raw const cpu.stack as u64 + 256;
     cpu.tss.bitmap_offset = core::mem::offset_of!(Tss, bitmap) as u16;
     for byte in &mut cpu.tss.bitmap {
         *byte = 0xff;
@@ -189,7 +191,7 @@ pub fn load_tables(index: usize) {
 
 /// Sets a model-specific register.
 pub fn wrmsr(register: u32, value: u64) {
-    // SAFETY: called with the syscall registers and the GHCB's only.
+    // SAFETY: called with the syscall registers, the GHCB's and the end of an interrupt only.
     unsafe {
         asm!("wrmsr", in("ecx") register, in("eax") value as u32, in("edx") (value >> 32) as u32,
             options(nostack));
@@ -221,7 +223,7 @@ pub fn monitor(call: MonitorCall, argument: u32) {
 
 /// Ends the VM: something that must not be. `reason` is told to the user.
 pub fn panic_stop(reason: u32) -> ! {
-    super::platform::snp::panic();
+    super::platform::panic();
     loop {
         monitor(MonitorCall::Panic, reason);
     }

@@ -14,7 +14,8 @@ use cloak_abi::vcpu::VcpuBlock;
 
 use super::cpu::{Cpu, KERNEL_CS, USER_CS, USER_SS};
 
-const VECTORS: usize = 48;
+/// All that there are: an interrupt beyond the table would be a fault of whom it interrupts.
+const VECTORS: usize = 256;
 /// Bytes of the interrupt descriptor table.
 pub const IDT_BYTES: usize = VECTORS * 16;
 /// The linker script puts the stubs first: 16 bytes for each vector.
@@ -27,7 +28,12 @@ const fn gate(vector: u64) -> [u64; 2] {
     let handler = STUBS + 16 * vector;
     // INT3 (3) and INTO (4) may be raised by software at CPL 3; a double fault (8) has a stack of its own.
     let dpl = if vector == 3 || vector == 4 { 3 } else { 0 };
-    let ist = if vector == 8 { 1 } else { 0 };
+    // So has an NMI, which comes at any place, the stub of SYSCALL included, if a hypervisor likes.
+    let ist = match vector {
+        8 => 1,
+        2 => 2,
+        _ => 0,
+    };
     let flags: u64 = 0x8e | dpl << 5;
     [
         handler & 0xffff
@@ -103,8 +109,14 @@ global_asm!(
     "jmp breakpoint",
     ".elseif v == {kick}",
     "jmp kick",
+    ".elseif v == 2",
+    "iretq", // nobody here sends one: it is dropped
     ".elseif v == 8",
     "jmp double_fault",
+    ".elseif v == 20",
+    "jmp virtualization_exception", // `platform::tdx::exception`
+    ".elseif v >= 32",
+    "jmp stray",
     ".elseif v == 10 || v == 11 || v == 12 || v == 13 || v == 14 || v == 17 || v == 21 || v == 29 || v == 30",
     "push v",
     "jmp trap",
@@ -120,6 +132,7 @@ global_asm!(
     // --- exceptions ---------------------------------------------------------------------------------
     // The interrupted registers that the upcall takes go to the vCPU's block, by a pop each; RAX and RCX with them. The
     // way back is a frame that is ready: the libos finds out whose instruction it was, and takes its stack itself.
+    ".globl trap",
     "trap:",
     "test byte ptr [rsp + 24], 3",
     "jz kernel_trap",
@@ -199,6 +212,31 @@ global_asm!(
     "pop rcx",
     "pop rax",
     "add rsp, 16",
+    "iretq",
+
+    // --- interrupts that nobody asked for -----------------------------------------------------------
+    // Only at CPL 3, as kicks: the kernel runs with interrupts off.
+    "stray:",
+    "push rax",
+    "push rcx",
+    "push rdx",
+    "push rsi",
+    "push rdi",
+    "push r8",
+    "push r9",
+    "push r10",
+    "push r11",
+    "mov edi, [rsp + 72 + 40 + {c_index}]",
+    "call {on_stray}",
+    "pop r11",
+    "pop r10",
+    "pop r9",
+    "pop r8",
+    "pop rdi",
+    "pop rsi",
+    "pop rdx",
+    "pop rcx",
+    "pop rax",
     "iretq",
 
     // --- kernel calls -------------------------------------------------------------------------------
@@ -324,6 +362,7 @@ global_asm!(
     stack_top = const super::cpu::STACK_TOP,
     kernel_fault = sym kernel_fault,
     on_kick = sym super::kcall::on_kick,
+    on_stray = sym super::kcall::on_stray,
     kcall = sym super::kcall::dispatch,
     start = sym super::start,
 );

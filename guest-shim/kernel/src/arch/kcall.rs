@@ -121,6 +121,13 @@ impl Context {
 pub extern "C" fn on_kick(index: u32) {
     let cpu = cpu(index as usize);
     context(cpu).acknowledge(cpu);
+    platform::current().end_of_interrupt();
+}
+
+/// An interrupt that nothing here asked for: a hypervisor may inject what it likes. It is dropped, and counted.
+pub extern "C" fn on_stray(index: u32) {
+    block(cpu(index as usize)).strays.fetch_add(1, Ordering::Relaxed);
+    platform::current().end_of_interrupt();
 }
 
 /// The block that this vCPU shares with its libos.
@@ -149,6 +156,7 @@ pub extern "C" fn dispatch(number: u64, first: u64, second: u64, index: u32) -> 
             .map(|()| 0),
         n if n == Kcall::Accept as u64 => platform::current().accept(context, cpu, first).map(|()| 0),
         n if n == Kcall::Report as u64 => platform::current().report(context, cpu, first == 1),
+        n if n == Kcall::Extend as u64 => platform::current().extend(context, cpu, first).map(|()| 0),
         n if n == Kcall::Exit as u64 => loop {
             monitor(MonitorCall::Exit, 0);
         },

@@ -15,7 +15,9 @@ use core::cell::UnsafeCell;
 use core::ptr;
 use core::sync::atomic::{AtomicU32, Ordering};
 
-use cloak_abi::boot::{BOOT_MAGIC, BootBlock, ContextBlock, LAUNCH_MAGIC, LIBOS_MAGIC, LibosHeader};
+use cloak_abi::boot::{
+    BOOT_MAGIC, BootBlock, ContextBlock, LAUNCH_MAGIC, LIBOS_MAGIC, LaunchBlock, LibosHeader,
+};
 use cloak_abi::layout::{BOOT_GPA, KERNEL_PHYS_VA, LIBOS_BASE, LIBOS_IMAGE_MAX, MAX_CONTEXTS, PAGE};
 
 use cloak_pagetables::frames::{Memory, Owned, Pool};
@@ -235,7 +237,9 @@ extern "C" fn start(index: u32) -> ! {
     // SAFETY: a word of RAM, in every kind of start.
     let magic = unsafe { ptr::read_volatile((KERNEL_PHYS_VA + BOOT_GPA) as *const u64) };
     if magic == LAUNCH_MAGIC {
-        platform::snp::start(index);
+        // SAFETY: as above.
+        let block = unsafe { ptr::read_volatile((KERNEL_PHYS_VA + BOOT_GPA) as *const LaunchBlock) };
+        platform::start(block.platform, index);
     }
     // SAFETY: the monitor wrote the boot block before the first instruction and does not change it.
     let boot = unsafe { &*((KERNEL_PHYS_VA + BOOT_GPA) as *const BootBlock) };

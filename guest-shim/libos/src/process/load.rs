@@ -77,6 +77,12 @@ pub struct Executable {
 }
 
 impl Executable {
+    /// The file that is run: of a script its interpreter.
+    #[must_use]
+    pub fn file(&self) -> &dyn crate::fs::file::File {
+        &*self.file.file
+    }
+
     /// User and group that its set-id bits make the effective ones. Only files of the guest's own file systems have
     /// that effect: on a volume of the host's, others than the context decide about the bits.
     #[must_use]

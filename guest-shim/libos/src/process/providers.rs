@@ -101,7 +101,7 @@ impl Providers for Libos {
     }
 
     fn report(&self, data: &[u8; cloak_abi::kcall::REPORT_DATA]) -> SysResult<(Vec<u8>, Vec<u8>)> {
-        crate::attest::report_with_certificates(data)
+        crate::attest::evidence(data)
     }
 
     fn cpus(&self) -> usize {

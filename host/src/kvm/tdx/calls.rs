@@ -113,7 +113,7 @@ macro_rules! forward {
 }
 
 // Whoever lends it looks at it again after the launch.
-impl<C: LaunchCalls> LaunchCalls for &mut C {
+impl<C: LaunchCalls + ?Sized> LaunchCalls for &mut C {
     forward! {
         enable(capability: u32, argument: u64) -> ();
         supported_cpuid() -> Vec<CpuidEntry>;

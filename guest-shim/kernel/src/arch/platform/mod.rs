@@ -3,12 +3,15 @@
 //! Which it is follows from the block at the start: the monitor's on plain KVM, a measured one elsewhere. A hypervisor that
 //! puts the one in the other's place changes the measurement.
 
+mod begin;
 mod instructions;
 mod plain;
 pub mod snp;
+pub mod tdx;
 
-use core::sync::atomic::{AtomicBool, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
+use cloak_abi::boot::platform;
 use cloak_abi::kcall::KcallError;
 
 use super::{Context, Cpu};
@@ -21,15 +24,54 @@ pub trait Platform {
     fn accept(&self, context: &Context, cpu: &Cpu, gpa: u64) -> Result<(), KcallError>;
     /// Leaves a report in the vCPU's block; gives its length.
     fn report(&self, context: &Context, cpu: &Cpu, certificates: bool) -> Result<i64, KcallError>;
+    /// Extends run-time register `index` with what is in the vCPU's block.
+    fn extend(&self, _: &Context, _: &Cpu, _index: u64) -> Result<(), KcallError> {
+        Err(KcallError::Absent)
+    }
+    /// An interrupt has been taken.
+    fn end_of_interrupt(&self) {}
 }
 
-static MEASURED: AtomicBool = AtomicBool::new(false);
+/// As [`platform`] numbers them.
+static KIND: AtomicU32 = AtomicU32::new(platform::PLAIN as u32);
+
+static PANICKED: AtomicBool = AtomicBool::new(false);
+
+/// From here on it is this one.
+fn set(platform: u64) {
+    KIND.store(platform as u32, Ordering::Relaxed);
+}
+
+fn kind() -> u64 {
+    KIND.load(Ordering::Relaxed).into()
+}
 
 /// The one that this is.
 pub fn current() -> &'static dyn Platform {
-    if MEASURED.load(Ordering::Relaxed) {
-        &snp::Snp
-    } else {
-        &plain::Plain
+    match kind() {
+        platform::SNP => &snp::Snp,
+        platform::TDX => &tdx::Tdx,
+        _ => &plain::Plain,
+    }
+}
+
+/// First Rust code of each vCPU in a measured guest: `platform` is what the measured block says.
+pub fn start(platform: u64, index: u32) -> ! {
+    if platform == platform::TDX {
+        tdx::start(index)
+    }
+    snp::start(index)
+}
+
+/// Ends a measured guest whose kernel found something that must not be, in its platform's way. The first time: when that fails,
+/// too, because nothing is what it seems to be, its caller has another way.
+pub fn panic() {
+    if PANICKED.swap(true, Ordering::Relaxed) {
+        return;
+    }
+    match kind() {
+        platform::SNP => snp::panic(),
+        platform::TDX => tdx::panic(),
+        _ => {}
     }
 }

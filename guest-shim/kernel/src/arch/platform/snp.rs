@@ -5,30 +5,23 @@
 use core::arch::asm;
 use core::cell::UnsafeCell;
 use core::ptr;
-use core::sync::atomic::Ordering;
 
-use cloak_abi::boot::{LaunchBlock, LibosHeader, platform};
-use cloak_abi::kcall::{KcallError, PTE_NX, PTE_U, PTE_W, REPORT_DATA};
-use cloak_abi::layout::{
-    BOOT_GPA, CERTIFICATES_GPA, GHCBS_GPA, KERNEL_PHYS_VA, KERNEL_VA, LIBOS_PHYS_VA, LIBOS_SHARED_VA,
-    LIBOS_VCPU_VA, PAGE, PLATFORM_GPA, PLATFORM_LEN, SHARED_GPA,
-};
-use cloak_abi::ring::SHARED_LEN;
+use cloak_abi::boot::{LibosHeader, platform};
+use cloak_abi::kcall::{KcallError, REPORT_DATA};
+use cloak_abi::layout::{GHCBS_GPA, KERNEL_PHYS_VA, PAGE};
 use cloak_abi::stop::Stop;
-use cloak_pagetables::first::First;
-use cloak_pagetables::frames::Memory;
+use cloak_measured::accepted::Accepted;
+use cloak_measured::start::{Division, Given};
 use cloak_snp::cpuid::Table;
 use cloak_snp::ghcb::{self, Ghcb};
 use cloak_snp::message::{Channel, MessageError};
-use cloak_snp::pages::{self, Accepted};
+use cloak_snp::pages;
 use cloak_snp::report::{self, ByGhcb};
-use cloak_snp::start::{Division, Given};
 use cloak_snp::{Machine, secrets, vmsa};
-use zerocopy::{FromZeros, IntoBytes};
 
 use super::instructions::Instructions;
-use super::{MEASURED, Platform};
-use crate::arch::{CONTEXTS, Context, Cpu, Window, block, cpu, entry};
+use super::{Platform, begin};
+use crate::arch::{CONTEXTS, Context, Cpu, cpu, entry};
 
 /// The platform.
 #[derive(Debug)]
@@ -86,7 +79,7 @@ pub fn start(index: u32) -> ! {
     state.instructions = Instructions::detect();
     match begin(state) {
         Ok((division, header)) => {
-            MEASURED.store(true, Ordering::Relaxed);
+            super::set(platform::SNP);
             CONTEXTS[0].begin(&division.context);
             state.blocks = division.context.vcpu_blocks;
             let roots = CONTEXTS[0].short_roots();
@@ -105,34 +98,23 @@ pub fn end(mut machine: Instructions, stop: Stop) -> ! {
 }
 
 /// Ends a guest whose kernel found something that must not be.
-pub fn panic() {
-    if MEASURED.load(Ordering::Relaxed) {
-        // SAFETY: a copy of what does not change any more.
-        let machine = unsafe { ptr::addr_of!((*STATE.0.get()).instructions).read() };
-        end(machine, Stop::Panic);
-    }
-}
-
-fn image() -> Result<LaunchBlock, Stop> {
-    // SAFETY: measured, and nobody's to change.
-    let image = unsafe { ptr::read_volatile((KERNEL_PHYS_VA + BOOT_GPA) as *const LaunchBlock) };
-    if image.version != u64::from(cloak_abi::VERSION) || image.platform != platform::SNP {
-        return Err(Stop::BootBlock);
-    }
-    Ok(image)
+pub fn panic() -> ! {
+    // SAFETY: a copy of what does not change any more.
+    let machine = unsafe { ptr::addr_of!((*STATE.0.get()).instructions).read() };
+    end(machine, Stop::Panic)
 }
 
 /// From the measured image to a context that can be entered.
 fn begin(state: &mut State) -> Result<(Division, LibosHeader), Stop> {
-    let image = image()?;
+    let image = begin::image(platform::SNP)?;
     let machine = &mut state.instructions;
     ghcb::agree(machine, image.private)?;
     let ghcb = Ghcb::register(machine, GHCBS_GPA)?;
-    let given = Given::take(machine, image.parameters)?;
+    let given = Given::take(|gpa| machine.read(gpa), image.parameters)?;
     let cpuid = Table::take(machine, image.cpuid)?;
     cpuid.agree(image.private)?;
     state.vector_state = cpuid.vector_state()?;
-    enable_vector_state(state.vector_state);
+    begin::enable_vector_state(state.vector_state);
     state.channel = Channel::open(secrets::take(machine, image.secrets)?);
     let mut division = Division::new(&given, &image)?;
     for gpa in division.first_blocks() {
@@ -143,7 +125,7 @@ fn begin(state: &mut State) -> Result<(Division, LibosHeader), Stop> {
     }
     // A bit that the tables have; the simulated machine has none.
     division.context.private_bit = machine.private(image.private).checked_ilog2().unwrap_or(0);
-    tables(&mut division, &image).map_err(|_| Stop::Memory)?;
+    begin::tables(&mut division, &image, 0).map_err(|_| Stop::Memory)?;
     state.states = division.states;
     state.root = division.context.root;
     // SAFETY: tables that map the kernel, its stack and all memory as the ones before did.
@@ -152,82 +134,18 @@ fn begin(state: &mut State) -> Result<(Division, LibosHeader), Stop> {
     for own in 0..u64::from(division.context.vcpus) {
         machine.clear(blocks + own * PAGE);
     }
-    let header = libos(machine, &division, &image)?;
+    let header = begin::libos(&division, &image)?;
     Ok((division, header))
-}
-
-/// The context's first tables: what the monitor makes on plain KVM.
-fn tables(division: &mut Division, image: &LaunchBlock) -> Result<(), KcallError> {
-    let context = &mut division.context;
-    let memory = &mut Window;
-    let pool = [context.table_pool, context.table_pool_end];
-    let mut tables = First::new(memory, pool, context.private())?;
-    let (own, user) = (PTE_W | PTE_NX, PTE_W | PTE_NX | PTE_U);
-    // The kernel is mapped by measured tables, which stay.
-    let slot = 8 * (KERNEL_VA >> 39 & 511);
-    let kernel = tables.memory.read(image.root + slot);
-    tables.memory.write(tables.root + slot, kernel);
-    for [start, end] in division.ram {
-        tables.map(KERNEL_PHYS_VA + start, start, end - start, own)?;
-    }
-    tables.map_shared(KERNEL_PHYS_VA + PLATFORM_GPA, PLATFORM_GPA, PLATFORM_LEN, own)?;
-    for part in image.libos.iter().filter(|part| part.memory > 0) {
-        tables.map(
-            part.va,
-            part.gpa,
-            part.content.next_multiple_of(PAGE),
-            part.flags | PTE_U,
-        )?;
-    }
-    let zeros = division.zeros;
-    tables.map(zeros.va, zeros.gpa, zeros.len, user)?;
-    for [start, end] in context.frames {
-        tables.map(LIBOS_PHYS_VA + start, start, end - start, user)?;
-    }
-    let told = PLATFORM_GPA + PLATFORM_LEN - CERTIFICATES_GPA;
-    tables.map_shared(LIBOS_PHYS_VA + CERTIFICATES_GPA, CERTIFICATES_GPA, told, user)?;
-    let blocks_len = u64::from(context.vcpus) * PAGE;
-    tables.map(LIBOS_VCPU_VA, context.vcpu_blocks, blocks_len, user)?;
-    tables.map_shared(LIBOS_SHARED_VA, SHARED_GPA, SHARED_LEN as u64, user)?;
-    context.root = tables.root;
-    context.table_pool_next = tables.next();
-    Ok(())
-}
-
-/// Leaves the context's block in its libos; gives the libos's header.
-fn libos(machine: &mut Instructions, division: &Division, image: &LaunchBlock) -> Result<LibosHeader, Stop> {
-    let mut header = LibosHeader::new_zeroed();
-    for (index, word) in (0u64..).zip(header.as_mut_bytes().as_chunks_mut::<8>().0) {
-        *word = machine.read(division.context.libos_gpa + 8 * index).to_le_bytes();
-    }
-    let context = division.context.as_bytes();
-    let place = image.libos.iter().find_map(|part| {
-        let offset = header.boot_copy.checked_sub(part.va)?;
-        let fits = offset.checked_add(context.len() as u64)? <= part.content;
-        (fits && offset.is_multiple_of(8)).then_some(part.gpa + offset)
-    });
-    let place = place.ok_or(Stop::Libos)?;
-    for (index, word) in (0u64..).zip(context.as_chunks::<8>().0) {
-        machine.write(place + 8 * index, u64::from_le_bytes(*word));
-    }
-    Ok(header)
 }
 
 /// A vCPU that the kernel created.
 fn further(state: &mut State, index: u32) -> ! {
     let mut machine = state.instructions;
-    enable_vector_state(state.vector_state);
+    begin::enable_vector_state(state.vector_state);
     if let Err(stop) = Ghcb::register(&mut machine, GHCBS_GPA + u64::from(index) * PAGE) {
         end(machine, stop);
     }
     crate::arch::start_in(&CONTEXTS[0], 0, state.blocks, index)
-}
-
-fn enable_vector_state(mask: u64) {
-    // SAFETY: CR4.OSXSAVE is set, and the mask is one that a processor with these parts takes.
-    unsafe {
-        asm!("xsetbv", in("ecx") 0, in("eax") mask as u32, in("edx") (mask >> 32) as u32, options(nostack, nomem));
-    }
 }
 
 impl Platform for Snp {
@@ -268,16 +186,7 @@ impl Platform for Snp {
     }
 
     fn report(&self, context: &Context, cpu: &Cpu, certificates: bool) -> Result<i64, KcallError> {
-        let words = || {
-            block(cpu)
-                .ops
-                .iter()
-                .flat_map(|op| [&op.va_kind, &op.len, &op.gpa, &op.flags])
-        };
-        let mut data = [0; REPORT_DATA];
-        for (part, word) in data.as_chunks_mut::<8>().0.iter_mut().zip(words()) {
-            *part = word.load(Ordering::Relaxed).to_le_bytes();
-        }
+        let data = begin::argument::<REPORT_DATA>(cpu);
         context.locked(cpu, |_| {
             // SAFETY: under the lock.
             let state = unsafe { State::get() };
@@ -292,9 +201,14 @@ impl Platform for Snp {
                     _ => KcallError::Platform,
                 })?;
             let report = response.report();
-            for (word, part) in words().zip(report.as_chunks::<8>().0) {
-                word.store(u64::from_le_bytes(*part), Ordering::Relaxed);
-            }
+            begin::answer(
+                cpu,
+                report
+                    .as_chunks::<8>()
+                    .0
+                    .iter()
+                    .map(|part| u64::from_le_bytes(*part)),
+            );
             Ok(report.len() as i64)
         })
     }

@@ -75,14 +75,29 @@ impl Report {
         Ok(())
     }
 
-    fn answer(&mut self) -> SysResult<&(u64, Vec<u8>, Vec<u8>)> {
+    /// What is to be asked for, if the answer is not there yet.
+    fn request(&self) -> SysResult<Option<(u64, [u8; REPORT_DATA])>> {
         let data = self.inblob.as_slice().try_into().map_err(|_| Errno::EINVAL)?;
-        if self.answer.as_ref().is_none_or(|(of, ..)| *of != self.generation) {
-            let (report, certificates) = providers::get().report(data)?;
-            self.answer = Some((self.generation, report, certificates));
-        }
-        self.answer.as_ref().ok_or(Errno::EIO)
+        let there = self
+            .answer
+            .as_ref()
+            .is_some_and(|(of, ..)| *of == self.generation);
+        Ok((!there).then_some((self.generation, data)))
     }
+}
+
+/// Report and certificates. While they are made, which may take a host's time, nobody else has to wait for the directory.
+fn answer(report: &Mutex<Report>) -> SysResult<(Vec<u8>, Vec<u8>)> {
+    let request = report.lock().request()?;
+    if let Some((generation, data)) = request {
+        let (made, certificates) = providers::get().report(&data)?;
+        report.lock().answer = Some((generation, made, certificates));
+    }
+    let report = report.lock();
+    // Somebody may have written meanwhile: Linux says so, too.
+    let answer = report.answer.as_ref().filter(|(of, ..)| *of == report.generation);
+    let (_, made, certificates) = answer.ok_or(Errno::EAGAIN)?;
+    Ok((made.clone(), certificates.clone()))
 }
 
 struct Reports;
@@ -127,6 +142,10 @@ fn directory(report: Arc<Mutex<Report>>) -> Item {
         let none = Arc::new(|| Err(Errno::EACCES));
         Item::Writable(none, Arc::new(move |bytes| to(&mut report.lock(), bytes)))
     };
+    let made_of = |of: fn((Vec<u8>, Vec<u8>)) -> Vec<u8>| {
+        let report = report.clone();
+        Item::File(Arc::new(move || answer(&report).map(of)))
+    };
     let provider = made(|| format!("{}\n", providers::get().attester().unwrap_or_default()));
     Fixed::default()
         .with("provider", provider)
@@ -135,11 +154,8 @@ fn directory(report: Arc<Mutex<Report>>) -> Item {
             read(|r| Ok(format!("{}\n", r.generation).into_bytes())),
         )
         .with("inblob", write(Report::write))
-        .with(
-            "outblob",
-            read(|r| r.answer().map(|(_, report, _)| report.clone())),
-        )
-        .with("auxblob", read(|r| r.answer().map(|(_, _, aux)| aux.clone())))
+        .with("outblob", made_of(|(report, _)| report))
+        .with("auxblob", made_of(|(_, certificates)| certificates))
         .with("privlevel", write(Report::level))
         .with("privlevel_floor", made(|| "0\n"))
         .done()
@@ -168,25 +184,22 @@ mod tests {
 
     #[test]
     fn a_report_is_over_64_bytes_that_were_written() {
-        let mut report = Report::default();
-        assert_eq!(report.answer().err(), Some(Errno::EINVAL), "nothing was written");
-        assert_eq!(report.write(&[1; 65]), Err(Errno::EINVAL));
-        assert_eq!(report.write(&[]), Err(Errno::EINVAL));
-        assert_eq!(report.generation, 0, "what was refused does not count");
-        report.write(&[1; 63]).expect("short is taken");
-        assert_eq!(report.answer().err(), Some(Errno::EINVAL), "but is no request");
-        report.write(&[1; 64]).expect("taken");
-        assert_eq!(report.answer().err(), Some(Errno::ENXIO), "here is no attester");
-        assert_eq!(report.level(b"1\n"), Err(Errno::EINVAL));
-        report.level(b"0\n").expect("the one there is");
-        assert_eq!(report.generation, 3);
-        report.answer = Some((3, b"report".to_vec(), b"aux".to_vec()));
-        assert_eq!(report.answer().expect("kept").1, b"report");
-        report.write(&[2; 64]).expect("taken");
-        assert_eq!(
-            report.answer().err(),
-            Some(Errno::ENXIO),
-            "the old one is another's"
-        );
+        let directory = Mutex::new(Report::default());
+        let answered = || answer(&directory).err();
+        assert_eq!(answered(), Some(Errno::EINVAL), "nothing was written");
+        assert_eq!(directory.lock().write(&[1; 65]), Err(Errno::EINVAL));
+        assert_eq!(directory.lock().write(&[]), Err(Errno::EINVAL));
+        assert_eq!(directory.lock().generation, 0, "what was refused does not count");
+        directory.lock().write(&[1; 63]).expect("short is taken");
+        assert_eq!(answered(), Some(Errno::EINVAL), "but is no request");
+        directory.lock().write(&[1; 64]).expect("taken");
+        assert_eq!(answered(), Some(Errno::ENXIO), "here is no attester");
+        assert_eq!(directory.lock().level(b"1\n"), Err(Errno::EINVAL));
+        directory.lock().level(b"0\n").expect("the one there is");
+        assert_eq!(directory.lock().generation, 3);
+        directory.lock().answer = Some((3, b"report".to_vec(), b"aux".to_vec()));
+        assert_eq!(answer(&directory).expect("kept").0, b"report");
+        directory.lock().write(&[2; 64]).expect("taken");
+        assert_eq!(answered(), Some(Errno::ENXIO), "the old one is another's");
     }
 }

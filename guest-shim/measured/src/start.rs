@@ -6,14 +6,13 @@
 //! Each part begins at a multiple of 2 MiB, which is what is accepted at a time. The parameters have sizes only, and no
 //! address: no two things can be told to lie in one place.
 
-use cloak_abi::boot::{ContextBlock, LaunchBlock, PARAMETERS_MAGIC, Parameters, PartBlock, platform};
+use cloak_abi::boot::{ContextBlock, LaunchBlock, PARAMETERS_MAGIC, Parameters, PartBlock};
 use cloak_abi::layout::{
     CONFIG_GPA, CONFIG_LEN, HOLE_END, HOLE_START, LARGE, LAUNCH_WINDOW, LIBOS_BASE, LIBOS_IMAGE_MAX, MAX_RAM,
     MAX_SEGMENTS, MAX_VCPUS, PAGE,
 };
+use cloak_abi::stop::Stop;
 use zerocopy::{FromBytes, IntoBytes};
-
-use crate::{Machine, Stop};
 
 /// Bytes of page tables that the start makes its own in: two windows on all of the largest memory fit.
 pub const TABLES: u64 = 2 * LARGE;
@@ -23,14 +22,14 @@ pub const TABLES: u64 = 2 * LARGE;
 pub struct Given(Parameters);
 
 impl Given {
-    /// Takes the page of parameters at `gpa`, each word once.
+    /// Takes the page of parameters at `gpa`, each word once. `read` gives a word of guest-physical memory.
     ///
     /// # Errors
     /// [`Stop::Parameters`].
-    pub fn take(machine: &impl Machine, gpa: u64) -> Result<Self, Stop> {
+    pub fn take(read: impl Fn(u64) -> u64, gpa: u64) -> Result<Self, Stop> {
         let mut words = [0u64; size_of::<Parameters>() / 8];
         for (index, word) in (0u64..).zip(&mut words) {
-            *word = machine.read(gpa + 8 * index);
+            *word = read(gpa + 8 * index);
         }
         let given = Parameters::read_from_bytes(words.as_bytes()).map_err(|_| Stop::Parameters)?;
         Self::check(given)
@@ -53,6 +52,12 @@ impl Given {
         } else {
             Err(Stop::Parameters)
         }
+    }
+
+    /// Number of vCPUs.
+    #[must_use]
+    pub const fn vcpus(&self) -> u64 {
+        self.0.vcpus
     }
 
     /// RAM below the hole, and behind it.
@@ -142,7 +147,7 @@ impl Division {
             config_gpa: CONFIG_GPA,
             config_len,
             tsc_khz,
-            platform: platform::SNP as u32,
+            platform: image.platform as u32,
             private_bit: 0,
             identity,
         };
@@ -192,7 +197,7 @@ fn last_part(image: &LaunchBlock) -> Result<PartBlock, Stop> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use cloak_abi::boot::{LAUNCH_MAGIC, MAX_PARTS};
+    use cloak_abi::boot::{LAUNCH_MAGIC, MAX_PARTS, platform};
     use cloak_abi::layout::{LAUNCH_TABLES_GPA, PARAMETERS_GPA, PLATFORM_GPA};
     use proptest::prelude::*;
     use zerocopy::FromZeros;
@@ -230,6 +235,7 @@ mod tests {
             version: u64::from(cloak_abi::VERSION),
             platform: platform::SNP,
             private: 1 << 51,
+            shared: 0,
             parameters: PARAMETERS_GPA,
             secrets: 0x1_2000,
             cpuid: 0x1_3000,
