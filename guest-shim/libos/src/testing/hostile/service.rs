@@ -70,8 +70,8 @@ pub fn repent() {
 static QUIET: AtomicU64 = AtomicU64::new(0);
 
 /// Waits until nothing of the program is left, once it has ended, nor of the service's last lie, in which it may have been
-/// interrupted. The service may hold a late answer for a slot whose
-/// request the guest gave up, and must not give it when the next honest request uses the slot.
+/// interrupted. The service may hold a late answer for a slot whose request the guest gave up, and must not give it when the
+/// next honest request uses the slot.
 pub fn settle() {
     // One may be ending now that began before.
     let enough = QUIET.load(Ordering::SeqCst) + 2;
