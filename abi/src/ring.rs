@@ -83,7 +83,7 @@ pub struct SharedHeader {
 }
 
 /// Number of counters.
-pub const STATS: usize = 16;
+pub const STATS: usize = 17;
 
 /// Counters of `--stats`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -121,6 +121,8 @@ pub enum Stat {
     HostFiles = 14,
     /// Threads that there were at the end.
     Threads = 15,
+    /// Interrupts and exceptions that the kernel dropped, because nobody but a hypervisor that lies sends them.
+    Dropped = 16,
 }
 
 /// Encoding of [`SharedHeader::exit_status`].

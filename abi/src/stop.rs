@@ -61,6 +61,14 @@ reasons! {
     CpuidState = 0x42, "the table of CPUID values has sizes of vector state that no processor has";
     /// The secrets page.
     Secrets = 0x43, "the page of secrets is not the firmware's";
+    /// An exception or an interrupt while the kernel runs.
+    Interrupted = 0x60, "the kernel was interrupted: by a fault of its own, or by a hypervisor that injects what it must not";
+    /// #VC, of a reason that the interrupted instruction does not give.
+    Unfounded = 0x61, "the hypervisor intercepts (#VC), or says so, what the interrupted instruction does not do";
+    /// #VC, of a reason that nothing is done about.
+    Intercepted = 0x62, "the hypervisor intercepts (#VC) an instruction that neither the shim nor a program asks it for";
+    /// #VC, of an access to memory.
+    Device = 0x63, "an access to memory went to the hypervisor as one to a device (#VC, nested page fault)";
     /// Creating a vCPU.
     Vcpu = 0x50, "the hypervisor refused to create a vCPU";
 }

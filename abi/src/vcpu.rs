@@ -54,6 +54,8 @@ pub struct VcpuBlock {
     pub cs: AtomicU64,
     /// Arguments of [`crate::kcall::Kcall::PageOps`].
     pub ops: [PageOp; MAX_OPS],
+    /// Interrupts and exceptions dropped, for `--stats`. Counted by the kernel of a measured guest.
+    pub dropped: AtomicU64,
 }
 
 /// What a vCPU is doing, as far as its waker must know.

@@ -222,7 +222,8 @@ fn structures(out: &mut String) {
             rax,
             rcx,
             cs,
-            ops
+            ops,
+            dropped
         }
     );
     structure!(
@@ -302,7 +303,7 @@ fn numbers(out: &mut String) {
     variants!(out, MonitorCall: Halt, Kick, Start, Exit, Panic, Anchor, Ended);
     variants!(
         out, Stat: Calls, Trapped, Forwarded, Exceptions, Kcalls, Interrupts, Patched, Switches, Halts, Faults,
-        Doorbells, Signals, Entered, Frames, HostFiles, Threads
+        Doorbells, Signals, Entered, Frames, HostFiles, Threads, Dropped
     );
     variants!(
         out, Tag: Program, Arg, Env, Cwd, Mount, Ids, HostName, Flags, MaxFiles, Seed, Stdio, Umask, Protected, Manifest, File, Link, Segment, Exec, Published,

@@ -20,9 +20,15 @@ pub enum Machine {
     /// Plain KVM.
     #[default]
     Plain,
+    /// SEV-SNP.
+    Snp(Certificates),
     /// SEV-SNP in software.
     SimulatedSnp(Box<dyn Simulated>),
 }
+
+/// What goes with a guest's reports, in the form of the GHCB protocol's certificate table; empty: nothing.
+#[derive(Debug, Default)]
+pub struct Certificates(pub Vec<u8>);
 
 /// Simulated hardware, which takes the calls of a launch, and afterwards what the guest would ask of the CPU.
 pub trait Simulated: LaunchCalls + Send + Debug {
@@ -34,6 +40,37 @@ pub trait Simulated: LaunchCalls + Send + Debug {
 
     /// What a vCPU of the guest asks for.
     fn call(&mut self, vcpu: u32, call: SimCall, arguments: [u64; 2]) -> Reply;
+
+    /// A vCPU executes an OUT of a port that is not the hardware's: what it takes in its place.
+    fn intercept(&mut self, vcpu: u32, out: Out) -> Injection;
+
+    /// A vCPU is in its kernel: what the hypervisor injects there, which it must not.
+    fn injected(&mut self, vcpu: u32) -> Option<Injection>;
+
+    /// How a vCPU starts that the guest has made: known once.
+    fn created(&mut self, vcpu: u32) -> Option<Registers>;
+}
+
+/// An OUT of a guest's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Out {
+    /// The port.
+    pub port: u16,
+    /// The value, of four bytes.
+    pub value: u32,
+    /// Whether a program or the libos executes it, and not the kernel.
+    pub user: bool,
+}
+
+/// An exception or an interrupt for a vCPU.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Injection {
+    /// Which.
+    pub vector: u8,
+    /// The error code, if one is pushed.
+    pub error: Option<u64>,
+    /// It comes at the instruction behind the OUT, not at it.
+    pub behind: bool,
 }
 
 /// What becomes of a call.
@@ -41,8 +78,8 @@ pub trait Simulated: LaunchCalls + Send + Debug {
 pub enum Reply {
     /// Its result.
     Value(u64),
-    /// Its result, and another vCPU starts.
-    Start(u64, u32, Registers),
+    /// Its result, and the guest has asked the hypervisor for an OUT of this value to this port.
+    Out(u64, u16, u32),
     /// The guest says that it can't go on.
     Terminated(Option<Stop>),
 }

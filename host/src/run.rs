@@ -659,6 +659,7 @@ impl fmt::Display for Statistics {
             (Stat::Exceptions, "exceptions"),
             (Stat::Kcalls, "kernel calls"),
             (Stat::Interrupts, "interrupts"),
+            (Stat::Dropped, "  dropped as wild"),
             (Stat::Switches, "thread switches"),
             (Stat::Halts, "halts"),
             (Stat::Signals, "signals delivered"),

@@ -7,6 +7,7 @@
 use cloak_abi::layout::{LARGE, MAX_RAM, PAGE};
 
 use crate::ghcb::{Ghcb, exits, fields};
+use crate::weakened::{Protection, without};
 use crate::{Machine, SIZE_MISMATCH, Size, Stop, Validation};
 
 /// A page-state change to private, in an entry of the buffer.
@@ -47,7 +48,7 @@ impl Accepted {
             return false;
         };
         let bit = 1 << (block % 64);
-        let fresh = *word & bit == 0;
+        let fresh = *word & bit == 0 || without(Protection::Once);
         *word |= bit;
         fresh
     }
@@ -61,7 +62,9 @@ pub fn accept(machine: &mut impl Machine, ghcb: Ghcb, gpa: u64) -> Result<(), St
     to_private(machine, ghcb, gpa)?;
     match machine.pvalidate(gpa, Size::Large, true) {
         Validation::Changed => Ok(()),
+        Validation::Unchanged if without(Protection::Unchanged) => Ok(()),
         Validation::Unchanged => Err(Stop::Twice),
+        Validation::Failed(_) if without(Protection::Accepted) => Ok(()),
         Validation::Failed(SIZE_MISMATCH) => (gpa..gpa + LARGE)
             .step_by(PAGE as usize)
             .try_for_each(|page| accept_small(machine, page)),

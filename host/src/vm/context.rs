@@ -1,5 +1,6 @@
 //! One context of a VM, as the monitor keeps it.
 
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::Sender;
@@ -21,7 +22,8 @@ use super::shared::SharedRegion;
 use super::signals::Reach;
 use super::ticker::Ticker;
 use super::vcpu::{Handle, Runner};
-use super::{Border, Ended, Event, Hardware, Outcome, Statistics};
+use super::{Below, Border, Ended, Event, Outcome, Statistics};
+use crate::platform::GuestRam;
 
 /// A context.
 pub(super) struct Context {
@@ -32,6 +34,7 @@ pub(super) struct Context {
     anchors: Arc<Anchors>,
     pager: Option<Pager>,
     execs: Option<Arc<Execs>>,
+    doorbell: Arc<OwnedFd>,
     clock: Clock,
     ticker: Option<Ticker>,
     phases: Phases,
@@ -62,6 +65,7 @@ impl Context {
             anchors: Arc::new(anchors),
             pager,
             execs: None,
+            doorbell: Arc::new(border.doorbell),
             clock,
             ticker: None,
             phases: Phases::default(),
@@ -115,7 +119,8 @@ impl Context {
         own: usize,
         fd: VcpuFd,
         events: Sender<(usize, Event)>,
-        hardware: Option<Hardware>,
+        below: Below,
+        ram: GuestRam,
     ) -> Result<(), VmError> {
         let (Some(handle), Some(ticker)) = (self.handles.get(own), &self.ticker) else {
             return Err(VmError::Shim("start of a vCPU that does not exist"));
@@ -132,7 +137,9 @@ impl Context {
             events,
             clock: self.clock,
             ticker: ticker.clone(),
-            hardware,
+            below,
+            ram,
+            doorbell: self.doorbell.clone(),
         };
         ticker.wake();
         thread::Builder::new()

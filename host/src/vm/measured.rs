@@ -13,8 +13,8 @@ use crate::image::memory::PageBytes;
 use crate::image::program::Shim;
 use crate::image::{C_BIT, LaunchImage, Measuring};
 use crate::kvm::ram;
-use crate::kvm::snp::{Configured, Options, POLICY};
-use crate::platform::{GuestRam, Simulated};
+use crate::kvm::snp::calls::LaunchCalls;
+use crate::kvm::snp::{Configured, Launched, Options, POLICY};
 
 /// What is launched, and in what.
 #[derive(Debug)]
@@ -22,9 +22,19 @@ pub struct Measured {
     image: LaunchImage,
     /// Guest memory.
     pub memory: GuestMemoryMmap,
-    private: Vec<[u64; 2]>,
+    /// Ranges of it that the guest has for itself.
+    pub private: Vec<[u64; 2]>,
     ram: u64,
     first_frame: u64,
+}
+
+/// Where the guest's own memory is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Backing {
+    /// In ordinary memory, which simulated hardware opens and closes.
+    Ram,
+    /// In guest_memfd.
+    GuestMemfd,
 }
 
 impl Measured {
@@ -32,7 +42,7 @@ impl Measured {
     ///
     /// # Errors
     /// [`VmError::MemoryTooLarge`], [`VmError::Shim`], or the kernel's refusal.
-    pub fn new(context: &ContextOptions) -> Result<Self, VmError> {
+    pub fn new(context: &ContextOptions, backing: Backing) -> Result<Self, VmError> {
         let image = LaunchImage::new(&Shim::embedded()?, Measuring::Snp)?;
         let last = image
             .pages
@@ -48,7 +58,10 @@ impl Measured {
                 most: (MAX_RAM - first_frame) >> 20,
             });
         }
-        let (private, memory) = ram::reserve_private(ram)?;
+        let (private, memory) = match backing {
+            Backing::Ram => ram::reserve_private(ram)?,
+            Backing::GuestMemfd => ram::reserve_shared(ram)?,
+        };
         Ok(Self {
             image,
             memory,
@@ -62,13 +75,14 @@ impl Measured {
     ///
     /// # Errors
     /// [`VmError::Snp`]: which step, and why.
-    pub fn launch(
+    pub fn launch<C: LaunchCalls>(
         &self,
-        hardware: &mut dyn Simulated,
+        calls: C,
         context: &ContextOptions,
         cpuid: &CpuId,
         tsc_khz: u64,
-    ) -> Result<(u64, Placed), VmError> {
+        certificates: bool,
+    ) -> Result<(Launched<C>, u64, Placed), VmError> {
         let config = &context.config;
         if config.len() as u64 > CONFIG_LEN - PAGE {
             return Err(VmError::ConfigTooLarge {
@@ -97,10 +111,10 @@ impl Measured {
             cpuid: cpuid_page(cpuid),
             parameters: page,
             id: None,
+            certificates,
         };
-        hardware.bind(GuestRam::new(self.memory.clone()));
-        let guest = Configured::new(&mut *hardware, self.image.clone(), options)?;
-        guest.start()?.back(&self.private)?.add()?.vcpus()?.finish()?;
+        let guest = Configured::new(calls, self.image.clone(), options)?;
+        let guest = guest.start()?.back(&self.private)?.add()?.vcpus()?.finish()?;
         let (low, high) = ram::split(self.ram);
         let beyond = cloak_abi::layout::HOLE_END;
         let placed = Placed {
@@ -115,7 +129,7 @@ impl Measured {
             exec: cloak_abi::exec::head_at(CONFIG_GPA, config.len() as u64),
             free_frames: self.first_frame,
         };
-        Ok((self.image.first.rip, placed))
+        Ok((guest, self.image.first.rip, placed))
     }
 }
 
@@ -131,7 +145,16 @@ const LEAVES: &[(u32, u32)] = &[
     (0x8000_0002, 0),
     (0x8000_0003, 0),
     (0x8000_0004, 0),
+    // Caches, by which the C library chooses how it copies; the clock; topology; what is of no use to attackers.
+    (0x8000_0005, 0),
+    (0x8000_0006, 0),
+    (0x8000_0007, 0),
     (0x8000_0008, 0),
+    (0x8000_0019, 0),
+    (0x8000_001a, 0),
+    (0x8000_001d, 3),
+    (0x8000_001e, 0),
+    (0x8000_0021, 0),
 ];
 
 /// The page of CPUID values that the firmware checks and the guest keeps: what KVM offers, and encrypted memory.
@@ -145,7 +168,7 @@ fn cpuid_page(cpuid: &CpuId) -> Box<PageBytes> {
         .map(|e| {
             // Sizes of vector state are those of the state at the start.
             let state = u32::from(e.function == 0xd && e.index <= 1);
-            let size = if e.function == 0xd && e.index == 0 {
+            let size = if e.function == 0xd && e.index <= 1 {
                 0x240
             } else {
                 e.ebx

@@ -11,6 +11,7 @@ pub mod anchors;
 pub mod clock;
 mod context;
 pub mod error;
+mod exception;
 pub mod exec;
 mod hidden;
 pub mod load;
@@ -19,6 +20,7 @@ pub mod phases;
 pub mod resident;
 pub mod shared;
 pub mod signals;
+mod snp;
 mod ticker;
 mod vcpu;
 pub mod view;
@@ -43,7 +45,7 @@ use self::context::Context;
 use self::error::{Step, VmError};
 use self::exec::Execs;
 use self::load::{Layout, Placed, Segment, Share};
-use self::measured::Measured;
+use self::measured::{Backing, Measured};
 use self::phases::Phases;
 use self::resident::{Paging, Resident};
 use self::shared::SharedRegion;
@@ -54,8 +56,9 @@ use crate::control::wire::ContextInfo;
 use crate::image::registers::Registers;
 use crate::jail;
 use crate::kvm;
+use crate::kvm::snp::kernel::KvmSnp;
 use crate::os::handed;
-use crate::platform::{Machine, Simulated};
+use crate::platform::{GuestRam, Machine, Simulated};
 
 /// A VM.
 #[derive(Debug)]
@@ -137,8 +140,6 @@ type Failed = Arc<dyn Fn(cloak_memory::MemoryError) + Send + Sync>;
 pub(crate) enum Event {
     /// The guest asks for vCPU n of the context.
     Start(u32),
-    /// The guest has made vCPU n of the context, which starts like this.
-    StartAt(u32, Registers),
     /// The program has ended, and the vCPU that said so with it.
     Exited,
     /// A vCPU can't go on.
@@ -151,13 +152,15 @@ pub(crate) enum Event {
 
 /// A VM whose first vCPUs run.
 pub struct Running {
-    kvm_vm: VmFd,
+    kvm_vm: Arc<VmFd>,
     /// Keeps guest RAM mapped.
     memory: GuestMemoryMmap,
     contexts: Vec<Context>,
     cpuid: CpuId,
     entry: u64,
-    hardware: Option<Hardware>,
+    below: Below,
+    /// vCPUs that were made with the VM and do not run yet.
+    made: Vec<Option<VcpuFd>>,
     sender: Sender<(usize, Event)>,
     events: Receiver<(usize, Event)>,
 }
@@ -177,10 +180,22 @@ pub struct Border {
 /// Simulated hardware, as vCPU threads share it.
 pub(crate) type Hardware = Arc<Mutex<Box<dyn Simulated>>>;
 
+/// What is under a VM, as vCPU threads share it.
+#[derive(Clone)]
+pub(crate) enum Below {
+    /// KVM as it is.
+    Plain,
+    /// Simulated SEV-SNP.
+    Simulated(Hardware),
+    /// SEV-SNP.
+    Snp(Arc<snp::Guest<KvmSnp>>),
+}
+
 /// The parts that must exist before the OS services are started.
 pub struct Prepared {
     kvm: Kvm,
-    vm: VmFd,
+    vm: Arc<VmFd>,
+    snp: Option<KvmSnp>,
     /// By index of the context.
     pub borders: Vec<Border>,
     /// Where the time goes.
@@ -197,7 +212,14 @@ pub fn prepare(options: Options) -> Result<Prepared, VmError> {
     hidden::hide()?;
     let kvm = kvm::open(&options.device)?;
     check(&kvm, &options)?;
-    let vm = kvm.create_vm().step("creating a VM (KVM_CREATE_VM)")?;
+    let snp = match &options.machine {
+        Machine::Snp(_) => Some(KvmSnp::create(&kvm)?),
+        _ => None,
+    };
+    let vm = match &snp {
+        Some(snp) => snp.vm(),
+        None => Arc::new(kvm.create_vm().step("creating a VM (KVM_CREATE_VM)")?),
+    };
     let borders = options
         .contexts
         .iter()
@@ -207,6 +229,7 @@ pub fn prepare(options: Options) -> Result<Prepared, VmError> {
     Ok(Prepared {
         kvm,
         vm,
+        snp,
         borders,
         phases,
         options,
@@ -321,19 +344,23 @@ impl Prepared {
         let Self {
             kvm,
             vm,
+            snp,
             borders,
             mut phases,
             mut options,
         } = self;
         let Loaded {
             memory,
-            first,
             cpuid,
             clock,
             entry,
             placed,
-            hardware,
-        } = load_vm(&kvm, &vm, &borders, &mut phases, &mut options)?;
+            below,
+            mut made,
+        } = match snp {
+            Some(snp) => load_snp(&kvm, snp, &borders, &mut phases, &mut options)?,
+            None => load_vm(&kvm, &vm, &borders, &mut phases, &mut options)?,
+        };
         let Options {
             contexts: all,
             control,
@@ -388,7 +415,8 @@ impl Prepared {
             contexts,
             cpuid,
             entry,
-            hardware,
+            below,
+            made: std::mem::take(&mut made),
             sender,
             events,
         };
@@ -396,13 +424,9 @@ impl Prepared {
             server::start(bound, members)?;
         }
         signals::forward(running.contexts.iter().map(Context::reach).collect());
-        let mut first = Some(first);
         for index in 0..running.contexts.len() {
             running.contexts[index].start_ticker()?;
-            let fd = match first.take() {
-                Some(fd) => fd,
-                None => running.create_vcpu(index, 0)?,
-            };
+            let fd = running.create_vcpu(index, 0)?;
             let start = running.first_registers(index, 0)?;
             running.start_vcpu(index, 0, fd, start)?;
         }
@@ -426,10 +450,9 @@ impl Running {
             };
             match event {
                 Event::Start(own) => {
-                    let start = self.first_registers(index, own as usize);
+                    let start = self.further_registers(index, own);
                     self.start_further(index, own, start);
                 }
-                Event::StartAt(own, start) => self.start_further(index, own, Ok(start)),
                 Event::Exited => {
                     let context = &mut self.contexts[index];
                     context.left += 1;
@@ -455,8 +478,14 @@ impl Running {
     }
 
     /// vCPU `own` of context `index`.
-    fn create_vcpu(&self, index: usize, own: usize) -> Result<VcpuFd, VmError> {
+    fn create_vcpu(&mut self, index: usize, own: usize) -> Result<VcpuFd, VmError> {
         let number = self.contexts[index].number_of(own)?;
+        if let Some(made) = self.made.get_mut(number as usize).and_then(Option::take) {
+            return Ok(made);
+        }
+        if matches!(self.below, Below::Snp(_)) {
+            return Err(VmError::Shim("start of a vCPU that was not launched"));
+        }
         self.kvm_vm
             .create_vcpu(u64::from(number))
             .step("creating a further vCPU")
@@ -472,6 +501,18 @@ impl Running {
         })
     }
 
+    /// How a vCPU starts that the guest asks for: the guest makes its state where that is measured.
+    fn further_registers(&self, index: usize, own: u32) -> Result<Registers, VmError> {
+        let Below::Simulated(hardware) = &self.below else {
+            return self.first_registers(index, own as usize);
+        };
+        let created = hardware
+            .lock()
+            .ok()
+            .and_then(|mut hardware| hardware.created(own));
+        created.ok_or(VmError::Shim("start of a vCPU that has no state"))
+    }
+
     /// Starts a vCPU that the guest asked for; a failure ends its context.
     fn start_further(&mut self, index: usize, own: u32, start: Result<Registers, VmError>) {
         let started = start.and_then(|start| {
@@ -485,13 +526,17 @@ impl Running {
 
     fn start_vcpu(&mut self, index: usize, own: usize, fd: VcpuFd, start: Registers) -> Result<(), VmError> {
         let context = &mut self.contexts[index];
-        if self.hardware.is_some() {
-            kvm::prepare_measured_vcpu(&fd, &self.cpuid, context.number_of(own)?, start)
-                .step("setting a measured vCPU's registers")?;
-        } else {
-            kvm::prepare_vcpu(&fd, &self.cpuid, start)?;
+        match &self.below {
+            Below::Plain => kvm::prepare_vcpu(&fd, &self.cpuid, start)?,
+            Below::Simulated(_) => {
+                kvm::prepare_measured_vcpu(&fd, &self.cpuid, context.number_of(own)?, start)
+                    .step("setting a measured vCPU's registers")?;
+            }
+            // Its state is the guest's, since the launch measured it or the guest made it.
+            Below::Snp(_) => {}
         }
-        context.start_vcpu(own, fd, self.sender.clone(), self.hardware.clone())
+        let ram = GuestRam::new(self.memory.clone());
+        context.start_vcpu(own, fd, self.sender.clone(), self.below.clone(), ram)
     }
 
     /// Where to report the end of a context's OS service.
@@ -507,12 +552,12 @@ impl Running {
 /// A VM with its memory filled, and its first vCPU.
 struct Loaded {
     memory: GuestMemoryMmap,
-    first: VcpuFd,
     cpuid: CpuId,
     clock: Clock,
     entry: u64,
     placed: Vec<Placed>,
-    hardware: Option<Hardware>,
+    below: Below,
+    made: Vec<Option<VcpuFd>>,
 }
 
 /// How memory is to be filled.
@@ -533,15 +578,21 @@ fn load_vm(
     let shares: Vec<Share<'_>> = contexts.iter().map(ContextOptions::share).collect();
     let plan = match machine {
         Machine::Plain => Plan::Plain(Layout::new(&shares, &options.segments, options.own_tables)?),
-        Machine::SimulatedSnp(hardware) => Plan::Simulated(hardware, Measured::new(&contexts[0])?),
+        Machine::Snp(_) => return Err(VmError::Shim("a plain VM for SEV-SNP")),
+        Machine::SimulatedSnp(hardware) => {
+            Plan::Simulated(hardware, Measured::new(&contexts[0], Backing::Ram)?)
+        }
     };
     let memory = match &plan {
         Plan::Plain(layout) => kvm::ram::reserve(layout.ram)?,
         Plan::Simulated(_, measured) => measured.memory.clone(),
     };
-    add_memory(vm, &memory, borders)?;
-    for (index, border) in (0..).zip(borders) {
-        add_doorbells(vm, index, border)?;
+    add_memory(vm, 0, &memory, borders)?;
+    // An OUT that KVM takes by itself would not raise #VC, as it does on hardware.
+    if matches!(plan, Plan::Plain(_)) {
+        for (index, border) in (0..).zip(borders) {
+            add_doorbells(vm, index, border)?;
+        }
     }
     phases.done("guest memory and its slots");
     let cpuid = kvm
@@ -549,28 +600,73 @@ fn load_vm(
         .step("reading KVM's CPUID")?;
     let first = vm.create_vcpu(0).step("creating vCPU 0")?;
     let tsc_khz = u64::from(first.get_tsc_khz().step("reading the TSC frequency")?);
-    let clock = Clock::new(tsc_khz, guest_tsc_offset(&first)?);
+    let offset = kvm::tsc_offset(&first).step("reading the guest's TSC")?;
+    let clock = Clock::new(tsc_khz, offset);
     phases.done("first vCPU");
-    let (entry, placed, hardware) = match plan {
+    let (entry, placed, below) = match plan {
         Plan::Plain(layout) => {
             let (entry, placed) = layout.load(&memory, tsc_khz)?;
-            (entry, placed, None)
+            (entry, placed, Below::Plain)
         }
         Plan::Simulated(mut hardware, measured) => {
             eprintln!("cloak: {}", hardware.notice());
-            let (entry, placed) = measured.launch(&mut *hardware, &contexts[0], &cpuid, tsc_khz)?;
-            (entry, vec![placed], Some(Arc::new(Mutex::new(hardware))))
+            hardware.bind(GuestRam::new(measured.memory.clone()));
+            let (_, entry, placed) = measured.launch(&mut *hardware, &contexts[0], &cpuid, tsc_khz, false)?;
+            let hardware = Arc::new(Mutex::new(hardware));
+            (entry, vec![placed], Below::Simulated(hardware))
         }
     };
     phases.done("loading the shim");
     Ok(Loaded {
         memory,
-        first,
         cpuid,
         clock,
         entry,
         placed,
-        hardware,
+        below,
+        made: vec![Some(first)],
+    })
+}
+
+/// The same on SEV-SNP: what the guest has for itself is in guest_memfd, and all vCPUs are measured.
+fn load_snp(
+    kvm: &Kvm,
+    snp: KvmSnp,
+    borders: &[Border],
+    phases: &mut Phases,
+    options: &mut Options,
+) -> Result<Loaded, VmError> {
+    let certificates = match std::mem::take(&mut options.machine) {
+        Machine::Snp(certificates) => certificates.0,
+        _ => Vec::new(),
+    };
+    let context = &options.contexts[0];
+    let measured = Measured::new(context, Backing::GuestMemfd)?;
+    let memory = measured.memory.clone();
+    let vm = snp.vm();
+    add_memory(&vm, measured.private.len() as u32, &memory, borders)?;
+    for (index, border) in (0..).zip(borders) {
+        add_doorbells(&vm, index, border)?;
+    }
+    phases.done("guest memory and its slots");
+    let cpuid = kvm
+        .get_supported_cpuid(kvm_bindings::KVM_MAX_CPUID_ENTRIES)
+        .step("reading KVM's CPUID")?;
+    let tsc_khz = snp.tsc_khz()?;
+    let (mut guest, entry, placed) =
+        measured.launch(snp, context, &cpuid, tsc_khz, !certificates.is_empty())?;
+    let (vcpus, offset) = guest.take_vcpus();
+    let shared = GuestRam::new(memory.clone());
+    let guest = snp::Guest::new(guest, measured.private, certificates, shared);
+    phases.done("loading the shim");
+    Ok(Loaded {
+        memory,
+        cpuid,
+        clock: Clock::new(tsc_khz, offset),
+        entry,
+        placed: vec![placed],
+        below: Below::Snp(Arc::new(guest)),
+        made: vcpus.into_iter().map(Some).collect(),
     })
 }
 
@@ -585,7 +681,8 @@ impl ContextOptions {
     }
 }
 
-fn add_memory(vm: &VmFd, memory: &GuestMemoryMmap, borders: &[Border]) -> Result<(), VmError> {
+/// Ordinary memory, in the slots from `first` on.
+fn add_memory(vm: &VmFd, first: u32, memory: &GuestMemoryMmap, borders: &[Border]) -> Result<(), VmError> {
     let ram = memory
         .iter()
         .map(|r| (r.start_addr().raw_value(), r.len(), r.as_ptr() as u64));
@@ -593,7 +690,7 @@ fn add_memory(vm: &VmFd, memory: &GuestMemoryMmap, borders: &[Border]) -> Result
         let at = load::shared_gpa(index);
         (at, SHARED_LEN as u64, border.shared.host_address())
     });
-    for (slot, (guest_phys_addr, memory_size, userspace_addr)) in (0..).zip(ram.chain(shared)) {
+    for (slot, (guest_phys_addr, memory_size, userspace_addr)) in (first..).zip(ram.chain(shared)) {
         let region = kvm_userspace_memory_region {
             slot,
             flags: 0,
@@ -634,17 +731,4 @@ fn eventfd() -> Result<OwnedFd, VmError> {
     }
     // SAFETY: a fresh descriptor that nobody else owns.
     Ok(unsafe { OwnedFd::from_raw_fd(raw) })
-}
-
-/// Guest TSC minus host TSC, as a wrapping difference.
-fn guest_tsc_offset(vcpu: &VcpuFd) -> Result<u64, VmError> {
-    let entry = kvm_bindings::kvm_msr_entry {
-        index: 0x10,
-        ..Default::default()
-    };
-    let mut msrs = kvm_bindings::Msrs::from_entries(&[entry]).map_err(|_| VmError::Shim("MSR list"))?;
-    vcpu.get_msrs(&mut msrs).step("reading the guest's TSC")?;
-    // SAFETY: every x86-64 has it.
-    let host = unsafe { std::arch::x86_64::_rdtsc() };
-    Ok(msrs.as_slice()[0].data.wrapping_sub(host))
 }

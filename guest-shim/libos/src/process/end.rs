@@ -146,13 +146,14 @@ fn leave_statistics() {
     let sum = |f: fn(&cloak_abi::vcpu::VcpuBlock) -> &core::sync::atomic::AtomicU64| {
         blocks().map(|b| load(f(b))).sum()
     };
-    let values: [(Stat, u64); 15] = [
+    let values: [(Stat, u64); 16] = [
         (Stat::Calls, load(&syscall::CALLS)),
         (Stat::Trapped, load(&syscall::TRAPPED)),
         (Stat::Forwarded, load(&host::REQUESTS)),
         (Stat::Exceptions, sum(|b| &b.exceptions)),
         (Stat::Kcalls, sum(|b| &b.kcalls)),
         (Stat::Interrupts, sum(|b| &b.interrupts)),
+        (Stat::Dropped, sum(|b| &b.dropped)),
         (Stat::Patched, load(&crate::patch::PATCHED)),
         (Stat::Switches, load(&sched::SWITCHES)),
         (Stat::Halts, load(&sched::HALTS)),

@@ -3,18 +3,23 @@
 //! Which it is follows from the block at the start: the monitor's on plain KVM, a measured one elsewhere. A hypervisor that
 //! puts the one in the other's place changes the measurement.
 
+mod guard;
 mod instructions;
 mod plain;
 pub mod snp;
+mod vc;
 
 use core::sync::atomic::{AtomicBool, Ordering};
 
 use cloak_abi::kcall::KcallError;
+use cloak_abi::vcpu::MonitorCall;
 
 use super::{Context, Cpu};
 
 /// The operations.
 pub trait Platform {
+    /// Leaves to the monitor.
+    fn monitor(&self, cpu: &Cpu, call: MonitorCall, argument: u32);
     /// Starts vCPU `own` of the context, which the caller has checked.
     fn start_vcpu(&self, context: &Context, cpu: &Cpu, own: u32) -> Result<(), KcallError>;
     /// Makes the 2 MiB of memory at `gpa` the guest's.

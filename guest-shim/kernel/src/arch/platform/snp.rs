@@ -11,13 +11,15 @@ use cloak_abi::boot::{LaunchBlock, LibosHeader, platform};
 use cloak_abi::kcall::{KcallError, PTE_NX, PTE_U, PTE_W, REPORT_DATA};
 use cloak_abi::layout::{
     BOOT_GPA, CERTIFICATES_GPA, GHCBS_GPA, KERNEL_PHYS_VA, KERNEL_VA, LIBOS_PHYS_VA, LIBOS_SHARED_VA,
-    LIBOS_VCPU_VA, PAGE, PLATFORM_GPA, PLATFORM_LEN, SHARED_GPA,
+    LIBOS_VCPU_VA, PAGE, PLATFORM_GPA, PLATFORM_LEN, SHARED_GPA, monitor_port,
 };
 use cloak_abi::ring::SHARED_LEN;
 use cloak_abi::stop::Stop;
+use cloak_abi::vcpu::MonitorCall;
 use cloak_pagetables::first::First;
 use cloak_pagetables::frames::Memory;
 use cloak_snp::cpuid::Table;
+use cloak_snp::exception;
 use cloak_snp::ghcb::{self, Ghcb};
 use cloak_snp::message::{Channel, MessageError};
 use cloak_snp::pages::{self, Accepted};
@@ -27,7 +29,7 @@ use cloak_snp::{Machine, secrets, vmsa};
 use zerocopy::{FromZeros, IntoBytes};
 
 use super::instructions::Instructions;
-use super::{MEASURED, Platform};
+use super::{MEASURED, Platform, guard, vc};
 use crate::arch::{CONTEXTS, Context, Cpu, Window, block, cpu, entry};
 
 /// The platform.
@@ -84,6 +86,7 @@ pub fn start(index: u32) -> ! {
         further(state, index);
     }
     state.instructions = Instructions::detect();
+    guard(0);
     match begin(state) {
         Ok((division, header)) => {
             MEASURED.store(true, Ordering::Relaxed);
@@ -97,6 +100,12 @@ pub fn start(index: u32) -> ! {
     }
 }
 
+/// Which instructions there are: known before the first exception can come.
+pub fn instructions() -> Instructions {
+    // SAFETY: a copy of what does not change any more.
+    unsafe { ptr::addr_of!((*STATE.0.get()).instructions).read() }
+}
+
 /// Tells the hypervisor why, and goes no further whatever it does.
 pub fn end(mut machine: Instructions, stop: Stop) -> ! {
     loop {
@@ -104,12 +113,13 @@ pub fn end(mut machine: Instructions, stop: Stop) -> ! {
     }
 }
 
-/// Ends a guest whose kernel found something that must not be.
-pub fn panic() {
+/// Ends a guest whose kernel found something that must not be, or took an exception of its own.
+pub fn panic(fault: bool) {
     if MEASURED.load(Ordering::Relaxed) {
-        // SAFETY: a copy of what does not change any more.
-        let machine = unsafe { ptr::addr_of!((*STATE.0.get()).instructions).read() };
-        end(machine, Stop::Panic);
+        end(
+            instructions(),
+            if fault { Stop::Interrupted } else { Stop::Panic },
+        );
     }
 }
 
@@ -133,6 +143,7 @@ fn begin(state: &mut State) -> Result<(Division, LibosHeader), Stop> {
     cpuid.agree(image.private)?;
     state.vector_state = cpuid.vector_state()?;
     enable_vector_state(state.vector_state);
+    vc::settle(cpuid, state.vector_state, &image);
     state.channel = Channel::open(secrets::take(machine, image.secrets)?);
     let mut division = Division::new(&given, &image)?;
     for gpa in division.first_blocks() {
@@ -216,11 +227,17 @@ fn libos(machine: &mut Instructions, division: &Division, image: &LaunchBlock) -
 /// A vCPU that the kernel created.
 fn further(state: &mut State, index: u32) -> ! {
     let mut machine = state.instructions;
+    guard(index);
     enable_vector_state(state.vector_state);
     if let Err(stop) = Ghcb::register(&mut machine, GHCBS_GPA + u64::from(index) * PAGE) {
         end(machine, stop);
     }
     crate::arch::start_in(&CONTEXTS[0], 0, state.blocks, index)
+}
+
+/// From here on this vCPU takes no event that a hypervisor makes up.
+fn guard(index: u32) {
+    cpu::load_interrupts(index as usize, guard::idt(), guard::IDT_BYTES);
 }
 
 fn enable_vector_state(mask: u64) {
@@ -231,6 +248,13 @@ fn enable_vector_state(mask: u64) {
 }
 
 impl Platform for Snp {
+    fn monitor(&self, cpu: &Cpu, call: MonitorCall, argument: u32) {
+        let mut machine = instructions();
+        let value = call.encode(argument).into();
+        exception::write(&mut machine, ghcb_of(cpu.index), monitor_port(0), 4, value)
+            .unwrap_or_else(|stop| end(machine, stop));
+    }
+
     fn start_vcpu(&self, context: &Context, cpu: &Cpu, own: u32) -> Result<(), KcallError> {
         context.locked(cpu, |_| {
             // SAFETY: under the lock.
@@ -247,7 +271,10 @@ impl Platform for Snp {
             ghcb::create_vcpu(machine, ghcb_of(cpu.index), own, page)
                 .unwrap_or_else(|stop| end(state.instructions, stop));
             Ok(())
-        })
+        })?;
+        // The state is the new vCPU's; a thread to run it is the monitor's to make.
+        self.monitor(cpu, MonitorCall::Start, own);
+        Ok(())
     }
 
     fn accept(&self, context: &Context, cpu: &Cpu, gpa: u64) -> Result<(), KcallError> {
