@@ -121,8 +121,8 @@ pub enum Stat {
     HostFiles = 14,
     /// Threads that there were at the end.
     Threads = 15,
-    /// Interrupts that nobody here uses, and that were dropped.
-    Strays = 16,
+    /// Interrupts and exceptions that the kernel dropped, because nobody but a hypervisor that lies sends them.
+    Dropped = 16,
 }
 
 /// Encoding of [`SharedHeader::exit_status`].

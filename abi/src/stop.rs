@@ -77,6 +77,14 @@ reasons! {
     Mmio = 0x65, "an access to memory that is not there, or that the hypervisor wants to emulate (#VE)";
     /// #VE by a port.
     Port = 0x66, "an access of the kernel's to a port that it does not use (#VE)";
+    /// An exception or an interrupt while the kernel runs.
+    Interrupted = 0x70, "the kernel was interrupted: by a fault of its own, or by a hypervisor that injects what it must not";
+    /// #VC, of a reason that the interrupted instruction does not give.
+    Unfounded = 0x71, "the hypervisor intercepts (#VC), or says so, what the interrupted instruction does not do";
+    /// #VC, of a reason that nothing is done about.
+    Intercepted = 0x72, "the hypervisor intercepts (#VC) an instruction that neither the shim nor a program asks it for";
+    /// #VC, of an access to memory.
+    Device = 0x73, "an access to memory went to the hypervisor as one to a device (#VC, nested page fault)";
 }
 
 #[cfg(test)]

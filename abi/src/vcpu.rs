@@ -54,8 +54,8 @@ pub struct VcpuBlock {
     pub cs: AtomicU64,
     /// Arguments of [`crate::kcall::Kcall::PageOps`].
     pub ops: [PageOp; MAX_OPS],
-    /// Interrupts of vectors that nobody here uses: dropped, for `--stats`.
-    pub strays: AtomicU64,
+    /// Interrupts and exceptions dropped, for `--stats`. Counted by the kernel.
+    pub dropped: AtomicU64,
 }
 
 /// What a vCPU is doing, as far as its waker must know.

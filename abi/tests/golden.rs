@@ -243,7 +243,7 @@ fn structures(out: &mut String) {
             rcx,
             cs,
             ops,
-            strays
+            dropped
         }
     );
     structure!(
@@ -323,7 +323,7 @@ fn numbers(out: &mut String) {
     variants!(out, MonitorCall: Halt, Kick, Start, Exit, Panic, Anchor, Ended);
     variants!(
         out, Stat: Calls, Trapped, Forwarded, Exceptions, Kcalls, Interrupts, Patched, Switches, Halts, Faults,
-        Doorbells, Signals, Entered, Frames, HostFiles, Threads, Strays
+        Doorbells, Signals, Entered, Frames, HostFiles, Threads, Dropped
     );
     variants!(
         out, Tag: Program, Arg, Env, Cwd, Mount, Ids, HostName, Flags, MaxFiles, Seed, Stdio, Umask, Protected, Manifest, File, Link, Segment, Exec, Published,

@@ -11,7 +11,6 @@ use cloak_abi::stop::Stop;
 use kvm_bindings::CpuId;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
-use crate::image::Measuring;
 use crate::image::registers::Registers;
 use crate::kvm::{ram, snp, tdx};
 
@@ -21,6 +20,8 @@ pub enum Machine {
     /// Plain KVM.
     #[default]
     Plain,
+    /// SEV-SNP.
+    Snp(Certificates),
     /// SEV-SNP in software.
     SimulatedSnp(Box<dyn SimulatedSnp>),
     /// TDX in software.
@@ -28,16 +29,16 @@ pub enum Machine {
 }
 
 impl Machine {
-    /// Whose way of measuring it has, if any.
+    /// Whether it is one in software.
     #[must_use]
-    pub const fn measuring(&self) -> Option<Measuring> {
-        match self {
-            Self::Plain => None,
-            Self::SimulatedSnp(_) => Some(Measuring::Snp),
-            Self::SimulatedTdx(_) => Some(Measuring::Tdx),
-        }
+    pub const fn is_simulated(&self) -> bool {
+        matches!(self, Self::SimulatedSnp(_) | Self::SimulatedTdx(_))
     }
 }
+
+/// What goes with a guest's reports, in the form of the GHCB protocol's certificate table; empty: nothing.
+#[derive(Debug, Default)]
+pub struct Certificates(pub Vec<u8>);
 
 /// Simulated SNP: it takes the calls of a launch, too.
 pub trait SimulatedSnp: Simulated + snp::calls::LaunchCalls {}
@@ -46,25 +47,6 @@ impl<T: Simulated + snp::calls::LaunchCalls> SimulatedSnp for T {}
 /// Simulated TDX: it takes the calls of a launch, too.
 pub trait SimulatedTdx: Simulated + tdx::calls::LaunchCalls {}
 impl<T: Simulated + tdx::calls::LaunchCalls> SimulatedTdx for T {}
-
-/// An instruction of the guest's that leaves to the hypervisor on an ordinary VM.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct PortWrite {
-    /// The port.
-    pub port: u16,
-    /// Bytes of the value.
-    pub size: u8,
-    /// The value.
-    pub value: u32,
-}
-
-impl PortWrite {
-    /// Bytes of the instruction, with the port in DX: one, and a prefix for a size of two.
-    #[must_use]
-    pub const fn instruction_len(self) -> u64 {
-        if self.size == 2 { 2 } else { 1 }
-    }
-}
 
 /// Simulated hardware after the launch: what the guest would ask of the CPU.
 pub trait Simulated: Send + Debug {
@@ -77,18 +59,16 @@ pub trait Simulated: Send + Debug {
     /// What a vCPU of the guest asks for.
     fn call(&mut self, vcpu: u32, call: SimCall, arguments: [u64; 2]) -> Reply;
 
-    /// Whether instructions that leave to the hypervisor raise an exception in the guest instead, which asks for what it needs.
-    fn raises(&self) -> bool {
-        false
+    /// A vCPU executes an OUT of a port that is not the hardware's: what it takes in its place.
+    fn intercept(&mut self, vcpu: u32, out: Out) -> Injection;
+
+    /// A vCPU is in its kernel: what the hypervisor injects there, which it must not.
+    fn injected(&mut self, _vcpu: u32) -> Option<Injection> {
+        None
     }
 
-    /// Takes such an instruction; gives the exception's vector.
-    fn exception(&mut self, _vcpu: u32, _instruction: PortWrite) -> u8 {
-        0
-    }
-
-    /// An interrupt that the hypervisor injects though nobody asked for it.
-    fn stray_interrupt(&mut self) -> Option<u8> {
+    /// How a vCPU starts that the guest has made: known once.
+    fn created(&mut self, _vcpu: u32) -> Option<Registers> {
         None
     }
 
@@ -101,15 +81,45 @@ pub trait Simulated: Send + Debug {
     fn change_cpuid(&self, _cpuid: &mut CpuId) {}
 }
 
+/// An OUT of a guest's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Out {
+    /// The port.
+    pub port: u16,
+    /// Bytes of the value.
+    pub size: u8,
+    /// The value.
+    pub value: u32,
+    /// Whether a program or the libos executes it, and not the kernel.
+    pub user: bool,
+}
+
+impl Out {
+    /// Bytes of the instruction, with the port in DX: one, and a prefix for a size of two.
+    #[must_use]
+    pub const fn instruction_len(self) -> u64 {
+        if self.size == 2 { 2 } else { 1 }
+    }
+}
+
+/// An exception or an interrupt for a vCPU.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Injection {
+    /// Which.
+    pub vector: u8,
+    /// The error code, if one is pushed.
+    pub error: Option<u64>,
+    /// It comes at the instruction behind the OUT, not at it.
+    pub behind: bool,
+}
+
 /// What becomes of a call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Reply {
     /// Its result.
     Value(u64),
-    /// Its result, and another vCPU starts.
-    Start(u64, u32, Registers),
-    /// Its result, and the guest asks for this write.
-    Out(u64, PortWrite),
+    /// Its result, and the guest has asked the hypervisor for an OUT of this value to this port.
+    Out(u64, u16, u32),
     /// The guest says that it can't go on.
     Terminated(Option<Stop>),
 }

@@ -660,7 +660,7 @@ impl fmt::Display for Statistics {
             (Stat::Exceptions, "exceptions"),
             (Stat::Kcalls, "kernel calls"),
             (Stat::Interrupts, "interrupts"),
-            (Stat::Strays, "  dropped"),
+            (Stat::Dropped, "  dropped"),
             (Stat::Switches, "thread switches"),
             (Stat::Halts, "halts"),
             (Stat::Signals, "signals delivered"),

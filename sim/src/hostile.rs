@@ -1,9 +1,14 @@
 //! A hypervisor that does one thing that it must not: what the guest does about it is tested by running it.
 
+use cloak_abi::layout::doorbell_port;
+use cloak_host::platform::{Injection, Out};
+use cloak_snp::exception::reasons;
 use kvm_bindings::{
     KVM_SEV_SNP_PAGE_TYPE_CPUID, KVM_SEV_SNP_PAGE_TYPE_NORMAL, KVM_SEV_SNP_PAGE_TYPE_UNMEASURED,
     kvm_sev_snp_launch_update,
 };
+
+use crate::live::VC;
 
 macro_rules! cases {
     ($($(#[$doc:meta])* $name:ident = $text:literal,)*) => {
@@ -65,6 +70,26 @@ cases! {
     NoVmsa = "no-vmsa",
     /// It creates no vCPU.
     NoVcpu = "no-vcpu",
+    /// It injects interrupts of other vectors than the kick's.
+    WildInterrupts = "wild-interrupts",
+    /// It injects exceptions that no instruction of a program raises.
+    WildExceptions = "wild-exceptions",
+    /// It injects events in the other form, with an error code where there is none and the other way round.
+    WildFrames = "wild-frames",
+    /// It injects #VC, for CPUID, where there is another instruction.
+    VcReason = "vc-reason",
+    /// It says of an access to memory that it is one to a device.
+    VcDevice = "vc-device",
+    /// It intercepts what nobody asks it for.
+    VcUnknown = "vc-unknown",
+    /// It injects #VC while the kernel runs.
+    VcKernel = "vc-kernel",
+    /// It injects an interrupt while the kernel runs.
+    InterruptKernel = "interrupt-kernel",
+    /// It does nothing that it must not, but intercepts instructions that a program names: an OUT to the second of the
+    /// context's ports raises #VC for CPUID at the instruction behind it, one to the third of the reason in the value. So
+    /// programs show that the guest answers what the CPU of this machine does not intercept.
+    Intercept = "intercept",
 }
 
 impl Hostile {
@@ -75,6 +100,57 @@ impl Hostile {
             .iter()
             .find(|(known, _)| *known == name)
             .map(|(_, case)| *case)
+    }
+
+    /// What it injects in the place of #VC where code at CPL 3 executes an OUT; `before` is how many events it has made up.
+    pub(crate) fn event(self, out: Out, before: u64) -> Option<Injection> {
+        let vc = |error| Injection {
+            vector: VC,
+            error: Some(error),
+            behind: false,
+        };
+        let wild = |vectors: &[u8], error| Injection {
+            vector: vectors[(before / 4) as usize % vectors.len()],
+            error,
+            behind: false,
+        };
+        // Each second time, so that the program gets on.
+        let turn = out.user && before.is_multiple_of(2);
+        match self {
+            Self::WildInterrupts if turn => Some(wild(&[0x21, 0x30, 0x80, 0xef, 0xff], None)),
+            Self::WildExceptions if turn => Some(wild(&[2, 9, 15, 20, 21, 22, 27, 28, 30, 31], None)),
+            Self::WildFrames if turn && before.is_multiple_of(4) => Some(wild(&[13, 14, 29, 10, 17], None)),
+            Self::WildFrames if turn => Some(wild(&[6, 0, 3, 0x20, 0x80, 16], Some(7))),
+            Self::WildInterrupts | Self::WildExceptions | Self::WildFrames if out.user => {
+                Some(vc(reasons::PORT))
+            }
+            Self::VcReason if out.user => Some(vc(reasons::CPUID)),
+            Self::VcDevice if out.user => Some(vc(reasons::DEVICE)),
+            Self::VcUnknown if out.user => Some(vc(0x7777)),
+            Self::Intercept if out.user && out.port == doorbell_port(0) + 1 => Some(Injection {
+                behind: true,
+                ..vc(reasons::CPUID)
+            }),
+            Self::Intercept if out.user && out.port == doorbell_port(0) + 2 => Some(Injection {
+                behind: true,
+                ..vc(u64::from(out.value >> 8))
+            }),
+            _ => None,
+        }
+    }
+
+    /// What it injects while the kernel runs.
+    pub(crate) fn event_in_kernel(self) -> Option<Injection> {
+        let (vector, error) = match self {
+            Self::VcKernel => (VC, Some(reasons::CPUID)),
+            Self::InterruptKernel => (0x20, None),
+            _ => return None,
+        };
+        Some(Injection {
+            vector,
+            error,
+            behind: true,
+        })
     }
 
     /// What it makes of pages that are launched.

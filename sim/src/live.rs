@@ -8,6 +8,8 @@
 
 use std::collections::HashMap;
 use std::fmt;
+use std::sync::OnceLock;
+use std::time::Instant;
 
 use cloak_abi::kcall::PTE_P;
 use cloak_abi::layout::{LARGE, LAUNCH_TABLES, LAUNCH_TABLES_GPA, PAGE as PAGE_BYTES};
@@ -18,7 +20,8 @@ use cloak_host::image::C_BIT;
 use cloak_host::image::registers::Registers;
 use cloak_host::kvm::snp::calls::{Backing, LaunchCalls, Refusal, RunCalls};
 use cloak_host::kvm::snp::page_state::PageState;
-use cloak_host::platform::{GuestRam, Reply, Simulated};
+use cloak_host::platform::{GuestRam, Injection, Out, Reply, Simulated};
+use cloak_snp::exception::reasons;
 use cloak_snp::ghcb::{self, exits, fields};
 use cloak_snp::{SIZE_MISMATCH, vmsa};
 use kvm_bindings::{
@@ -195,6 +198,15 @@ fn without_c_bit(entry: &mut [u8; 8]) {
     }
 }
 
+/// The exception of instructions that a hypervisor intercepts.
+pub(crate) const VC: u8 = 29;
+
+/// Nanoseconds, as a counter that only grows.
+fn now() -> u64 {
+    static START: OnceLock<Instant> = OnceLock::new();
+    START.get_or_init(Instant::now).elapsed().as_nanos() as u64
+}
+
 /// The machine.
 pub struct Live {
     machine: Machine<Rmp>,
@@ -202,6 +214,10 @@ pub struct Live {
     /// The GHCB of each vCPU that has registered one.
     ghcbs: HashMap<u32, u64>,
     hostile: Option<Hostile>,
+    /// vCPUs that the guest has made, until they run.
+    created: HashMap<u32, Registers>,
+    /// Events that the hypervisor made up.
+    made_up: u64,
     /// The last answer of the security processor.
     last: Option<Vec<u8>>,
 }
@@ -247,6 +263,8 @@ impl Live {
             certificates: certificates.to_bytes(),
             ghcbs: HashMap::new(),
             hostile,
+            created: HashMap::new(),
+            made_up: 0,
             last: None,
         })
     }
@@ -367,7 +385,7 @@ impl Live {
         let counts = |field: u64| valid[(field / 512) as usize] & 1 << (field / 8 % 64) != 0;
         let needed = [fields::CODE, fields::INFO1, fields::INFO2];
         let speaks = field(fields::VERSION) >> 16 & 0xffff == ghcb::VERSION;
-        let mut started = None;
+        let mut out = None;
         let answer = if !speaks || !needed.into_iter().all(counts) {
             MALFORMED
         } else {
@@ -375,14 +393,16 @@ impl Live {
                 exits::PAGE_STATE => self.page_state(&request),
                 exits::GUEST_REQUEST => self.message(&request),
                 exits::EXTENDED_REQUEST => self.extended(&request),
-                exits::CREATE_VCPU => self.create(&request, &mut started),
+                exits::CREATE_VCPU => self.create(&request),
+                exits::PORT => self.port(&request, &mut out),
+                reasons::RDTSC | reasons::RDTSCP => self.clock(&request),
                 _ => MALFORMED,
             }
         };
         self.put_word(gpa + fields::INFO1, answer[0]);
         self.put_word(gpa + fields::INFO2, answer[1]);
-        match started {
-            Some((number, registers)) => Reply::Start(gpa, number, registers),
+        match out {
+            Some((port, value)) => Reply::Out(gpa, port, value),
             None => Reply::Value(gpa),
         }
     }
@@ -474,7 +494,7 @@ impl Live {
     }
 
     /// A further vCPU: the hardware takes its registers from the page that the guest has made.
-    fn create(&mut self, request: &Request, started: &mut Option<(u32, Registers)>) -> Answer {
+    fn create(&mut self, request: &Request) -> Answer {
         const REFUSED: Answer = [0, 1];
         let [which, page] = request.arguments;
         let good = self.machine.memory.state(page / PAGE_BYTES) == State::Vmsa
@@ -488,7 +508,28 @@ impl Live {
             root: self.word(page + vmsa::at::CR3),
             rdi: self.word(page + vmsa::at::RDI),
         };
-        *started = Some(((which >> 32) as u32, registers));
+        self.created.insert((which >> 32) as u32, registers);
+        GOOD
+    }
+
+    /// IN and OUT, of which KVM does what the guest says.
+    fn port(&mut self, request: &Request, out: &mut Option<(u16, u32)>) -> Answer {
+        let about = request.arguments[0];
+        if about & 1 == 0 {
+            *out = Some(((about >> 16) as u16, self.word(request.gpa + fields::RAX) as u32));
+        } else {
+            // Nothing is there to be read.
+            self.put_word(request.gpa + fields::RAX, u64::MAX);
+        }
+        GOOD
+    }
+
+    /// The clock: one of the hypervisor's own, as it may be anything.
+    fn clock(&mut self, request: &Request) -> Answer {
+        let now = now();
+        self.put_word(request.gpa + fields::RAX, now & 0xffff_ffff);
+        self.put_word(request.gpa + fields::RDX, now >> 32);
+        self.put_word(request.gpa + fields::RCX, 0);
         GOOD
     }
 }
@@ -510,6 +551,24 @@ impl Simulated for Live {
             // Another platform's.
             SimCall::Tdcall => Reply::Terminated(None),
         }
+    }
+
+    fn intercept(&mut self, _: u32, out: Out) -> Injection {
+        let made_up = self.hostile.and_then(|hostile| hostile.event(out, self.made_up));
+        self.made_up += u64::from(made_up.is_some());
+        made_up.unwrap_or(Injection {
+            vector: VC,
+            error: Some(reasons::PORT),
+            behind: false,
+        })
+    }
+
+    fn injected(&mut self, _: u32) -> Option<Injection> {
+        self.hostile.and_then(Hostile::event_in_kernel)
+    }
+
+    fn created(&mut self, vcpu: u32) -> Option<Registers> {
+        self.created.remove(&vcpu)
     }
 }
 
@@ -534,6 +593,10 @@ impl LaunchCalls for Live {
 
     fn start(&mut self, data: &mut kvm_sev_snp_launch_start) -> Result<(), Refusal> {
         self.machine.start(data)
+    }
+
+    fn enable_certificates(&mut self) -> Result<(), Refusal> {
+        self.machine.enable_certificates()
     }
 
     fn add_memory(&mut self, region: kvm_userspace_memory_region2) -> Result<(), Refusal> {

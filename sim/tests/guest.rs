@@ -45,6 +45,7 @@ fn options(vcpus: u32) -> Options {
         cpuid: Box::new([0; PAGE]),
         parameters: Box::new([0x77; PAGE]),
         id: None,
+        certificates: false,
     }
 }
 

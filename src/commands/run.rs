@@ -91,6 +91,9 @@ pub struct Args {
     /// Kind of machine: `plain` KVM, SEV-SNP or TDX in hardware or simulated, or the best that there is
     #[arg(long, value_enum, default_value_t = Platform::Auto)]
     platform: Platform,
+    /// Certificates to give out beside a guest's reports, as a table of the GHCB protocol (see docs/deploy-snp.md)
+    #[arg(long, value_name = "FILE")]
+    certificates: Option<PathBuf>,
     /// Tell what the machine is
     #[arg(long)]
     verbose: bool,
@@ -161,7 +164,12 @@ impl From<NetworkArg> for Network {
 /// Runs the program; gives its exit code, or ends by its signal.
 pub fn run(args: Args) -> ExitCode {
     let stats = args.stats;
-    let machine = platform::machine(args.platform, args.hostile.as_deref(), args.verbose);
+    let machine = platform::machine(
+        args.platform,
+        args.hostile.as_deref(),
+        args.certificates.as_deref(),
+        args.verbose,
+    );
     let options = machine.map_err(|error| error.to_string()).and_then(|machine| {
         if args.manifest.is_some() {
             stated::options(args, machine).map_err(|error| error.to_string())

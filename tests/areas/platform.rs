@@ -4,6 +4,7 @@
 use cloak_attestation::Evidence;
 use cloak_attestation::evidence::Attestation;
 use cloak_attestation::time::Timestamp;
+use cloak_tests::programs::{Linkage, built};
 use cloak_tests::scratch::Scratch;
 use cloak_tests::{Case, Launcher, Status};
 use sha2::{Digest, Sha384};
@@ -412,6 +413,83 @@ fn a_vcpu_that_starts_early_waits_to_be_released() {
     let mut lines: Vec<String> = outcome.text().lines().map(str::to_owned).collect();
     lines.sort();
     assert_eq!(lines, ["1", "2", "2", "3", "4"], "{}", outcome.error_text());
+}
+
+/// What it injects once code at CPL 3 leaves to it, and the stop. The program is one that waits, and so leaves.
+const INJECTED: &[(&str, &str)] = &[
+    ("vc-reason", "what the interrupted instruction does not do"),
+    ("vc-device", "as one to a device"),
+    ("vc-unknown", "neither the shim nor a program asks it for"),
+    ("vc-kernel", "the kernel was interrupted"),
+    ("interrupt-kernel", "the kernel was interrupted"),
+];
+
+#[test]
+fn an_exception_without_a_cause_ends_it() {
+    for (case, reason) in INJECTED {
+        let outcome = shell(SNP, "sleep 0.2; echo disclosed")
+            .option("--hostile")
+            .option(case)
+            .run(&Launcher::under_test());
+        let said = outcome.error_text();
+        assert_eq!(outcome.status, Status::Exit(125), "{case}: {said}");
+        assert!(said.contains(reason), "{case}: {said}");
+        assert_eq!(outcome.text(), "", "{case}");
+    }
+}
+
+/// How many events the kernel dropped, as `--stats` has it.
+fn dropped(said: &str) -> u64 {
+    let line = said.lines().find(|line| line.contains("dropped"));
+    let count = line.and_then(|line| line.split_whitespace().last());
+    count.and_then(|count| count.parse().ok()).expect("a count")
+}
+
+/// Vectors that nobody but a liar sends, and frames in a form that no CPU pushes: as if they had not come.
+#[test]
+fn events_that_nobody_may_send_are_dropped_and_counted() {
+    let script = "for i in 1 2 3 4 5 6 7 8 9 10 11 12; do sleep 0.02; done; echo whole";
+    for case in ["wild-interrupts", "wild-exceptions", "wild-frames"] {
+        let outcome = shell(SNP, script)
+            .option("--hostile")
+            .option(case)
+            .option("--stats")
+            .run(&Launcher::under_test());
+        let said = outcome.error_text();
+        assert_eq!(
+            (outcome.status, outcome.text().as_str()),
+            (Status::Exit(0), "whole\n"),
+            "{case}: {said}"
+        );
+        assert!(dropped(&said) >= 12, "{case}: {said}");
+    }
+    let honest = shell(SNP, script).option("--stats").run(&Launcher::under_test());
+    assert_eq!(
+        dropped(&honest.error_text()),
+        0,
+        "nothing is dropped where nobody lies"
+    );
+}
+
+/// What the CPU of this machine does not intercept, on one that does: answered from the table and the hypervisor's clock.
+#[test]
+fn intercepted_instructions_are_answered_as_the_processor_would() {
+    let Some(program) = built("intercepted", Linkage::Static) else {
+        return;
+    };
+    let outcome = simulated(SNP, &program.display().to_string())
+        .option("--hostile")
+        .option("intercept")
+        .run(&Launcher::under_test());
+    let vendor = std::fs::read_to_string("/proc/cpuinfo").expect("Linux");
+    let vendor = vendor.lines().find_map(|line| line.strip_prefix("vendor_id\t: "));
+    let wanted = format!(
+        "vendor {}, leaves up to vector state\nAPIC 0, OSXSAVE 1\nvector state as enabled, of its size\n\
+         hypervisor 0 0 0 0\nC-bit 51\ntime goes on, processor 0\nVMMCALL: no such instruction\n\
+         alignment: a bus error\n",
+        vendor.expect("a vendor")
+    );
+    assert_eq!(outcome.text(), wanted, "{}", outcome.error_text());
 }
 
 /// The first report, at the start, is answered; the second gets the first's answer. The program learns that there is none.

@@ -214,6 +214,18 @@ mod tests {
         }
     }
 
+    /// Frames of programs would be in memory that the hypervisor reads.
+    #[test]
+    fn without_the_check_too_much_memory_reaches_into_what_is_shared() {
+        let parameters = Parameters {
+            memory: 1 << 40,
+            ..given()
+        };
+        assert!(parameters.memory > MAX_RAM);
+        assert_eq!(Given::check(parameters), Err(Stop::Parameters));
+        assert!(Given(parameters).ram()[1][1] > PLATFORM_GPA);
+    }
+
     fn image() -> LaunchBlock {
         let mut libos = [PartBlock::new_zeroed(); MAX_PARTS];
         libos[0] = PartBlock {

@@ -8,3 +8,4 @@
 pub mod first;
 pub mod frames;
 pub mod tables;
+pub mod walk;

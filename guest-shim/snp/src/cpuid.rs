@@ -2,7 +2,7 @@
 //!
 //! It is not measured, and the firmware checks only what it must for itself. So it is taken once, at the start, and what
 //! matters to the shim has to make sense: where the C-bit is, and which vector state there is. Nothing of CPUID is asked
-//! again later.
+//! again later: what a program asks is answered from here.
 //!
 //! ```text
 //! 0x00 count u32, reserved u32, reserved u64
@@ -23,6 +23,8 @@ const MEMORY: u32 = 0x8000_001f;
 /// Vector state.
 const STATE: u32 = 0xd;
 
+/// What a processor has before XSAVE's extended areas: the legacy region and the header.
+const STATE_HEADER: u32 = 0x240;
 /// More than all state that there is takes, tiles included.
 const LARGEST_STATE: u32 = 16 << 10;
 
@@ -35,6 +37,33 @@ pub struct Entry {
     pub state: (u64, u64),
     /// EAX, EBX, ECX, EDX.
     pub values: [u32; 4],
+}
+
+/// Leaves whose ECX matters.
+const WITH_SUBLEAVES: &[u32] = &[
+    4,
+    7,
+    0xb,
+    STATE,
+    0xf,
+    0x10,
+    0x12,
+    0x14,
+    0x17,
+    0x18,
+    0x1d,
+    0x1f,
+    0x8000_001d,
+    0x8000_0026,
+];
+
+/// What of CPUID is a vCPU's own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Processor {
+    /// Its number, which is its APIC's.
+    pub id: u32,
+    /// XCR0.
+    pub vector_state: u64,
 }
 
 /// The table as it was at the start.
@@ -83,6 +112,75 @@ impl Table {
             .iter()
             .find(|entry| entry.leaf == (leaf, subleaf));
         found.map(|entry| entry.values)
+    }
+
+    /// An empty table.
+    #[must_use]
+    pub const fn empty() -> Self {
+        const NONE: Entry = Entry {
+            leaf: (0, 0),
+            state: (0, 0),
+            values: [0; 4],
+        };
+        Self {
+            entries: [NONE; MOST],
+            count: 0,
+        }
+    }
+
+    /// What CPUID gives on this vCPU: the table's values, with those that the table can't have as it is one for all.
+    /// A leaf that is not there is zeros, as on AMD's processors.
+    #[must_use]
+    pub fn answer(&self, leaf: u32, subleaf: u32, processor: Processor) -> [u32; 4] {
+        // Most leaves have no subleaves, and their ECX is not looked at.
+        let found = self.find(leaf, subleaf).or_else(|| {
+            let first = self.find(leaf, 0);
+            first.filter(|_| !WITH_SUBLEAVES.contains(&leaf))
+        });
+        let [mut eax, mut ebx, mut ecx, mut edx] = found.unwrap_or_default();
+        match (leaf, subleaf) {
+            (1, _) => {
+                ebx = ebx & 0x00ff_ffff | processor.id << 24;
+                // OSXSAVE: the shim has turned XSAVE on.
+                ecx |= 1 << 27;
+            }
+            // OSPKE: the shim has not turned protection keys on.
+            (7, 0) => ecx &= !(1 << 4),
+            (0xb | 0x1f, _) => {
+                edx = processor.id;
+                ecx = ecx & !0xff | subleaf & 0xff;
+            }
+            (STATE, 0) => {
+                // What may be enabled is what is: nothing more will be.
+                (eax, edx) = (
+                    processor.vector_state as u32,
+                    (processor.vector_state >> 32) as u32,
+                );
+                ebx = self.state_size(processor.vector_state, false);
+                ecx = ebx;
+            }
+            (STATE, 1) => ebx = self.state_size(processor.vector_state, true),
+            (0x8000_001e, _) => eax = processor.id,
+            _ => {}
+        }
+        [eax, ebx, ecx, edx]
+    }
+
+    /// Bytes of the state of these components, compacted or not.
+    fn state_size(&self, components: u64, compacted: bool) -> u32 {
+        let mut end = STATE_HEADER;
+        for component in (2..63).filter(|component| components & 1 << component != 0) {
+            let Some([size, offset, flags, _]) = self.find(STATE, component) else {
+                continue;
+            };
+            let start = match (compacted, flags & 2 != 0) {
+                (false, _) => offset,
+                (true, true) => end.saturating_add(63) & !63,
+                (true, false) => end,
+            };
+            end = end.max(start.saturating_add(size).min(LARGEST_STATE));
+        }
+        end
     }
 
     /// The C-bit is the measured image's (`private`, one bit).
@@ -180,6 +278,64 @@ mod tests {
         for (mask, size) in [(0, 0), (1, 0x240), (6, 0x240), (7, 1 << 20)] {
             assert_eq!(with(mask, size), Err(Stop::CpuidState));
         }
+    }
+
+    const FIRST: Processor = Processor {
+        id: 5,
+        vector_state: 0xe7,
+    };
+
+    #[test]
+    fn programs_are_answered_from_the_table_and_what_is_not_there_is_zeros() {
+        let table = of(&[
+            (0, 0, [0x10, 1, 2, 3]),
+            (1, 0, [7, 0xff00_0800, 1, 9]),
+            (7, 0, [1, 2, 0x10, 4]),
+            (0xb, 0, [1, 2, 0x100, 9]),
+            (0x8000_001e, 0, [9, 9, 9, 9]),
+        ]);
+        assert_eq!(
+            table.answer(0, 0x77, FIRST),
+            [0x10, 1, 2, 3],
+            "ECX does not count"
+        );
+        assert_eq!(table.answer(1, 0, FIRST), [7, 0x0500_0800, 1 | 1 << 27, 9]);
+        assert_eq!(table.answer(7, 0, FIRST), [1, 2, 0, 4]);
+        assert_eq!(table.answer(7, 1, FIRST), [0; 4], "here it does");
+        assert_eq!(table.answer(0xb, 0, FIRST), [1, 2, 0x100, 5]);
+        assert_eq!(table.answer(0xb, 3, FIRST), [0, 0, 3, 5]);
+        assert_eq!(table.answer(0x8000_001e, 0, FIRST)[0], 5);
+        for leaf in [2, 0x4000_0000, 0x8fff_ffff, u32::MAX] {
+            assert_eq!(table.answer(leaf, 0, FIRST), [0; 4]);
+        }
+    }
+
+    #[test]
+    fn sizes_of_vector_state_are_those_of_what_is_on() {
+        let table = of(&[
+            (STATE, 0, [0x2e7, 0x240, 0x240, 0]),
+            (STATE, 1, [0xf, 0x240, 0, 0]),
+            (STATE, 2, [0x100, 0x240, 0, 0]),
+            (STATE, 5, [0x40, 0x340, 0, 0]),
+            (STATE, 6, [0x200, 0x380, 0, 0]),
+            (STATE, 7, [0x400, 0x580, 0, 0]),
+            (STATE, 9, [8, 0x980, 2, 0]),
+        ]);
+        assert_eq!(table.answer(STATE, 0, FIRST), [0xe7, 0x980, 0x980, 0]);
+        assert_eq!(table.answer(STATE, 1, FIRST), [0xf, 0x980, 0, 0]);
+        let avx = Processor {
+            vector_state: 7,
+            ..FIRST
+        };
+        assert_eq!(table.answer(STATE, 0, avx), [7, 0x340, 0x340, 0]);
+        let aligned = Processor {
+            vector_state: 0x207,
+            ..FIRST
+        };
+        assert_eq!(table.answer(STATE, 1, aligned)[1], 0x348);
+        // A table that lies: bounded all the same.
+        let wild = of(&[(STATE, 0, [7, 0, 0, 0]), (STATE, 2, [u32::MAX, u32::MAX, 3, 0])]);
+        assert!(wild.answer(STATE, 0, avx)[1] <= LARGEST_STATE);
     }
 
     proptest! {

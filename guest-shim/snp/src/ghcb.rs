@@ -23,6 +23,8 @@ pub const REASONS: u64 = 0xc;
 
 /// Exit codes of the page protocol.
 pub mod exits {
+    /// IN and OUT.
+    pub const PORT: u64 = 0x7b;
     /// Page-state change.
     pub const PAGE_STATE: u64 = 0x8000_0010;
     /// A message to the security processor.
@@ -37,6 +39,10 @@ pub mod exits {
 pub mod fields {
     /// RAX.
     pub const RAX: u64 = 0x1f8;
+    /// RCX.
+    pub const RCX: u64 = 0x308;
+    /// RDX.
+    pub const RDX: u64 = 0x310;
     /// RBX.
     pub const RBX: u64 = 0x318;
     /// Exit code.

@@ -10,6 +10,7 @@
 //! | [`message`] | sealed messages to the security processor, with numbers that never repeat |
 //! | [`report`] | what is asked for by them |
 //! | [`vmsa`] | the state in which a further vCPU starts |
+//! | [`exception`] | instructions that the hypervisor intercepts (#VC), and [`instruction`] which of them it is |
 //!
 //! All of it stands on one seam, [`Machine`]: the instructions that only such a machine has. The kernel has two of it,
 //! the CPU's own and those of simulated hardware, and tests have hostile ones; above the seam there is one code.
@@ -18,7 +19,9 @@
 #![forbid(unsafe_code)]
 
 pub mod cpuid;
+pub mod exception;
 pub mod ghcb;
+pub mod instruction;
 pub mod message;
 pub mod pages;
 pub mod report;
@@ -26,6 +29,9 @@ pub mod secrets;
 #[cfg(test)]
 mod testing;
 pub mod vmsa;
+mod weakened;
+#[cfg(test)]
+mod weakened_tests;
 
 pub use cloak_abi::stop::Stop;
 

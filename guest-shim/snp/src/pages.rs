@@ -7,6 +7,7 @@
 use cloak_abi::layout::{LARGE, PAGE};
 
 use crate::ghcb::{Ghcb, exits, fields};
+use crate::weakened::{Protection, without};
 use crate::{Machine, SIZE_MISMATCH, Size, Stop, Validation};
 
 /// A page-state change to private, in an entry of the buffer.
@@ -24,7 +25,9 @@ pub fn accept(machine: &mut impl Machine, ghcb: Ghcb, gpa: u64) -> Result<(), St
     to_private(machine, ghcb, gpa)?;
     match machine.pvalidate(gpa, Size::Large, true) {
         Validation::Changed => Ok(()),
+        Validation::Unchanged if without(Protection::Unchanged) => Ok(()),
         Validation::Unchanged => Err(Stop::Twice),
+        Validation::Failed(_) if without(Protection::Accepted) => Ok(()),
         Validation::Failed(SIZE_MISMATCH) => (gpa..gpa + LARGE)
             .step_by(PAGE as usize)
             .try_for_each(|page| accept_small(machine, page)),

@@ -11,7 +11,9 @@ mod start;
 pub mod tdx;
 
 pub(crate) use start::set_apic_id;
-pub use start::{prepare_domain_vcpu, prepare_measured_vcpu, prepare_vcpu, start_state};
+pub use start::{
+    kernel_segments, prepare_domain_vcpu, prepare_measured_vcpu, prepare_vcpu, start_state, tsc_offset,
+};
 
 use std::ffi::CString;
 use std::os::unix::ffi::OsStrExt;

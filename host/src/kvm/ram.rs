@@ -38,17 +38,32 @@ pub fn reserve(bytes: u64) -> Result<GuestMemoryMmap, VmError> {
 /// # Errors
 /// As [`reserve`].
 pub fn reserve_private(bytes: u64) -> Result<(Vec<[u64; 2]>, GuestMemoryMmap), VmError> {
-    let (low, high) = split(bytes);
-    let mut private = vec![[0, low], [RESET_GPA, RESET_GPA + PAGE]];
-    if high > 0 {
-        private.push([HOLE_END, HOLE_END + high]);
-    }
+    let private = private_ranges(bytes);
     let mut regions = Vec::new();
     for [start, end] in &private {
         regions.push(region(*start, end - start, libc::PROT_NONE)?);
     }
     regions.push(region(PLATFORM_GPA, PLATFORM_LEN, OPEN)?);
     Ok((private, arranged(regions)?))
+}
+
+/// What a guest on SNP hardware shares with the monitor: its private memory is in guest_memfd. Ranges of that, then the
+/// memory.
+///
+/// # Errors
+/// As [`reserve`].
+pub fn reserve_shared(bytes: u64) -> Result<(Vec<[u64; 2]>, GuestMemoryMmap), VmError> {
+    let regions = vec![region(PLATFORM_GPA, PLATFORM_LEN, OPEN)?];
+    Ok((private_ranges(bytes), arranged(regions)?))
+}
+
+fn private_ranges(bytes: u64) -> Vec<[u64; 2]> {
+    let (low, high) = split(bytes);
+    let mut private = vec![[0, low], [RESET_GPA, RESET_GPA + PAGE]];
+    if high > 0 {
+        private.push([HOLE_END, HOLE_END + high]);
+    }
+    private
 }
 
 /// Opens guest RAM to everybody in this process and to the guest, or closes it to all.

@@ -93,8 +93,14 @@ pub fn start_state(start: Registers) -> (kvm_sregs, kvm_regs) {
     (sregs, general_registers(start))
 }
 
-fn system_registers(sregs: &mut kvm_sregs, root: u64) {
-    let flat = |(selector, attributes): (u16, u16)| kvm_segment {
+/// Code and stack segment of the kernel after a way in from CPL 3: the CPU leaves the second one without a selector.
+#[must_use]
+pub fn kernel_segments() -> (kvm_segment, kvm_segment) {
+    (flat(CODE), flat((0, DATA.1)))
+}
+
+fn flat((selector, attributes): (u16, u16)) -> kvm_segment {
+    kvm_segment {
         limit: 0xffff_ffff,
         selector,
         type_: (attributes & 15) as u8,
@@ -104,7 +110,10 @@ fn system_registers(sregs: &mut kvm_sregs, root: u64) {
         db: (attributes >> 10 & 1) as u8,
         g: (attributes >> 11 & 1) as u8,
         ..Default::default()
-    };
+    }
+}
+
+fn system_registers(sregs: &mut kvm_sregs, root: u64) {
     sregs.cr0 = CR0;
     sregs.cr3 = root;
     sregs.cr4 = CR4;
@@ -112,6 +121,23 @@ fn system_registers(sregs: &mut kvm_sregs, root: u64) {
     sregs.cs = flat(CODE);
     let data = flat(DATA);
     (sregs.ds, sregs.es, sregs.fs, sregs.gs, sregs.ss) = (data, data, data, data, data);
+}
+
+/// Guest TSC minus host TSC, as a wrapping difference.
+///
+/// # Errors
+/// KVM's answer.
+pub fn tsc_offset(vcpu: &VcpuFd) -> Result<u64, kvm_ioctls::Error> {
+    let entry = kvm_bindings::kvm_msr_entry {
+        index: 0x10,
+        ..Default::default()
+    };
+    let invalid = |_| kvm_ioctls::Error::new(libc::EINVAL);
+    let mut msrs = kvm_bindings::Msrs::from_entries(&[entry]).map_err(invalid)?;
+    vcpu.get_msrs(&mut msrs)?;
+    // SAFETY: every x86-64 has it.
+    let host = unsafe { std::arch::x86_64::_rdtsc() };
+    Ok(msrs.as_slice()[0].data.wrapping_sub(host))
 }
 
 /// Turns on every vector state that the CPU and KVM offer, as Linux would for its programs.

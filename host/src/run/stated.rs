@@ -202,6 +202,7 @@ pub fn of_manifest(
 fn kind(machine: &Machine) -> (PlatformKind, &'static str) {
     match machine {
         Machine::Plain => (PlatformKind::Plain, "plain KVM"),
+        Machine::Snp(_) => (PlatformKind::Snp, "SEV-SNP"),
         Machine::SimulatedSnp(_) => (PlatformKind::Snp, "SEV-SNP, simulated"),
         Machine::SimulatedTdx(_) => (PlatformKind::Tdx, "TDX, simulated"),
     }

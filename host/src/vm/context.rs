@@ -22,7 +22,8 @@ use super::shared::SharedRegion;
 use super::signals::Reach;
 use super::ticker::Ticker;
 use super::vcpu::{Handle, Runner};
-use super::{Border, Ended, Event, Hardware, Outcome, Statistics};
+use super::{Below, Border, Ended, Event, Outcome, Statistics};
+use crate::platform::GuestRam;
 
 /// A context.
 pub(super) struct Context {
@@ -118,7 +119,8 @@ impl Context {
         own: usize,
         fd: VcpuFd,
         events: Sender<(usize, Event)>,
-        hardware: Option<Hardware>,
+        below: Below,
+        ram: GuestRam,
     ) -> Result<(), VmError> {
         let (Some(handle), Some(ticker)) = (self.handles.get(own), &self.ticker) else {
             return Err(VmError::Shim("start of a vCPU that does not exist"));
@@ -136,11 +138,8 @@ impl Context {
             events,
             clock: self.clock,
             ticker: ticker.clone(),
-            raises: hardware
-                .as_ref()
-                .is_some_and(|h| h.lock().is_ok_and(|h| h.raises())),
-            raised: false,
-            hardware,
+            below,
+            ram,
         };
         ticker.wake();
         thread::Builder::new()

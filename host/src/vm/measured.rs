@@ -14,7 +14,6 @@ use crate::image::program::Shim;
 use crate::image::{C_BIT, LaunchImage, Measuring};
 use crate::kvm::tdx::config::SEPT_VE_DISABLE;
 use crate::kvm::{ram, snp, tdx};
-use crate::platform::{GuestRam, Simulated, SimulatedSnp, SimulatedTdx};
 
 /// What is launched, and in what.
 #[derive(Debug)]
@@ -22,9 +21,19 @@ pub struct Measured {
     image: LaunchImage,
     /// Guest memory.
     pub memory: GuestMemoryMmap,
-    private: Vec<[u64; 2]>,
+    /// Ranges of it that the guest has for itself.
+    pub private: Vec<[u64; 2]>,
     ram: u64,
     first_frame: u64,
+}
+
+/// Where the guest's own memory is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Backing {
+    /// In ordinary memory, which simulated hardware opens and closes.
+    Ram,
+    /// In guest_memfd.
+    GuestMemfd,
 }
 
 impl Measured {
@@ -32,7 +41,7 @@ impl Measured {
     ///
     /// # Errors
     /// [`VmError::MemoryTooLarge`], [`VmError::Shim`], or the kernel's refusal.
-    pub fn new(context: &ContextOptions, platform: Measuring) -> Result<Self, VmError> {
+    pub fn new(context: &ContextOptions, platform: Measuring, backing: Backing) -> Result<Self, VmError> {
         let image = LaunchImage::new(&Shim::embedded()?, platform)?;
         let last = image
             .pages
@@ -48,7 +57,10 @@ impl Measured {
                 most: (MAX_RAM - first_frame) >> 20,
             });
         }
-        let (private, memory) = ram::reserve_private(ram)?;
+        let (private, memory) = match backing {
+            Backing::Ram => ram::reserve_private(ram)?,
+            Backing::GuestMemfd => ram::reserve_shared(ram)?,
+        };
         Ok(Self {
             image,
             memory,
@@ -58,17 +70,55 @@ impl Measured {
         })
     }
 
-    /// Launches the guest. Gives where its first vCPU starts, and what the monitor has to know of the context.
+    /// Launches an SNP guest. Gives where its first vCPU starts, and what the monitor has to know of the context.
     ///
     /// # Errors
-    /// [`VmError::Snp`], [`VmError::Tdx`]: which step, and why.
-    pub fn launch(
+    /// [`VmError::Snp`]: which step, and why.
+    pub fn launch_snp<C: snp::calls::LaunchCalls>(
         &self,
-        hardware: &mut Launching,
+        calls: C,
         context: &ContextOptions,
         cpuid: &CpuId,
         tsc_khz: u64,
+        certificates: bool,
+    ) -> Result<(snp::Launched<C>, u64, Placed), VmError> {
+        let options = snp::Options {
+            policy: snp::POLICY,
+            vcpus: context.vcpus as u32,
+            host_data: context.host_data,
+            cpuid: cpuid_page(cpuid),
+            parameters: self.parameters(context, tsc_khz)?,
+            id: None,
+            certificates,
+        };
+        let guest = snp::Configured::new(calls, self.image.clone(), options)?;
+        let guest = guest.start()?.back(&self.private)?.add()?.vcpus()?.finish()?;
+        Ok((guest, self.image.first.rip, self.placed(context)))
+    }
+
+    /// The same for a TDX domain.
+    ///
+    /// # Errors
+    /// [`VmError::Tdx`]: which step, and why.
+    pub fn launch_tdx<C: tdx::calls::LaunchCalls>(
+        &self,
+        calls: C,
+        context: &ContextOptions,
+        tsc_khz: u64,
     ) -> Result<(u64, Placed), VmError> {
+        let options = tdx::Options {
+            attributes: SEPT_VE_DISABLE,
+            vcpus: context.vcpus as u32,
+            mr_config_id: context.config_id,
+            parameters: self.parameters(context, tsc_khz)?,
+        };
+        let domain = tdx::Configured::new(calls, self.image.clone(), options)?;
+        domain.init()?.vcpus()?.back(&self.private)?.add()?.finalize()?;
+        Ok((self.image.first.rip, self.placed(context)))
+    }
+
+    /// Leaves the configuration where the guest takes it; gives the page of parameters.
+    fn parameters(&self, context: &ContextOptions, tsc_khz: u64) -> Result<Box<PageBytes>, VmError> {
         let config = &context.config;
         if config.len() as u64 > CONFIG_LEN - PAGE {
             return Err(VmError::ConfigTooLarge {
@@ -90,88 +140,24 @@ impl Measured {
         };
         let mut page: Box<PageBytes> = Box::new([0; PAGE as usize]);
         page[..size_of::<Parameters>()].copy_from_slice(parameters.as_bytes());
-        hardware.simulated().bind(GuestRam::new(self.memory.clone()));
-        match hardware {
-            Launching::Snp(calls) => self.launch_snp(&mut **calls, context, cpuid, page)?,
-            Launching::Tdx(calls) => self.launch_tdx(&mut **calls, context, page)?,
-        }
+        Ok(page)
+    }
+
+    fn placed(&self, context: &ContextOptions) -> Placed {
+        let config_len = context.config.len() as u64;
         let (low, high) = ram::split(self.ram);
         let beyond = cloak_abi::layout::HOLE_END;
-        let placed = Placed {
+        Placed {
             root: self.image.first.root,
             first_vcpu: 0,
             frames: [
                 [self.first_frame, low],
                 if high > 0 { [beyond, beyond + high] } else { [0, 0] },
             ],
-            anchors: cloak_abi::anchor::page_at(CONFIG_GPA, config.len() as u64),
+            anchors: cloak_abi::anchor::page_at(CONFIG_GPA, config_len),
             // Never used: such a VM has no control socket.
-            exec: cloak_abi::exec::head_at(CONFIG_GPA, config.len() as u64),
+            exec: cloak_abi::exec::head_at(CONFIG_GPA, config_len),
             free_frames: self.first_frame,
-        };
-        Ok((self.image.first.rip, placed))
-    }
-
-    fn launch_snp(
-        &self,
-        calls: &mut dyn SimulatedSnp,
-        context: &ContextOptions,
-        cpuid: &CpuId,
-        parameters: Box<PageBytes>,
-    ) -> Result<(), VmError> {
-        let options = snp::Options {
-            policy: snp::POLICY,
-            vcpus: context.vcpus as u32,
-            host_data: context.host_data,
-            cpuid: cpuid_page(cpuid),
-            parameters,
-            id: None,
-        };
-        let guest = snp::Configured::new(calls, self.image.clone(), options)?;
-        guest.start()?.back(&self.private)?.add()?.vcpus()?.finish()?;
-        Ok(())
-    }
-
-    fn launch_tdx(
-        &self,
-        calls: &mut dyn SimulatedTdx,
-        context: &ContextOptions,
-        parameters: Box<PageBytes>,
-    ) -> Result<(), VmError> {
-        let options = tdx::Options {
-            attributes: SEPT_VE_DISABLE,
-            vcpus: context.vcpus as u32,
-            mr_config_id: context.config_id,
-            parameters,
-        };
-        let domain = tdx::Configured::new(calls, self.image.clone(), options)?;
-        domain.init()?.vcpus()?.back(&self.private)?.add()?.finalize()?;
-        Ok(())
-    }
-}
-
-/// Hardware that takes the calls of a launch.
-#[derive(Debug)]
-pub enum Launching {
-    /// SNP.
-    Snp(Box<dyn SimulatedSnp>),
-    /// TDX.
-    Tdx(Box<dyn SimulatedTdx>),
-}
-
-impl Launching {
-    fn simulated(&mut self) -> &mut dyn Simulated {
-        match self {
-            Self::Snp(hardware) => &mut **hardware,
-            Self::Tdx(hardware) => &mut **hardware,
-        }
-    }
-
-    /// The same, after the launch.
-    pub fn launched(self) -> Box<dyn Simulated> {
-        match self {
-            Self::Snp(hardware) => hardware,
-            Self::Tdx(hardware) => hardware,
         }
     }
 }
@@ -188,7 +174,16 @@ const LEAVES: &[(u32, u32)] = &[
     (0x8000_0002, 0),
     (0x8000_0003, 0),
     (0x8000_0004, 0),
+    // Caches, by which the C library chooses how it copies; the clock; topology; what is of no use to attackers.
+    (0x8000_0005, 0),
+    (0x8000_0006, 0),
+    (0x8000_0007, 0),
     (0x8000_0008, 0),
+    (0x8000_0019, 0),
+    (0x8000_001a, 0),
+    (0x8000_001d, 3),
+    (0x8000_001e, 0),
+    (0x8000_0021, 0),
 ];
 
 /// The page of CPUID values that the firmware checks and the guest keeps: what KVM offers, and encrypted memory.
@@ -202,7 +197,7 @@ fn cpuid_page(cpuid: &CpuId) -> Box<PageBytes> {
         .map(|e| {
             // Sizes of vector state are those of the state at the start.
             let state = u32::from(e.function == 0xd && e.index <= 1);
-            let size = if e.function == 0xd && e.index == 0 {
+            let size = if e.function == 0xd && e.index <= 1 {
                 0x240
             } else {
                 e.ebx

@@ -11,6 +11,7 @@ pub mod anchors;
 pub mod clock;
 mod context;
 pub mod error;
+mod exception;
 pub mod exec;
 mod hidden;
 pub mod load;
@@ -19,6 +20,7 @@ pub mod phases;
 pub mod resident;
 pub mod shared;
 pub mod signals;
+mod snp;
 mod ticker;
 mod vcpu;
 pub mod view;
@@ -43,7 +45,7 @@ use self::context::Context;
 use self::error::{Step, VmError};
 use self::exec::Execs;
 use self::load::{Layout, Placed, Segment, Share};
-use self::measured::{Launching, Measured};
+use self::measured::{Backing, Measured};
 use self::phases::Phases;
 use self::resident::{Paging, Resident};
 use self::shared::SharedRegion;
@@ -55,8 +57,9 @@ use crate::image::Measuring;
 use crate::image::registers::Registers;
 use crate::jail;
 use crate::kvm;
+use crate::kvm::snp::kernel::KvmSnp;
 use crate::os::handed;
-use crate::platform::{Machine, Simulated};
+use crate::platform::{GuestRam, Machine, Simulated, SimulatedSnp, SimulatedTdx};
 
 /// A VM.
 #[derive(Debug)]
@@ -140,8 +143,6 @@ type Failed = Arc<dyn Fn(cloak_memory::MemoryError) + Send + Sync>;
 pub(crate) enum Event {
     /// The guest asks for vCPU n of the context.
     Start(u32),
-    /// The guest has made vCPU n of the context, which starts like this.
-    StartAt(u32, Registers),
     /// The program has ended, and the vCPU that said so with it.
     Exited,
     /// A vCPU can't go on.
@@ -154,14 +155,15 @@ pub(crate) enum Event {
 
 /// A VM whose first vCPUs run.
 pub struct Running {
-    kvm_vm: VmFd,
+    kvm_vm: Arc<VmFd>,
     /// Keeps guest RAM mapped.
     memory: GuestMemoryMmap,
     contexts: Vec<Context>,
     cpuid: CpuId,
     entry: u64,
-    hardware: Option<Hardware>,
-    measuring: Option<Measuring>,
+    below: Below,
+    /// vCPUs that were made with the VM and do not run yet.
+    made: Vec<Option<VcpuFd>>,
     /// A vCPU that runs already when the guest asks for it.
     early: Option<u32>,
     sender: Sender<(usize, Event)>,
@@ -183,10 +185,29 @@ pub struct Border {
 /// Simulated hardware, as vCPU threads share it.
 pub(crate) type Hardware = Arc<Mutex<Box<dyn Simulated>>>;
 
+/// What is under a VM, as vCPU threads share it.
+#[derive(Clone)]
+pub(crate) enum Below {
+    /// KVM as it is.
+    Plain,
+    /// Simulated hardware, and whose it is like.
+    Simulated(Hardware, Measuring),
+    /// SEV-SNP.
+    Snp(Arc<snp::Guest<KvmSnp>>),
+}
+
+impl Below {
+    fn simulated(hardware: Box<dyn Simulated>, like: Measuring, cpuid: &mut CpuId) -> Self {
+        hardware.change_cpuid(cpuid);
+        Self::Simulated(Arc::new(Mutex::new(hardware)), like)
+    }
+}
+
 /// The parts that must exist before the OS services are started.
 pub struct Prepared {
     kvm: Kvm,
-    vm: VmFd,
+    vm: Arc<VmFd>,
+    snp: Option<KvmSnp>,
     /// By index of the context.
     pub borders: Vec<Border>,
     /// Where the time goes.
@@ -203,7 +224,14 @@ pub fn prepare(options: Options) -> Result<Prepared, VmError> {
     hidden::hide()?;
     let kvm = kvm::open(&options.device)?;
     check(&kvm, &options)?;
-    let vm = kvm.create_vm().step("creating a VM (KVM_CREATE_VM)")?;
+    let snp = match &options.machine {
+        Machine::Snp(_) => Some(KvmSnp::create(&kvm)?),
+        _ => None,
+    };
+    let vm = match &snp {
+        Some(snp) => snp.vm(),
+        None => Arc::new(kvm.create_vm().step("creating a VM (KVM_CREATE_VM)")?),
+    };
     let borders = options
         .contexts
         .iter()
@@ -213,6 +241,7 @@ pub fn prepare(options: Options) -> Result<Prepared, VmError> {
     Ok(Prepared {
         kvm,
         vm,
+        snp,
         borders,
         phases,
         options,
@@ -327,20 +356,23 @@ impl Prepared {
         let Self {
             kvm,
             vm,
+            snp,
             borders,
             mut phases,
             mut options,
         } = self;
         let Loaded {
             memory,
-            first,
             cpuid,
             clock,
             entry,
             placed,
-            hardware,
-            measuring,
-        } = load_vm(&kvm, &vm, &borders, &mut phases, &mut options)?;
+            below,
+            mut made,
+        } = match snp {
+            Some(snp) => load_snp(&kvm, snp, &borders, &mut phases, &mut options)?,
+            None => load_vm(&kvm, &vm, &borders, &mut phases, &mut options)?,
+        };
         let Options {
             contexts: all,
             control,
@@ -395,8 +427,8 @@ impl Prepared {
             contexts,
             cpuid,
             entry,
-            hardware,
-            measuring,
+            below,
+            made: std::mem::take(&mut made),
             early: None,
             sender,
             events,
@@ -405,13 +437,9 @@ impl Prepared {
             server::start(bound, members)?;
         }
         signals::forward(running.contexts.iter().map(Context::reach).collect());
-        let mut first = Some(first);
         for index in 0..running.contexts.len() {
             running.contexts[index].start_ticker()?;
-            let fd = match first.take() {
-                Some(fd) => fd,
-                None => running.create_vcpu(index, 0)?,
-            };
+            let fd = running.create_vcpu(index, 0)?;
             let start = running.first_registers(index, 0)?;
             running.start_vcpu(index, 0, fd, start)?;
         }
@@ -437,10 +465,9 @@ impl Running {
             match event {
                 Event::Start(own) if self.early == Some(own) => {}
                 Event::Start(own) => {
-                    let start = self.first_registers(index, own as usize);
+                    let start = self.further_registers(index, own);
                     self.start_further(index, own, start);
                 }
-                Event::StartAt(own, start) => self.start_further(index, own, Ok(start)),
                 Event::Exited => {
                     let context = &mut self.contexts[index];
                     context.left += 1;
@@ -466,8 +493,14 @@ impl Running {
     }
 
     /// vCPU `own` of context `index`.
-    fn create_vcpu(&self, index: usize, own: usize) -> Result<VcpuFd, VmError> {
+    fn create_vcpu(&mut self, index: usize, own: usize) -> Result<VcpuFd, VmError> {
         let number = self.contexts[index].number_of(own)?;
+        if let Some(made) = self.made.get_mut(number as usize).and_then(Option::take) {
+            return Ok(made);
+        }
+        if matches!(self.below, Below::Snp(_)) {
+            return Err(VmError::Shim("start of a vCPU that was not launched"));
+        }
         self.kvm_vm
             .create_vcpu(u64::from(number))
             .step("creating a further vCPU")
@@ -481,6 +514,18 @@ impl Running {
             root: context.root(),
             rdi: u64::from(context.number_of(own)?),
         })
+    }
+
+    /// How a vCPU starts that the guest asks for: the guest makes its state where that is measured.
+    fn further_registers(&self, index: usize, own: u32) -> Result<Registers, VmError> {
+        let Below::Simulated(hardware, Measuring::Snp) = &self.below else {
+            return self.first_registers(index, own as usize);
+        };
+        let created = hardware
+            .lock()
+            .ok()
+            .and_then(|mut hardware| hardware.created(own));
+        created.ok_or(VmError::Shim("start of a vCPU that has no state"))
     }
 
     /// Starts a vCPU that the guest asked for; a failure ends its context.
@@ -497,20 +542,29 @@ impl Running {
     fn start_vcpu(&mut self, index: usize, own: usize, fd: VcpuFd, start: Registers) -> Result<(), VmError> {
         let context = &mut self.contexts[index];
         let number = context.number_of(own)?;
-        match self.measuring {
-            None => kvm::prepare_vcpu(&fd, &self.cpuid, start)?,
-            Some(Measuring::Snp) => kvm::prepare_measured_vcpu(&fd, &self.cpuid, number, start)
-                .step("setting a measured vCPU's registers")?,
-            Some(Measuring::Tdx) => kvm::prepare_domain_vcpu(&fd, &self.cpuid, number)
-                .step("setting the registers of a domain's vCPU")?,
+        match &self.below {
+            Below::Plain => kvm::prepare_vcpu(&fd, &self.cpuid, start)?,
+            Below::Simulated(_, Measuring::Snp) => {
+                kvm::prepare_measured_vcpu(&fd, &self.cpuid, number, start)
+                    .step("setting a measured vCPU's registers")?;
+            }
+            Below::Simulated(_, Measuring::Tdx) => {
+                kvm::prepare_domain_vcpu(&fd, &self.cpuid, number)
+                    .step("setting the registers of a domain's vCPU")?;
+            }
+            // Its state is the guest's, since the launch measured it or the guest made it.
+            Below::Snp(_) => {}
         }
-        context.start_vcpu(own, fd, self.sender.clone(), self.hardware.clone())
+        let ram = GuestRam::new(self.memory.clone());
+        context.start_vcpu(own, fd, self.sender.clone(), self.below.clone(), ram)
     }
 
     /// What a hypervisor does that starts a domain's vCPU before it is asked for.
     fn start_early(&mut self) -> Result<(), VmError> {
-        let early = |hardware: &Hardware| hardware.lock().is_ok_and(|hardware| hardware.starts_early());
-        if self.hardware.as_ref().is_some_and(early) {
+        let Below::Simulated(hardware, _) = &self.below else {
+            return Ok(());
+        };
+        if hardware.lock().is_ok_and(|hardware| hardware.starts_early()) {
             let fd = self.create_vcpu(0, 1)?;
             let start = self.first_registers(0, 1)?;
             self.start_vcpu(0, 1, fd, start)?;
@@ -532,19 +586,19 @@ impl Running {
 /// A VM with its memory filled, and its first vCPU.
 struct Loaded {
     memory: GuestMemoryMmap,
-    first: VcpuFd,
     cpuid: CpuId,
     clock: Clock,
     entry: u64,
     placed: Vec<Placed>,
-    hardware: Option<Hardware>,
-    measuring: Option<Measuring>,
+    below: Below,
+    made: Vec<Option<VcpuFd>>,
 }
 
 /// How memory is to be filled.
 enum Plan<'a> {
     Plain(Layout<'a>),
-    Simulated(Launching, Measured),
+    Snp(Box<dyn SimulatedSnp>, Measured),
+    Tdx(Box<dyn SimulatedTdx>, Measured),
 }
 
 fn load_vm(
@@ -555,29 +609,30 @@ fn load_vm(
     options: &mut Options,
 ) -> Result<Loaded, VmError> {
     let machine = std::mem::take(&mut options.machine);
-    let measuring = machine.measuring();
     let contexts = &options.contexts;
     let shares: Vec<Share<'_>> = contexts.iter().map(ContextOptions::share).collect();
     let plan = match machine {
         Machine::Plain => Plan::Plain(Layout::new(&shares, &options.segments, options.own_tables)?),
-        Machine::SimulatedSnp(hardware) => Plan::Simulated(
-            Launching::Snp(hardware),
-            Measured::new(&contexts[0], Measuring::Snp)?,
+        Machine::Snp(_) => return Err(VmError::Shim("a plain VM for SEV-SNP")),
+        Machine::SimulatedSnp(hardware) => Plan::Snp(
+            hardware,
+            Measured::new(&contexts[0], Measuring::Snp, Backing::Ram)?,
         ),
-        Machine::SimulatedTdx(hardware) => Plan::Simulated(
-            Launching::Tdx(hardware),
-            Measured::new(&contexts[0], Measuring::Tdx)?,
+        Machine::SimulatedTdx(hardware) => Plan::Tdx(
+            hardware,
+            Measured::new(&contexts[0], Measuring::Tdx, Backing::Ram)?,
         ),
     };
     let memory = match &plan {
         Plan::Plain(layout) => kvm::ram::reserve(layout.ram)?,
-        Plan::Simulated(_, measured) => measured.memory.clone(),
+        Plan::Snp(_, measured) | Plan::Tdx(_, measured) => measured.memory.clone(),
     };
-    add_memory(vm, &memory, borders)?;
-    // In a domain a write to a port is an exception, and comes as a call of the guest's.
-    let raises = matches!(&plan, Plan::Simulated(Launching::Tdx(_), _));
-    for (index, border) in (0..).zip(borders).filter(|_| !raises) {
-        add_doorbells(vm, index, border)?;
+    add_memory(vm, 0, &memory, borders)?;
+    // An OUT that KVM takes by itself would not raise #VC or #VE, as it does on hardware.
+    if matches!(plan, Plan::Plain(_)) {
+        for (index, border) in (0..).zip(borders) {
+            add_doorbells(vm, index, border)?;
+        }
     }
     phases.done("guest memory and its slots");
     let mut cpuid = kvm
@@ -585,31 +640,81 @@ fn load_vm(
         .step("reading KVM's CPUID")?;
     let first = vm.create_vcpu(0).step("creating vCPU 0")?;
     let tsc_khz = u64::from(first.get_tsc_khz().step("reading the TSC frequency")?);
-    let clock = Clock::new(tsc_khz, guest_tsc_offset(&first)?);
+    let offset = kvm::tsc_offset(&first).step("reading the guest's TSC")?;
+    let clock = Clock::new(tsc_khz, offset);
     phases.done("first vCPU");
-    let (entry, placed, hardware) = match plan {
+    let (entry, placed, below) = match plan {
         Plan::Plain(layout) => {
             let (entry, placed) = layout.load(&memory, tsc_khz)?;
-            (entry, placed, None)
+            (entry, placed, Below::Plain)
         }
-        Plan::Simulated(mut hardware, measured) => {
-            let (entry, placed) = measured.launch(&mut hardware, &contexts[0], &cpuid, tsc_khz)?;
-            let hardware = hardware.launched();
+        Plan::Snp(mut hardware, measured) => {
             eprintln!("cloak: {}", hardware.notice());
-            hardware.change_cpuid(&mut cpuid);
-            (entry, vec![placed], Some(Arc::new(Mutex::new(hardware))))
+            hardware.bind(GuestRam::new(measured.memory.clone()));
+            let (_, entry, placed) =
+                measured.launch_snp(&mut *hardware, &contexts[0], &cpuid, tsc_khz, false)?;
+            let below = Below::simulated(hardware, Measuring::Snp, &mut cpuid);
+            (entry, vec![placed], below)
+        }
+        Plan::Tdx(mut hardware, measured) => {
+            eprintln!("cloak: {}", hardware.notice());
+            hardware.bind(GuestRam::new(measured.memory.clone()));
+            let (entry, placed) = measured.launch_tdx(&mut *hardware, &contexts[0], tsc_khz)?;
+            let below = Below::simulated(hardware, Measuring::Tdx, &mut cpuid);
+            (entry, vec![placed], below)
         }
     };
     phases.done("loading the shim");
     Ok(Loaded {
         memory,
-        first,
         cpuid,
         clock,
         entry,
         placed,
-        hardware,
-        measuring,
+        below,
+        made: vec![Some(first)],
+    })
+}
+
+/// The same on SEV-SNP: what the guest has for itself is in guest_memfd, and all vCPUs are measured.
+fn load_snp(
+    kvm: &Kvm,
+    snp: KvmSnp,
+    borders: &[Border],
+    phases: &mut Phases,
+    options: &mut Options,
+) -> Result<Loaded, VmError> {
+    let certificates = match std::mem::take(&mut options.machine) {
+        Machine::Snp(certificates) => certificates.0,
+        _ => Vec::new(),
+    };
+    let context = &options.contexts[0];
+    let measured = Measured::new(context, Measuring::Snp, Backing::GuestMemfd)?;
+    let memory = measured.memory.clone();
+    let vm = snp.vm();
+    add_memory(&vm, measured.private.len() as u32, &memory, borders)?;
+    for (index, border) in (0..).zip(borders) {
+        add_doorbells(&vm, index, border)?;
+    }
+    phases.done("guest memory and its slots");
+    let cpuid = kvm
+        .get_supported_cpuid(kvm_bindings::KVM_MAX_CPUID_ENTRIES)
+        .step("reading KVM's CPUID")?;
+    let tsc_khz = snp.tsc_khz()?;
+    let (mut guest, entry, placed) =
+        measured.launch_snp(snp, context, &cpuid, tsc_khz, !certificates.is_empty())?;
+    let (vcpus, offset) = guest.take_vcpus();
+    let shared = GuestRam::new(memory.clone());
+    let guest = snp::Guest::new(guest, measured.private, certificates, shared);
+    phases.done("loading the shim");
+    Ok(Loaded {
+        memory,
+        cpuid,
+        clock: Clock::new(tsc_khz, offset),
+        entry,
+        placed: vec![placed],
+        below: Below::Snp(Arc::new(guest)),
+        made: vcpus.into_iter().map(Some).collect(),
     })
 }
 
@@ -624,7 +729,8 @@ impl ContextOptions {
     }
 }
 
-fn add_memory(vm: &VmFd, memory: &GuestMemoryMmap, borders: &[Border]) -> Result<(), VmError> {
+/// Ordinary memory, in the slots from `first` on.
+fn add_memory(vm: &VmFd, first: u32, memory: &GuestMemoryMmap, borders: &[Border]) -> Result<(), VmError> {
     let ram = memory
         .iter()
         .map(|r| (r.start_addr().raw_value(), r.len(), r.as_ptr() as u64));
@@ -632,7 +738,7 @@ fn add_memory(vm: &VmFd, memory: &GuestMemoryMmap, borders: &[Border]) -> Result
         let at = load::shared_gpa(index);
         (at, SHARED_LEN as u64, border.shared.host_address())
     });
-    for (slot, (guest_phys_addr, memory_size, userspace_addr)) in (0..).zip(ram.chain(shared)) {
+    for (slot, (guest_phys_addr, memory_size, userspace_addr)) in (first..).zip(ram.chain(shared)) {
         let region = kvm_userspace_memory_region {
             slot,
             flags: 0,
@@ -673,17 +779,4 @@ fn eventfd() -> Result<OwnedFd, VmError> {
     }
     // SAFETY: a fresh descriptor that nobody else owns.
     Ok(unsafe { OwnedFd::from_raw_fd(raw) })
-}
-
-/// Guest TSC minus host TSC, as a wrapping difference.
-fn guest_tsc_offset(vcpu: &VcpuFd) -> Result<u64, VmError> {
-    let entry = kvm_bindings::kvm_msr_entry {
-        index: 0x10,
-        ..Default::default()
-    };
-    let mut msrs = kvm_bindings::Msrs::from_entries(&[entry]).map_err(|_| VmError::Shim("MSR list"))?;
-    vcpu.get_msrs(&mut msrs).step("reading the guest's TSC")?;
-    // SAFETY: every x86-64 has it.
-    let host = unsafe { std::arch::x86_64::_rdtsc() };
-    Ok(msrs.as_slice()[0].data.wrapping_sub(host))
 }

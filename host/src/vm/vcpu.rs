@@ -1,14 +1,15 @@
 //! One thread per vCPU: runs it, lets it sleep, injects kicks.
 
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU8, AtomicU64, Ordering};
 use std::sync::mpsc::Sender;
+use std::sync::{Arc, MutexGuard};
 
 use cloak_abi::layout::{KICK_VECTOR, SIM_PORT, doorbell_port, monitor_port};
 use cloak_abi::sim::SimCall;
 use cloak_abi::stop::Stop;
 use cloak_abi::vcpu::MonitorCall;
+use kvm_bindings::{KVM_MEMORY_EXIT_FLAG_PRIVATE, KVM_SYSTEM_EVENT_SEV_TERM};
 use kvm_ioctls::{VcpuExit, VcpuFd};
 
 use super::anchors::Anchors;
@@ -16,8 +17,9 @@ use super::error::{Step, VmError};
 use super::exec::Execs;
 use super::shared::SharedRegion;
 use super::ticker::Ticker;
-use super::{Event, Hardware, clock};
-use crate::platform::{PortWrite, Reply};
+use super::{Below, Event, clock, exception, snp};
+use crate::kvm::snp::KVM_HC_MAP_GPA_RANGE;
+use crate::platform::{GuestRam, Injection, Out, Reply, Simulated};
 
 /// The signal that makes a vCPU thread leave the guest. Its handler does nothing.
 /// A real-time one: programs get all the others.
@@ -77,13 +79,6 @@ impl Handle {
     }
 }
 
-/// Wakes who waits for the eventfd.
-fn ring(event: &OwnedFd) {
-    let one = 1u64.to_ne_bytes();
-    // SAFETY: an own eventfd; eight bytes. A full counter (EAGAIN) means that it wakes anyway.
-    unsafe { libc::write(event.as_raw_fd(), one.as_ptr().cast(), 8) };
-}
-
 /// The thread's whole life.
 pub struct Runner {
     /// Index of its context.
@@ -94,20 +89,18 @@ pub struct Runner {
     pub handle: Arc<Handle>,
     /// The vCPUs of its context.
     pub all: Arc<[Arc<Handle>]>,
-    /// Wakes the OS service.
-    pub doorbell: Arc<OwnedFd>,
     pub shared: Arc<SharedRegion>,
     pub anchors: Arc<Anchors>,
     pub execs: Option<Arc<Execs>>,
     pub events: Sender<(usize, Event)>,
     pub clock: clock::Clock,
     pub ticker: Ticker,
-    /// Simulated hardware, if the machine has any.
-    pub hardware: Option<Hardware>,
-    /// It raises an exception where an instruction would leave.
-    pub raises: bool,
-    /// One is to be raised at the next entry: an interrupt has to wait, or KVM would deliver it in the handler.
-    pub raised: bool,
+    /// What is under it.
+    pub below: Below,
+    /// Where it pushes frames of exceptions.
+    pub ram: GuestRam,
+    /// Rung where KVM does not do it by itself.
+    pub doorbell: Arc<OwnedFd>,
 }
 
 impl Runner {
@@ -138,36 +131,42 @@ impl Runner {
             return Ok(Some(Event::Left));
         }
         self.prepare_kick()?;
-        let raises = self.raises;
         // The kernel uses the first context's, the libos its own: the kernel opened no others to it. The vCPU says
         // whose call it is.
         let ports = [monitor_port(0), monitor_port(self.context as u32)];
         let exit = self.fd.run();
         match exit {
-            Ok(VcpuExit::IoOut(port, data)) if raises && port != SIM_PORT => {
-                let mut bytes = [0; 4];
-                let size = data.len().min(bytes.len());
-                bytes[..size].copy_from_slice(&data[..size]);
-                let write = PortWrite {
+            Ok(VcpuExit::IoOut(port, data)) if matches!(self.below, Below::Simulated(..)) => {
+                let out = Out {
                     port,
-                    size: size as u8,
-                    value: u32::from_le_bytes(bytes),
+                    size: data.len() as u8,
+                    value: value_of(data),
+                    user: false,
                 };
-                self.handle.exits.fetch_add(1, Ordering::Relaxed);
-                self.raise(write)
+                if port == SIM_PORT {
+                    self.hardware_call(out.value)
+                } else {
+                    self.intercept(out).map(|()| None)
+                }
             }
             Ok(VcpuExit::IoOut(port, data)) if ports.contains(&port) => {
-                let value = <[u8; 4]>::try_from(data).map_or(u32::MAX, u32::from_le_bytes);
-                self.handle.exits.fetch_add(1, Ordering::Relaxed);
+                let value = value_of(data);
                 self.monitor_call(value)
-            }
-            Ok(VcpuExit::IoOut(SIM_PORT, data)) if self.hardware.is_some() => {
-                let value = <[u8; 4]>::try_from(data).map_or(u32::MAX, u32::from_le_bytes);
-                self.handle.exits.fetch_add(1, Ordering::Relaxed);
-                self.hardware_call(value)
             }
             Ok(VcpuExit::IoOut(..)) => Ok(None),
             Ok(VcpuExit::Intr | VcpuExit::IrqWindowOpen) => Ok(None),
+            Ok(VcpuExit::Hypercall(call)) if call.nr == KVM_HC_MAP_GPA_RANGE => {
+                let arguments = call.args;
+                self.page_state(&arguments)
+            }
+            Ok(VcpuExit::Unsupported(snp::EXIT_REQ_CERTS)) => self.certificates(),
+            Ok(VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_SEV_TERM, data)) => {
+                Err(snp::terminated(data.first().copied().unwrap_or_default()))
+            }
+            Ok(VcpuExit::MemoryFault { flags, gpa, .. }) => Err(snp::touched(
+                gpa,
+                flags & u64::from(KVM_MEMORY_EXIT_FLAG_PRIVATE) != 0,
+            )),
             Ok(other) => {
                 let what = format!("{other:?}");
                 Err(self.stuck(what))
@@ -183,32 +182,104 @@ impl Runner {
     /// Injects a pending kick when the guest can take it, or asks KVM to tell when it can.
     fn prepare_kick(&mut self) -> Result<(), VmError> {
         self.fd.set_kvm_immediate_exit(0);
-        let raised = std::mem::take(&mut self.raised);
-        let stray = if self.raises { self.stray() } else { None };
-        let kick = self.handle.kick.load(Ordering::SeqCst);
-        if !kick && stray.is_none() {
+        if !self.handle.kick.load(Ordering::SeqCst) {
             return Ok(());
         }
         let run = self.fd.get_kvm_run();
-        if !raised && run.ready_for_interrupt_injection != 0 && run.if_flag != 0 {
+        if run.ready_for_interrupt_injection != 0 && run.if_flag != 0 {
             run.request_interrupt_window = 0;
-            if let Some(vector) = stray {
-                return inject(&self.fd, vector);
-            }
             self.handle.kick.store(false, Ordering::SeqCst);
-            return inject(&self.fd, KICK_VECTOR);
+            return inject(&self.fd);
         }
-        if kick {
-            run.request_interrupt_window = 1;
-        }
+        run.request_interrupt_window = 1;
         Ok(())
     }
 
-    fn stray(&self) -> Option<u8> {
-        self.hardware.as_ref()?.lock().ok()?.stray_interrupt()
+    /// An OUT of the guest's on simulated hardware, as KVM takes one of a real guest's: by its GHCB.
+    fn port_out(&mut self, port: u16, value: u32) -> Result<Option<Event>, VmError> {
+        if port == doorbell_port(self.context as u32) {
+            match value.checked_sub(1).map(|number| self.all.get(number as usize)) {
+                None => ring(&self.doorbell),
+                Some(Some(other)) => other.wake(),
+                Some(None) => {}
+            }
+            Ok(None)
+        } else if port == monitor_port(self.context as u32) {
+            self.monitor_call(value)
+        } else {
+            Ok(None)
+        }
+    }
+
+    /// An OUT that the guest executes itself, which is not for it to do: the hardware says what comes of it.
+    fn intercept(&mut self, mut out: Out) -> Result<(), VmError> {
+        // Where the instruction is depends on the host, until it is over.
+        self.fd.set_kvm_immediate_exit(1);
+        if let Ok(other) = self.fd.run() {
+            let what = format!("{other:?} in the middle of an instruction");
+            return Err(self.stuck(what));
+        }
+        self.fd.set_kvm_immediate_exit(0);
+        let system = self.fd.get_sregs().step("reading a vCPU's system registers")?;
+        let mut general = self.fd.get_regs().step("reading a vCPU's registers")?;
+        out.user = system.cs.selector & 3 != 0;
+        let event = self.hardware()?.intercept(self.index as u32, out);
+        if !event.behind {
+            general.rip = general.rip.wrapping_sub(out.instruction_len());
+            self.fd.set_regs(&general).step("setting a vCPU's registers")?;
+        }
+        self.deliver(event)
+    }
+
+    fn deliver(&mut self, event: Injection) -> Result<(), VmError> {
+        exception::deliver(&self.fd, &self.ram, event)?;
+        // No interrupt is taken before the handler says so.
+        self.fd.get_kvm_run().if_flag = 0;
+        Ok(())
+    }
+
+    /// `KVM_EXIT_HYPERCALL`: pages are to be private, or shared.
+    fn page_state(&mut self, arguments: &[u64; 6]) -> Result<Option<Event>, VmError> {
+        let Below::Snp(guest) = &self.below else {
+            return Err(self.stuck("a page-state change on this machine".to_owned()));
+        };
+        let result = guest.page_state(arguments)?;
+        // The exit was a hypercall's, so this is the part of the union that counts.
+        self.fd.get_kvm_run().__bindgen_anon_1.hypercall.ret = result;
+        Ok(None)
+    }
+
+    /// `KVM_EXIT_SNP_REQ_CERTS`: address, pages, result.
+    fn certificates(&mut self) -> Result<Option<Event>, VmError> {
+        let Below::Snp(guest) = &self.below else {
+            return Err(self.stuck("a request for certificates on this machine".to_owned()));
+        };
+        // SAFETY: bytes of the union that the exit has filled; the three words begin the union, whose padding has 256 bytes.
+        let padding = unsafe { &mut self.fd.get_kvm_run().__bindgen_anon_1.padding };
+        let mut words = [0u64; 3];
+        for (word, bytes) in words.iter_mut().zip(padding.chunks_exact(8)) {
+            *word = u64::from_ne_bytes(std::array::from_fn(|i| bytes[i] as u8));
+        }
+        let (pages, result) = guest.certificates(words[0], words[1]);
+        let answer = [words[0], pages, result].map(u64::to_ne_bytes);
+        for (to, byte) in padding.iter_mut().zip(answer.as_flattened()) {
+            *to = *byte as _;
+        }
+        Ok(None)
+    }
+
+    fn hardware(&self) -> Result<MutexGuard<'_, Box<dyn Simulated>>, VmError> {
+        let Below::Simulated(hardware, _) = &self.below else {
+            return Err(self.stuck("a call of simulated hardware without any".to_owned()));
+        };
+        match hardware.lock() {
+            Ok(hardware) => Ok(hardware),
+            Err(_) => Err(self.stuck("the simulated hardware has failed".to_owned())),
+        }
     }
 
     fn monitor_call(&mut self, value: u32) -> Result<Option<Event>, VmError> {
+        self.handle.exits.fetch_add(1, Ordering::Relaxed);
         match MonitorCall::decode(value) {
             Some((MonitorCall::Halt, _)) => {
                 self.halt();
@@ -237,88 +308,36 @@ impl Runner {
         }
     }
 
-    /// Lets the guest have an exception in the place of the instruction.
-    fn raise(&mut self, write: PortWrite) -> Result<Option<Event>, VmError> {
-        // KVM ends the instruction at the next entry, or has done so: after this one it has, whichever way it took.
-        self.fd.set_kvm_immediate_exit(1);
-        match self.fd.run() {
-            Err(e) if e.errno() == libc::EINTR => {}
-            other => {
-                let what = format!("an entry that should have ended at once: {other:?}");
-                return Err(self.stuck(what));
-            }
-        }
-        self.fd.set_kvm_immediate_exit(0);
-        let Some(Ok(vector)) = self
-            .hardware
-            .as_ref()
-            .map(|hardware| hardware.lock().map(|mut h| h.exception(self.index as u32, write)))
-        else {
-            return Err(self.stuck("the simulated hardware has failed".to_owned()));
-        };
-        let mut registers = self.fd.get_regs().step("reading a vCPU's registers")?;
-        registers.rip = registers.rip.wrapping_sub(write.instruction_len());
-        self.fd.set_regs(&registers).step("setting a vCPU's registers")?;
-        let mut events = self.fd.get_vcpu_events().step("reading a vCPU's events")?;
-        events.exception.injected = 1;
-        events.exception.nr = vector;
-        events.exception.has_error_code = 0;
-        self.fd
-            .set_vcpu_events(&events)
-            .step("giving a vCPU an exception")?;
-        self.raised = true;
-        Ok(None)
-    }
-
-    /// A write that a guest has asked for by a call.
-    fn asked_write(&mut self, write: PortWrite) -> Result<Option<Event>, VmError> {
-        let context = self.context as u32;
-        if write.port == monitor_port(context) || write.port == monitor_port(0) {
-            return self.monitor_call(write.value);
-        }
-        if write.port == doorbell_port(context) {
-            match (write.value as usize).checked_sub(1) {
-                None => ring(&self.doorbell),
-                Some(other) => {
-                    if let Some(other) = self.all.get(other) {
-                        other.wake();
-                    }
-                }
-            }
-        }
-        Ok(None)
-    }
-
     /// What the guest asks of simulated hardware.
     fn hardware_call(&mut self, value: u32) -> Result<Option<Event>, VmError> {
-        let (Some(hardware), Some(call)) = (&self.hardware, SimCall::decode(value)) else {
+        let Some(call) = SimCall::decode(value) else {
             return Err(self.stuck(format!("unknown call of simulated hardware {value:#x}")));
         };
         let mut registers = self.fd.get_regs().step("reading a vCPU's registers")?;
         let arguments = [registers.rdi, registers.rsi];
-        let reply = match hardware.lock() {
-            Ok(mut hardware) => hardware.call(self.index as u32, call, arguments),
-            Err(_) => return Err(self.stuck("the simulated hardware has failed".to_owned())),
+        let index = self.index as u32;
+        let (reply, injected) = {
+            let mut hardware = self.hardware()?;
+            (hardware.call(index, call, arguments), hardware.injected(index))
         };
-        registers.rax = match reply {
-            Reply::Value(value) => value,
-            Reply::Start(value, number, start) => {
-                // The receiver is gone only when the monitor is already ending.
-                let _ = self.events.send((self.context, Event::StartAt(number, start)));
-                value
-            }
-            Reply::Out(value, write) => {
-                registers.rax = value;
-                self.fd.set_regs(&registers).step("setting a vCPU's registers")?;
-                return self.asked_write(write);
-            }
+        let (result, out) = match reply {
+            Reply::Value(value) => (value, None),
+            Reply::Out(value, port, data) => (value, Some((port, data))),
             Reply::Terminated(stop) => {
                 let text = stop.map_or("for a reason that is not known", Stop::text);
                 return Err(VmError::Stopped(text));
             }
         };
+        registers.rax = result;
         self.fd.set_regs(&registers).step("setting a vCPU's registers")?;
-        Ok(None)
+        if let Some(event) = injected {
+            self.fd.set_kvm_immediate_exit(1);
+            // The instruction is over then.
+            let _ = self.fd.run();
+            self.fd.set_kvm_immediate_exit(0);
+            self.deliver(event)?;
+        }
+        out.map_or(Ok(None), |(port, data)| self.port_out(port, data))
     }
 
     /// Sleeps until woken or until the deadline that the guest left in its queue page.
@@ -354,11 +373,24 @@ impl Runner {
     }
 }
 
+fn value_of(data: &[u8]) -> u32 {
+    let mut bytes = [0; 4];
+    let size = data.len().min(bytes.len());
+    bytes[..size].copy_from_slice(&data[..size]);
+    u32::from_le_bytes(bytes)
+}
+
+fn ring(eventfd: &OwnedFd) {
+    let one = 1u64.to_ne_bytes();
+    // SAFETY: an own eventfd; eight bytes. A full counter (EAGAIN) means that it rings anyway.
+    unsafe { libc::write(eventfd.as_raw_fd(), one.as_ptr().cast(), 8) };
+}
+
 /// `KVM_INTERRUPT`, which kvm-ioctls does not wrap.
-fn inject(fd: &VcpuFd, vector: u8) -> Result<(), VmError> {
+fn inject(fd: &VcpuFd) -> Result<(), VmError> {
     const KVM_INTERRUPT: u32 = 0x4004_ae86;
     let interrupt = kvm_bindings::kvm_interrupt {
-        irq: u32::from(vector),
+        irq: u32::from(KICK_VECTOR),
     };
     // SAFETY: the vCPU's own descriptor and the structure that the request takes.
     let result = unsafe { libc::ioctl(fd.as_raw_fd(), KVM_INTERRUPT as _, &raw const interrupt) };

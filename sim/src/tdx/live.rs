@@ -21,7 +21,7 @@ use cloak_host::kvm::snp::page_state::PageState;
 use cloak_host::kvm::tdx::abi::{CpuidEntry, kvm_tdx_init_mem_region, kvm_tdx_init_vm};
 use cloak_host::kvm::tdx::calls::{Backing, LaunchCalls, Offered, Refusal, RunCalls};
 use cloak_host::kvm::tdx::config::SHARED_BIT;
-use cloak_host::platform::{GuestRam, PortWrite, Reply, Simulated};
+use cloak_host::platform::{GuestRam, Injection, Out, Reply, Simulated};
 use cloak_host::tdvmcall::buffer::{Quoter, SharedMemory, status};
 use cloak_host::tdvmcall::qgs::REPORT_BYTES;
 use cloak_host::tdvmcall::service::{QuoteError, QuoteSource};
@@ -64,7 +64,7 @@ pub struct Live {
     enclave: Option<Enclave>,
     quoter: Option<Quoter<Platform, Enclave>>,
     /// Why each vCPU has an exception, until it asks.
-    causes: HashMap<u32, PortWrite>,
+    causes: HashMap<u32, Out>,
     hostile: Option<Hostile>,
     /// The block of memory that was accepted last.
     last: Option<u64>,
@@ -192,6 +192,18 @@ impl Live {
         }
     }
 
+    /// What a hypervisor that lies injects before the instruction, where interrupts are on. Not each time, or the instruction would
+    /// never be executed.
+    fn wild_interrupt(&mut self, out: Out) -> Option<u8> {
+        if !self.is(Hostile::WildInterrupts) || !out.user {
+            return None;
+        }
+        self.strays = self.strays.wrapping_add(1);
+        self.strays
+            .is_multiple_of(2)
+            .then_some(33 + (self.strays / 2 % (256 - 33)) as u8)
+    }
+
     /// A call of the module's.
     fn module_call(&mut self, vcpu: u32, registers: &mut TdRegisters) -> Result<(), Fault> {
         if registers.rax == leaf::ACCEPT {
@@ -295,12 +307,7 @@ impl Live {
             number::MAP_GPA => self.map_gpa(registers),
             number::GET_QUOTE => registers.r10 = self.get_quote(r12, r13) as u64,
             number::PORT if (r12, r13) == (4, 1) => {
-                let write = PortWrite {
-                    port: r14 as u16,
-                    size: 4,
-                    value: r15 as u32,
-                };
-                return Reply::Out(0, write);
+                return Reply::Out(0, r14 as u16, r15 as u32);
             }
             number::CPUID => {
                 let of = |at: usize| {
@@ -392,23 +399,20 @@ impl Simulated for Live {
         }
     }
 
-    fn raises(&self) -> bool {
-        true
-    }
-
-    fn exception(&mut self, vcpu: u32, instruction: PortWrite) -> u8 {
-        self.causes.insert(vcpu, instruction);
-        VECTOR
-    }
-
-    fn stray_interrupt(&mut self) -> Option<u8> {
-        if !self.is(Hostile::WildInterrupts) {
-            return None;
+    fn intercept(&mut self, vcpu: u32, out: Out) -> Injection {
+        if let Some(vector) = self.wild_interrupt(out) {
+            return Injection {
+                vector,
+                error: None,
+                behind: false,
+            };
         }
-        self.strays = self.strays.wrapping_add(1);
-        // Not each time, or nothing else would come.
-        let vector = 33 + (self.strays / 2 % (256 - 33)) as u8;
-        (self.strays % 2 == 0).then_some(vector)
+        self.causes.insert(vcpu, out);
+        Injection {
+            vector: VECTOR,
+            error: None,
+            behind: false,
+        }
     }
 
     fn starts_early(&self) -> bool {

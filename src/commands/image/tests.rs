@@ -161,6 +161,7 @@ fn the_simulated_launch_measures_what_is_predicted_on_every_product() {
                 cpuid: Box::new([0; PAGE_BYTES]),
                 parameters: Box::new([vcpus as u8; PAGE_BYTES]),
                 id: None,
+                certificates: false,
             };
             let image = LaunchImage::new(&Shim::embedded().expect("own"), Measuring::Snp).expect("an image");
             let memory = [[0, 32 << 20], [0xffff_f000, 1 << 32]];

@@ -1,9 +1,11 @@
 //! `--platform`: from its name to a machine. Simulated ones are bound here, and only where they are asked for.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use cloak_host::platform::Machine;
+use cloak_abi::layout::CERTIFICATES_LEN;
+use cloak_attestation::snp::CertTable;
+use cloak_host::platform::{Certificates, Machine};
 use cloak_sim::hostile::Hostile;
 use cloak_sim::keys::KeyError;
 use cloak_sim::live::Live;
@@ -32,12 +34,6 @@ pub enum Error {
     /// Not this machine.
     #[error("--platform snp: {0}; see `cloak doctor`, or try --platform sim-snp")]
     NoSnp(&'static str),
-    /// Not this program.
-    #[error(
-        "--platform snp: this machine has SEV-SNP, and cloak run can't start such guests yet (its kernel handles no #VC \
-         exceptions); see docs/platforms.md, or try --platform sim-snp"
-    )]
-    NotYet,
     /// Not this machine.
     #[error("--platform tdx: {0}; see `cloak doctor`, or try --platform sim-tdx")]
     NoTdx(&'static str),
@@ -47,6 +43,14 @@ pub enum Error {
          docs/platforms.md, or try --platform sim-tdx"
     )]
     NotYetTdx,
+    /// The file of certificates.
+    #[error("--certificates {}: {problem}", path.display())]
+    Certificates {
+        /// Which file.
+        path: PathBuf,
+        /// What is wrong with it.
+        problem: String,
+    },
     /// Not of these.
     #[error("--hostile {0}: there is no such case, or the machine is not a simulated one")]
     Hostile(String),
@@ -59,12 +63,21 @@ pub enum Error {
 ///
 /// # Errors
 /// [`Error`].
-pub fn machine(platform: Platform, hostile: Option<&str>, verbose: bool) -> Result<Machine, Error> {
+pub fn machine(
+    platform: Platform,
+    hostile: Option<&str>,
+    certificates: Option<&Path>,
+    verbose: bool,
+) -> Result<Machine, Error> {
     let unknown = |name: &str| Error::Hostile(name.to_owned());
     let (machine, what) = match platform {
-        Platform::Auto => (Machine::Plain, "plain KVM, the best that cloak run can start"),
+        // SEV-SNP only where it is asked for, as long as nobody has seen it run on hardware.
+        Platform::Auto => (Machine::Plain, "plain KVM, the best that has been seen to run"),
         Platform::Plain => (Machine::Plain, "plain KVM"),
-        Platform::Snp => return Err(no_snp()),
+        Platform::Snp => match missing() {
+            Some(what) => return Err(Error::NoSnp(what)),
+            None => (snp(certificates)?, "SEV-SNP"),
+        },
         Platform::Tdx => return Err(no_tdx()),
         Platform::SimSnp => {
             let case = hostile.map(|name| Hostile::named(name).ok_or_else(|| unknown(name)));
@@ -77,7 +90,7 @@ pub fn machine(platform: Platform, hostile: Option<&str>, verbose: bool) -> Resu
             (Machine::SimulatedTdx(Box::new(live)), "simulated TDX")
         }
     };
-    if let (Some(name), None) = (hostile, machine.measuring()) {
+    if let Some(name) = hostile.filter(|_| !machine.is_simulated()) {
         return Err(unknown(name));
     }
     if verbose {
@@ -86,20 +99,41 @@ pub fn machine(platform: Platform, hostile: Option<&str>, verbose: bool) -> Resu
     Ok(machine)
 }
 
-/// The first thing that is missing.
-fn no_snp() -> Error {
+/// SEV-SNP, with what is given out beside reports.
+fn snp(certificates: Option<&Path>) -> Result<Machine, Error> {
+    let bytes = certificates.map(read_certificates).transpose()?;
+    Ok(Machine::Snp(Certificates(bytes.unwrap_or_default())))
+}
+
+/// A certificate table, as the GHCB protocol has it.
+fn read_certificates(path: &Path) -> Result<Vec<u8>, Error> {
+    let wrong = |problem: String| Error::Certificates {
+        path: path.to_owned(),
+        problem,
+    };
+    let bytes = fs::read(path).map_err(|error| wrong(error.to_string()))?;
+    if bytes.len() as u64 > CERTIFICATES_LEN {
+        return Err(wrong(format!(
+            "{} bytes; at most {CERTIFICATES_LEN} are given out",
+            bytes.len()
+        )));
+    }
+    CertTable::parse(&bytes).map_err(|error| wrong(error.to_string()))?;
+    Ok(bytes)
+}
+
+/// The first thing that is missing for SEV-SNP.
+fn missing() -> Option<&'static str> {
     let on = |text: String| matches!(text.trim(), "Y" | "1");
     match fs::read_to_string("/sys/module/kvm_amd/parameters/sev_snp").map(on) {
-        Err(_) => Error::NoSnp(
-            "the kernel has no kvm_amd with SEV-SNP (Linux 6.11 or later on an EPYC 7003 or later)",
-        ),
-        Ok(false) => {
-            Error::NoSnp("kvm_amd has it off: turn SNP on in the firmware and pass kvm_amd.sev_snp=1")
+        Err(_) => {
+            Some("the kernel has no kvm_amd with SEV-SNP (Linux 6.11 or later on an EPYC 7003 or later)")
         }
+        Ok(false) => Some("kvm_amd has it off: turn SNP on in the firmware and pass kvm_amd.sev_snp=1"),
         Ok(true) if !Path::new("/dev/sev").exists() => {
-            Error::NoSnp("there is no /dev/sev: load the module ccp, or pass the device into this container")
+            Some("there is no /dev/sev: load the module ccp, or pass the device into this container")
         }
-        Ok(true) => Error::NotYet,
+        Ok(true) => None,
     }
 }
 

@@ -189,6 +189,30 @@ pub fn load_tables(index: usize) {
     }
 }
 
+/// Gives this vCPU the interrupt descriptor table at `base`, all of whose gates name the first stack of the interrupt stack
+/// table. It is the one that traps from CPL 3 take anyway.
+pub fn load_interrupts(index: usize, base: u64, bytes: usize) {
+    let idt = Pointer {
+        limit: bytes as u16 - 1,
+        base,
+    };
+    // SAFETY: this vCPU's own element, after `load_tables`; the table is complete and lives as long as the VM.
+    unsafe {
+        let all = &raw mut CPUS;
+        let cpu = &mut (*all)[index];
+        cpu.tss.ist[0] = &raw const cpu.block as u64;
+        asm!("lidt [{}]", in(reg) &raw const idt);
+    }
+}
+
+/// This vCPU's root table.
+pub fn root() -> u64 {
+    let root;
+    // SAFETY: reads a register.
+    unsafe { asm!("mov {}, cr3", out(reg) root, options(nostack, nomem)) };
+    root
+}
+
 /// Sets a model-specific register.
 pub fn wrmsr(register: u32, value: u64) {
     // SAFETY: called with the syscall registers, the GHCB's and the end of an interrupt only.
@@ -223,7 +247,8 @@ pub fn monitor(call: MonitorCall, argument: u32) {
 
 /// Ends the VM: something that must not be. `reason` is told to the user.
 pub fn panic_stop(reason: u32) -> ! {
-    super::platform::panic();
+    // Above the kernel's own reasons are those of exceptions (`entry::kernel_fault`).
+    super::platform::panic(reason >= 0x100);
     loop {
         monitor(MonitorCall::Panic, reason);
     }

@@ -7,7 +7,7 @@ use cloak_abi::kcall::{ALL_SPACES, Kcall, KcallError};
 use cloak_abi::vcpu::{MAX_OPS, MonitorCall, VcpuBlock, VcpuState};
 use cloak_pagetables::tables::{Editor, Op};
 
-use super::cpu::{self, Cpu, cpu, monitor, wrmsr};
+use super::cpu::{self, Cpu, cpu, wrmsr};
 use super::{CONTEXTS, Context, Shared, UNKNOWN_MODE, Window, entry, platform};
 
 /// The context whose vCPU this is.
@@ -74,7 +74,7 @@ impl Context {
         let generation = self.generation.raise();
         for (own, _) in self.others(me) {
             // One that is halted is woken.
-            monitor(MonitorCall::Kick, own as u32);
+            leave(me, MonitorCall::Kick, own as u32);
             while !self.generation.has_seen(own, generation) {
                 self.acknowledge(me);
                 core::hint::spin_loop();
@@ -106,7 +106,7 @@ impl Context {
                 continue;
             }
             if !self.generation.has_seen(own, generation) {
-                monitor(MonitorCall::Kick, own as u32);
+                leave(me, MonitorCall::Kick, own as u32);
             }
             while !self.generation.has_seen(own, generation) && !is_halted() {
                 self.acknowledge(me);
@@ -115,6 +115,11 @@ impl Context {
         }
         self.acknowledge(me);
     }
+}
+
+/// Leaves to the monitor, by the platform's way.
+fn leave(cpu: &Cpu, call: MonitorCall, argument: u32) {
+    platform::current().monitor(cpu, call, argument);
 }
 
 /// A kick interrupt: shoot-downs are acknowledged; what else it means is the libos's business.
@@ -126,7 +131,7 @@ pub extern "C" fn on_kick(index: u32) {
 
 /// An interrupt that nothing here asked for: a hypervisor may inject what it likes. It is dropped, and counted.
 pub extern "C" fn on_stray(index: u32) {
-    block(cpu(index as usize)).strays.fetch_add(1, Ordering::Relaxed);
+    block(cpu(index as usize)).dropped.fetch_add(1, Ordering::Relaxed);
     platform::current().end_of_interrupt();
 }
 
@@ -149,7 +154,7 @@ pub extern "C" fn dispatch(number: u64, first: u64, second: u64, index: u32) -> 
             Ok(0)
         }
         n if n == Kcall::Kick as u64 => other(context, cpu, first)
-            .map(|own| monitor(MonitorCall::Kick, own))
+            .map(|own| leave(cpu, MonitorCall::Kick, own))
             .map(|()| 0),
         n if n == Kcall::Start as u64 => other(context, cpu, first)
             .and_then(|own| platform::current().start_vcpu(context, cpu, own))
@@ -158,7 +163,7 @@ pub extern "C" fn dispatch(number: u64, first: u64, second: u64, index: u32) -> 
         n if n == Kcall::Report as u64 => platform::current().report(context, cpu, first == 1),
         n if n == Kcall::Extend as u64 => platform::current().extend(context, cpu, first).map(|()| 0),
         n if n == Kcall::Exit as u64 => loop {
-            monitor(MonitorCall::Exit, 0);
+            leave(cpu, MonitorCall::Exit, 0);
         },
         n if n == Kcall::SyscallMode as u64 => syscall_mode(context, first),
         n if n == Kcall::SpaceNew as u64 => space_new(context, cpu, first, None),

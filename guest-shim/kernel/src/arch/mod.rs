@@ -203,6 +203,17 @@ impl Context {
         }
     }
 
+    /// The bit of private memory.
+    fn private(&self) -> u64 {
+        self.constants().private
+    }
+
+    /// Whether there is memory of the context's at `gpa`: a frame, or what was measured.
+    fn may_hold(&self, gpa: u64) -> bool {
+        let all = self.constants();
+        gpa < all.free_frames || all.roots.iter().any(|range| range.contains(&gpa))
+    }
+
     /// Whether the large page at `gpa` is the context's, and was nothing's at the start.
     fn may_accept(&self, gpa: u64) -> bool {
         let all = self.constants();

@@ -153,7 +153,7 @@ fn leave_statistics() {
         (Stat::Exceptions, sum(|b| &b.exceptions)),
         (Stat::Kcalls, sum(|b| &b.kcalls)),
         (Stat::Interrupts, sum(|b| &b.interrupts)),
-        (Stat::Strays, sum(|b| &b.strays)),
+        (Stat::Dropped, sum(|b| &b.dropped)),
         (Stat::Patched, load(&crate::patch::PATCHED)),
         (Stat::Switches, load(&sched::SWITCHES)),
         (Stat::Halts, load(&sched::HALTS)),

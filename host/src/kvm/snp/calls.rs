@@ -74,6 +74,12 @@ pub trait LaunchCalls: RunCalls {
     /// As above.
     fn start(&mut self, data: &mut kvm_sev_snp_launch_start) -> Result<(), Refusal>;
 
+    /// `KVM_SEV_SNP_ENABLE_REQ_CERTS`: extended guest requests ask for certificates by an exit.
+    ///
+    /// # Errors
+    /// As above.
+    fn enable_certificates(&mut self) -> Result<(), Refusal>;
+
     /// `KVM_CREATE_GUEST_MEMFD` of so many bytes, then `KVM_SET_USER_MEMORY_REGION2` of `region` with it; the call fills in
     /// the two backings.
     ///
@@ -122,6 +128,7 @@ impl<C: LaunchCalls + ?Sized> LaunchCalls for &mut C {
         enable(capability: u32, argument: u64);
         init2(data: &mut kvm_sev_init);
         start(data: &mut kvm_sev_snp_launch_start);
+        enable_certificates();
         add_memory(region: kvm_userspace_memory_region2);
         update(data: &mut kvm_sev_snp_launch_update, source: &mut [u8]);
         add_vcpu(index: u32, registers: Registers);

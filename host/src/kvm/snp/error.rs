@@ -17,6 +17,8 @@ pub enum Step {
     Init,
     /// `KVM_SEV_SNP_LAUNCH_START`.
     Start,
+    /// `KVM_SEV_SNP_ENABLE_REQ_CERTS`.
+    Certificates,
     /// guest_memfd and its memory slot.
     Memory,
     /// `KVM_SET_MEMORY_ATTRIBUTES`.
@@ -38,6 +40,9 @@ impl fmt::Display for Step {
             Self::ExitHypercall => f.write_str("asking for page-state exits (KVM_CAP_EXIT_HYPERCALL)"),
             Self::Init => f.write_str("turning on SEV-SNP (KVM_SEV_INIT2)"),
             Self::Start => f.write_str("beginning the launch (KVM_SEV_SNP_LAUNCH_START)"),
+            Self::Certificates => {
+                f.write_str("asking for exits to certificates (KVM_SEV_SNP_ENABLE_REQ_CERTS)")
+            }
             Self::Memory => {
                 f.write_str("private memory (KVM_CREATE_GUEST_MEMFD, KVM_SET_USER_MEMORY_REGION2)")
             }
@@ -58,6 +63,9 @@ impl Step {
                 "SNP guests need Linux 6.11 or later, kvm_amd.sev_snp=Y and an EPYC of the third generation or later; see `cloak doctor`"
             }
             Self::Init if errno == Some(libc::EBUSY) => "too many SEV guests: every ASID is in use",
+            Self::Certificates => {
+                "the kernel is older than Linux 7.0; without --certificates guests run, and their reports have none"
+            }
             Self::Init => "the kernel does not offer these features; see `cloak doctor`",
             Self::Start => "can this user open /dev/sev, and does the policy fit the machine?",
             Self::Update(_) if errno == Some(libc::EEXIST) => {
@@ -96,6 +104,14 @@ pub enum SnpError {
     NoProgress {
         /// What was being done.
         step: Step,
+    },
+    /// A page that the guest touched as what it is not.
+    #[error("the page at {gpa:#x}: {problem}")]
+    Touched {
+        /// Which page.
+        gpa: u64,
+        /// How.
+        problem: &'static str,
     },
     /// Not what a launch can be asked for.
     #[error("{step}: {problem}")]

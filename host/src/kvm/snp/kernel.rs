@@ -7,6 +7,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
 use std::path::Path;
+use std::sync::Arc;
 
 use kvm_bindings::{
     CpuId, KVM_X86_SNP_VM, kvm_enable_cap, kvm_memory_attributes, kvm_sev_cmd, kvm_sev_init,
@@ -28,11 +29,13 @@ pub const SEV_DEVICE: &str = "/dev/sev";
 /// A VM of type 4.
 #[derive(Debug)]
 pub struct KvmSnp {
-    vm: VmFd,
+    vm: Arc<VmFd>,
     sev: File,
     cpuid: CpuId,
     /// Its vCPUs, in the order of their numbers.
     pub vcpus: Vec<VcpuFd>,
+    /// Guest TSC minus host TSC, as a wrapping difference: nobody reads a register of a vCPU once it is launched.
+    pub tsc_offset: u64,
     memory: PrivateMemory,
 }
 
@@ -48,12 +51,32 @@ impl KvmSnp {
         let sev = sev.map_err(Refusal::from).at(Step::Start)?;
         let cpuid = kvm.get_supported_cpuid(kvm_bindings::KVM_MAX_CPUID_ENTRIES);
         Ok(Self {
-            vm,
+            vm: Arc::new(vm),
             sev,
             cpuid: cpuid.map_err(refused).at(Step::CreateVm)?,
             vcpus: Vec::new(),
+            tsc_offset: 0,
             memory: PrivateMemory::default(),
         })
+    }
+
+    /// The VM.
+    #[must_use]
+    pub fn vm(&self) -> Arc<VmFd> {
+        self.vm.clone()
+    }
+
+    /// Frequency of the guest's TSC (`KVM_GET_TSC_KHZ` of the VM: there is no vCPU yet when its page is made).
+    ///
+    /// # Errors
+    /// [`SnpError::Refused`].
+    pub fn tsc_khz(&self) -> Result<u64, SnpError> {
+        const KVM_GET_TSC_KHZ: libc::c_ulong = 0xaea3;
+        // SAFETY: the VM's own descriptor; the request takes no argument.
+        let khz = unsafe { libc::ioctl(self.vm.as_raw_fd(), KVM_GET_TSC_KHZ, 0) };
+        u64::try_from(khz)
+            .map_err(|_| Refusal::from(io::Error::last_os_error()))
+            .at(Step::CreateVm)
     }
 
     /// `KVM_MEMORY_ENCRYPT_OP` with a command of SEV's.
@@ -73,6 +96,13 @@ impl KvmSnp {
             source: io::Error::from_raw_os_error(error.errno()),
             firmware: Some(command.error),
         })
+    }
+}
+
+impl super::Launched<KvmSnp> {
+    /// Its vCPUs, in the order of their numbers, and how its TSC differs from the host's ([`KvmSnp::tsc_offset`]).
+    pub fn take_vcpus(&mut self) -> (Vec<VcpuFd>, u64) {
+        (std::mem::take(&mut self.calls.vcpus), self.calls.tsc_offset)
     }
 }
 
@@ -110,6 +140,13 @@ impl LaunchCalls for KvmSnp {
         unsafe { self.command(sev_cmd_id_KVM_SEV_SNP_LAUNCH_START, data) }
     }
 
+    fn enable_certificates(&mut self) -> Result<(), Refusal> {
+        // Linux 7.0; `kvm-bindings` is older.
+        const ENABLE_REQ_CERTS: sev_cmd_id = sev_cmd_id_KVM_SEV_SNP_LAUNCH_FINISH + 1;
+        // SAFETY: the command takes no data.
+        unsafe { self.command(ENABLE_REQ_CERTS, &mut 0u64) }
+    }
+
     fn add_memory(&mut self, region: kvm_userspace_memory_region2) -> Result<(), Refusal> {
         Ok(self.memory.add(&self.vm, region)?)
     }
@@ -130,6 +167,9 @@ impl LaunchCalls for KvmSnp {
     fn add_vcpu(&mut self, index: u32, registers: Registers) -> Result<(), Refusal> {
         let vcpu = self.vm.create_vcpu(u64::from(index)).map_err(refused)?;
         start::prepare_measured_vcpu(&vcpu, &self.cpuid, index, registers).map_err(refused)?;
+        if index == 0 {
+            self.tsc_offset = start::tsc_offset(&vcpu).map_err(refused)?;
+        }
         self.vcpus.push(vcpu);
         Ok(())
     }

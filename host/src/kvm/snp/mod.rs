@@ -76,6 +76,8 @@ pub struct Options {
     pub parameters: Box<PageBytes>,
     /// ID block, if there is one.
     pub id: Option<IdBlock>,
+    /// Whether there are certificates to give out.
+    pub certificates: bool,
 }
 
 /// Nothing done yet.
@@ -156,6 +158,10 @@ impl<C: LaunchCalls> Configured<C> {
             ..Default::default()
         };
         self.calls.start(&mut start).at(Step::Start)?;
+        // Before the first vCPU: the kernel takes it no later.
+        if self.options.certificates {
+            self.calls.enable_certificates().at(Step::Certificates)?;
+        }
         Ok(Started(self))
     }
 }
@@ -313,4 +319,4 @@ impl<C: LaunchCalls> Launched<C> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -8,7 +8,7 @@ use crate::kvm::headers;
 
 /// Writes each call down, and refuses as it is told to.
 #[derive(Debug, Default)]
-struct Recorder {
+pub(crate) struct Recorder {
     trace: String,
     /// Pages that one update takes at most.
     pages: Option<u64>,
@@ -71,6 +71,10 @@ impl LaunchCalls for Recorder {
             "KVM_SEV_SNP_LAUNCH_START",
             format_args!("policy {:#x} flags {:#x}", d.policy, d.flags),
         )
+    }
+
+    fn enable_certificates(&mut self) -> Result<(), Refusal> {
+        self.line("KVM_SEV_SNP_ENABLE_REQ_CERTS", format_args!("no data"))
     }
 
     fn add_memory(&mut self, r: kvm_userspace_memory_region2) -> Result<(), Refusal> {
@@ -178,6 +182,7 @@ fn options() -> Options {
         host_data: [0xab; 32],
         cpuid: Box::new([0xc1; 4096]),
         parameters: Box::new([0xa1; 4096]),
+        certificates: true,
         id: Some(IdBlock {
             block: [7; 96],
             auth: Box::new([8; 4096]),
@@ -187,6 +192,20 @@ fn options() -> Options {
 }
 
 const MEMORY: &[[u64; 2]] = &[[0, 64 << 20], [0xffff_f000, 1 << 32]];
+
+/// A launched guest, of whose calls those after the launch are written down, and `forbid` is refused.
+pub(crate) fn launched(forbid: Option<&'static str>) -> Launched<Recorder> {
+    let mut guest = launch(Recorder::default()).expect("a launch");
+    guest.calls.trace.clear();
+    guest.calls.forbid = forbid.map(|call| (call, libc::EIO, None));
+    guest
+}
+
+impl Launched<Recorder> {
+    pub(crate) fn recorded(&self) -> String {
+        self.calls.trace.clone()
+    }
+}
 
 fn launch(calls: Recorder) -> Result<Launched<Recorder>, SnpError> {
     let guest = Configured::new(calls, image(), options())?;

@@ -4,20 +4,26 @@
 //! puts the one in the other's place changes the measurement.
 
 mod begin;
+mod guard;
 mod instructions;
 mod plain;
 pub mod snp;
 pub mod tdx;
+mod vc;
 
 use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use cloak_abi::boot::platform;
 use cloak_abi::kcall::KcallError;
+use cloak_abi::stop::Stop;
+use cloak_abi::vcpu::MonitorCall;
 
 use super::{Context, Cpu};
 
 /// The operations.
 pub trait Platform {
+    /// Leaves to the monitor.
+    fn monitor(&self, cpu: &Cpu, call: MonitorCall, argument: u32);
     /// Starts vCPU `own` of the context, which the caller has checked.
     fn start_vcpu(&self, context: &Context, cpu: &Cpu, own: u32) -> Result<(), KcallError>;
     /// Makes the 2 MiB of memory at `gpa` the guest's.
@@ -63,15 +69,16 @@ pub fn start(platform: u64, index: u32) -> ! {
     snp::start(index)
 }
 
-/// Ends a measured guest whose kernel found something that must not be, in its platform's way. The first time: when that fails,
-/// too, because nothing is what it seems to be, its caller has another way.
-pub fn panic() {
+/// Ends a measured guest whose kernel found something that must not be, or took an exception of its own (`fault`), in its
+/// platform's way. The first time: when that fails, too, because nothing is what it seems to be, its caller has another way.
+pub fn panic(fault: bool) {
     if PANICKED.swap(true, Ordering::Relaxed) {
         return;
     }
+    let stop = if fault { Stop::Interrupted } else { Stop::Panic };
     match kind() {
-        platform::SNP => snp::panic(),
-        platform::TDX => tdx::panic(),
+        platform::SNP => snp::end(snp::instructions(), stop),
+        platform::TDX => tdx::end(tdx::machine(), stop),
         _ => {}
     }
 }

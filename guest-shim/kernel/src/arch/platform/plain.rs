@@ -12,6 +12,10 @@ use crate::arch::{Context, Cpu};
 pub struct Plain;
 
 impl Platform for Plain {
+    fn monitor(&self, _: &Cpu, call: MonitorCall, argument: u32) {
+        monitor(call, argument);
+    }
+
     fn start_vcpu(&self, _: &Context, _: &Cpu, own: u32) -> Result<(), KcallError> {
         monitor(MonitorCall::Start, own);
         Ok(())

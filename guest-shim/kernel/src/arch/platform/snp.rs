@@ -8,11 +8,13 @@ use core::ptr;
 
 use cloak_abi::boot::{LibosHeader, platform};
 use cloak_abi::kcall::{KcallError, REPORT_DATA};
-use cloak_abi::layout::{GHCBS_GPA, KERNEL_PHYS_VA, PAGE};
+use cloak_abi::layout::{GHCBS_GPA, KERNEL_PHYS_VA, PAGE, monitor_port};
 use cloak_abi::stop::Stop;
+use cloak_abi::vcpu::MonitorCall;
 use cloak_measured::accepted::Accepted;
 use cloak_measured::start::{Division, Given};
 use cloak_snp::cpuid::Table;
+use cloak_snp::exception;
 use cloak_snp::ghcb::{self, Ghcb};
 use cloak_snp::message::{Channel, MessageError};
 use cloak_snp::pages;
@@ -20,7 +22,7 @@ use cloak_snp::report::{self, ByGhcb};
 use cloak_snp::{Machine, secrets, vmsa};
 
 use super::instructions::Instructions;
-use super::{Platform, begin};
+use super::{Platform, begin, guard, vc};
 use crate::arch::{CONTEXTS, Context, Cpu, cpu, entry};
 
 /// The platform.
@@ -77,6 +79,7 @@ pub fn start(index: u32) -> ! {
         further(state, index);
     }
     state.instructions = Instructions::detect();
+    guard(0);
     match begin(state) {
         Ok((division, header)) => {
             super::set(platform::SNP);
@@ -90,18 +93,17 @@ pub fn start(index: u32) -> ! {
     }
 }
 
+/// Which instructions there are: known before the first exception can come.
+pub fn instructions() -> Instructions {
+    // SAFETY: a copy of what does not change any more.
+    unsafe { ptr::addr_of!((*STATE.0.get()).instructions).read() }
+}
+
 /// Tells the hypervisor why, and goes no further whatever it does.
 pub fn end(mut machine: Instructions, stop: Stop) -> ! {
     loop {
         ghcb::terminate(&mut machine, stop);
     }
-}
-
-/// Ends a guest whose kernel found something that must not be.
-pub fn panic() -> ! {
-    // SAFETY: a copy of what does not change any more.
-    let machine = unsafe { ptr::addr_of!((*STATE.0.get()).instructions).read() };
-    end(machine, Stop::Panic)
 }
 
 /// From the measured image to a context that can be entered.
@@ -115,6 +117,7 @@ fn begin(state: &mut State) -> Result<(Division, LibosHeader), Stop> {
     cpuid.agree(image.private)?;
     state.vector_state = cpuid.vector_state()?;
     begin::enable_vector_state(state.vector_state);
+    vc::settle(cpuid, state.vector_state, &image);
     state.channel = Channel::open(secrets::take(machine, image.secrets)?);
     let mut division = Division::new(&given, &image)?;
     for gpa in division.first_blocks() {
@@ -141,6 +144,7 @@ fn begin(state: &mut State) -> Result<(Division, LibosHeader), Stop> {
 /// A vCPU that the kernel created.
 fn further(state: &mut State, index: u32) -> ! {
     let mut machine = state.instructions;
+    guard(index);
     begin::enable_vector_state(state.vector_state);
     if let Err(stop) = Ghcb::register(&mut machine, GHCBS_GPA + u64::from(index) * PAGE) {
         end(machine, stop);
@@ -148,7 +152,19 @@ fn further(state: &mut State, index: u32) -> ! {
     crate::arch::start_in(&CONTEXTS[0], 0, state.blocks, index)
 }
 
+/// From here on this vCPU takes no event that a hypervisor makes up.
+fn guard(index: u32) {
+    cpu::load_interrupts(index as usize, guard::idt(), guard::IDT_BYTES);
+}
+
 impl Platform for Snp {
+    fn monitor(&self, cpu: &Cpu, call: MonitorCall, argument: u32) {
+        let mut machine = instructions();
+        let value = call.encode(argument).into();
+        exception::write(&mut machine, ghcb_of(cpu.index), monitor_port(0), 4, value)
+            .unwrap_or_else(|stop| end(machine, stop));
+    }
+
     fn start_vcpu(&self, context: &Context, cpu: &Cpu, own: u32) -> Result<(), KcallError> {
         context.locked(cpu, |_| {
             // SAFETY: under the lock.
@@ -165,7 +181,10 @@ impl Platform for Snp {
             ghcb::create_vcpu(machine, ghcb_of(cpu.index), own, page)
                 .unwrap_or_else(|stop| end(state.instructions, stop));
             Ok(())
-        })
+        })?;
+        // The state is the new vCPU's; a thread to run it is the monitor's to make.
+        self.monitor(cpu, MonitorCall::Start, own);
+        Ok(())
     }
 
     fn accept(&self, context: &Context, cpu: &Cpu, gpa: u64) -> Result<(), KcallError> {

@@ -97,7 +97,8 @@ impl State {
 /// Whether the instruction is simulated, once the start knows.
 static SIMULATED: AtomicU32 = AtomicU32::new(0);
 
-fn machine() -> Tdcall {
+/// Which instruction there is.
+pub fn machine() -> Tdcall {
     if SIMULATED.load(Ordering::Relaxed) != 0 {
         Tdcall::Simulated
     } else {
@@ -141,17 +142,12 @@ fn wait_for_release(index: u32) {
 }
 
 /// Tells the hypervisor why, and goes no further whatever it does.
-fn end(mut machine: Tdcall, stop: Stop) -> ! {
+pub fn end(mut machine: Tdcall, stop: Stop) -> ! {
     loop {
         vmcall::fatal(&mut machine, stop);
         // A refusal changes nothing.
         let _ = vmcall::halt(&mut machine);
     }
-}
-
-/// Ends a domain whose kernel found something that must not be.
-pub fn panic() -> ! {
-    end(machine(), Stop::Panic)
 }
 
 /// From the measured image to a context that can be entered.
@@ -223,6 +219,10 @@ fn further(state: &State, index: u32) -> ! {
 }
 
 impl Platform for Tdx {
+    fn monitor(&self, _: &Cpu, call: MonitorCall, argument: u32) {
+        monitor(call, argument);
+    }
+
     fn start_vcpu(&self, _: &Context, _: &Cpu, own: u32) -> Result<(), KcallError> {
         let released = RELEASED.get(own as usize).ok_or(KcallError::Invalid)?;
         released.store(1, Ordering::Release);
