@@ -397,7 +397,7 @@ fn wild_interrupts_are_dropped_and_counted() {
     assert_eq!(outcome.text(), "1\n2\n3\n4\n5\n6\n20000\n", "{said}");
     let dropped = said.lines().find(|line| line.contains("dropped"));
     let count = dropped.and_then(|line| line.split_whitespace().last()?.parse::<u64>().ok());
-    assert!(count.is_some_and(|count| count > 10), "{said}");
+    assert!(count.is_some_and(|count| count > 0), "{said}");
 }
 
 /// A vCPU that the host starts before the kernel has asked for it waits, and is the same one afterwards.

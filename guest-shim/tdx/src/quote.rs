@@ -68,7 +68,7 @@ pub fn progress([_, status, lengths]: [u64; HEADER / 8]) -> Result<Progress, Quo
 
 /// Where the fields of a domain are in a TDREPORT: REPORTDATA, ATTRIBUTES to MROWNERCONFIG, run-time registers.
 const IN_REPORT: [core::ops::Range<usize>; 3] = [128..192, 512..720, 720..912];
-/// The same in a quote's body, whose first fields are the module's. Between MRTD and what precedes it nothing lies.
+/// The same in a quote's body, whose first fields are the module's.
 const IN_BODY: [core::ops::Range<usize>; 3] = [520..584, 120..328, 328..520];
 /// Bytes of a quote's header.
 const QUOTE_HEADER: usize = 48;

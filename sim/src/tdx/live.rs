@@ -142,8 +142,7 @@ impl Live {
     /// [`keys::KeyError`]: what is built in is damaged.
     pub fn new(hostile: Option<Hostile>) -> Result<Self, keys::KeyError> {
         let enclave = keys::quoting_enclave(Timestamp::now())?;
-        let mut memory = LiveMemory::default();
-        memory.hostile = hostile;
+        let memory = LiveMemory::new(hostile);
         let mut machine = Machine::of(Module::of(memory, keys::TDX_REPORT_KEY));
         machine.add_shared_slot(SHARED);
         Ok(Self {

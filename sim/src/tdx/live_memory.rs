@@ -38,6 +38,14 @@ pub struct LiveMemory {
 }
 
 impl LiveMemory {
+    /// No pages yet, in the hands of a hypervisor.
+    pub fn new(hostile: Option<Hostile>) -> Self {
+        Self {
+            hostile,
+            ..Self::default()
+        }
+    }
+
     fn state(&self, gfn: Gfn) -> u8 {
         self.states.get(gfn.0 as usize).copied().unwrap_or(ABSENT)
     }

@@ -86,8 +86,11 @@ impl Report {
     }
 }
 
-/// Report and certificates. While they are made, which may take a host's time, nobody else has to wait for the directory.
-fn answer(report: &Mutex<Report>) -> SysResult<(Vec<u8>, Vec<u8>)> {
+/// A report, and certificates.
+type Evidence = (Vec<u8>, Vec<u8>);
+
+/// Asks for them where they are not there yet. While they are made, which may take a host's time, nobody else has to wait for the directory.
+fn answer(report: &Mutex<Report>) -> SysResult<Evidence> {
     let request = report.lock().request()?;
     if let Some((generation, data)) = request {
         let (made, certificates) = providers::get().report(&data)?;
@@ -142,7 +145,7 @@ fn directory(report: Arc<Mutex<Report>>) -> Item {
         let none = Arc::new(|| Err(Errno::EACCES));
         Item::Writable(none, Arc::new(move |bytes| to(&mut report.lock(), bytes)))
     };
-    let made_of = |of: fn((Vec<u8>, Vec<u8>)) -> Vec<u8>| {
+    let made_of = |of: fn(Evidence) -> Vec<u8>| {
         let report = report.clone();
         Item::File(Arc::new(move || answer(&report).map(of)))
     };
