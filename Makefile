@@ -11,6 +11,8 @@
 #   make compat        those of them that nobody here wrote, compared with native; writes docs/compat.md
 #   make suite-broker  one of them: the key broker against its OpenAPI document and a guest in Python
 #   make bench-attestation  verification and the key broker, beside their peers; writes docs/attestation-benchmarks.md
+#   make bench-platforms  launch by phase, memory and evidence on each platform; writes docs/platform-benchmarks.md
+#   make lane-private  private memory on a kernel with KVM_SW_PROTECTED_VM (tests/lane/private)
 #   make examples      the examples under examples/, run
 #   make fuzz          every fuzz target for FUZZ_SECONDS, ten minutes by default (`make test`: ten seconds)
 #   make packages      what the tests need from Debian
@@ -49,10 +51,13 @@ integration:
 lane:
 	tests/lane/run
 
+lane-private:
+	tests/lane/private
+
 bench:
 	scripts/install-test-packages --bench
 	$(CARGO) run --release --locked --package cloak-bench -- --write docs/benchmarks.md
-	$(MAKE) bench-attestation
+	$(MAKE) bench-attestation bench-platforms
 
 test-suites: build
 	scripts/install-test-packages --suites
@@ -80,6 +85,9 @@ suite-broker:
 bench-attestation:
 	$(CARGO) run --release --locked --package cloak-bench --bin cloak-bench-attestation -- docs/attestation-benchmarks.md
 
+bench-platforms: program
+	$(CARGO) run --release --locked --package cloak-bench --bin cloak-bench-platforms -- docs/platform-benchmarks.md
+
 examples: program
 	$(CARGO) build --release --locked --package cloak-attestation --features ratls,sim --example ratls
 	examples/run
@@ -90,4 +98,4 @@ fuzz:
 packages:
 	scripts/install-test-packages
 
-.PHONY: program build test lint fmt clippy docs unit integration lane bench test-suites compat compat-table soak suite-broker bench-attestation examples fuzz packages
+.PHONY: program build test lint fmt clippy docs unit integration lane lane-private bench test-suites compat compat-table soak suite-broker bench-attestation bench-platforms examples fuzz packages

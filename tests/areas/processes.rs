@@ -81,7 +81,7 @@ fn a_thousand_forks_leak_nothing() {
 /// The same where the kernel checks and carries out each change of page tables.
 #[test]
 fn processes_with_the_kernels_page_tables() {
-    if !needs::kvm() {
+    if !needs::plain() || !needs::kvm() {
         return;
     }
     let scratch = Scratch::new();

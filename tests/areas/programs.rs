@@ -76,6 +76,9 @@ conformance! {
 /// The kernel's own way of editing page tables, which contexts that share a VM need.
 #[test]
 fn the_kernel_edits_page_tables_as_the_libos_does() {
+    if !needs::plain() {
+        return;
+    }
     let place = Place::new();
     for name in ["mmap_semantics", "segv_maps", "sparse_mmap", "threads64"] {
         if !needs::kvm() {

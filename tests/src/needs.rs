@@ -45,6 +45,15 @@ pub fn kvm() -> bool {
     }
 }
 
+/// Whether the areas run on plain KVM, and not on the platform of `CLOAK_TEST_PLATFORM`: for what is there only.
+pub fn plain() -> bool {
+    let Some(platform) = env::var_os("CLOAK_TEST_PLATFORM").filter(|platform| platform != "plain") else {
+        return true;
+    };
+    skip(&format!("not there on {}", platform.display()));
+    false
+}
+
 /// Whether the test runs as root; skips when it does not.
 pub fn root() -> bool {
     if !root_user() {

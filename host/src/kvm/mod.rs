@@ -5,6 +5,8 @@
 #[cfg(test)]
 mod headers;
 pub mod private;
+#[cfg(test)]
+mod protected_tests;
 pub mod ram;
 pub mod snp;
 mod start;
