@@ -256,7 +256,7 @@ fn what_nobody_syncs_is_written_back_when_it_is_due() {
     assert_eq!(durable(&setting), [], "not before it is due");
     writeback::round(due);
     let called = (String::from("called"), b"by a call".to_vec());
-    assert_eq!(durable(&setting), [called.clone()]);
+    assert_eq!(durable(&setting), std::slice::from_ref(&called));
     assert_eq!(writeback::next(), u64::MAX, "nothing is due any more");
 
     let Ok(Mapping::Pages(pages)) = file.map(true) else {
