@@ -128,6 +128,26 @@ static void what_was_sent_is_there(void) {
     close(set);
 }
 
+/* CPython's asyncore: what comes is seen beside what is always there, of another file and of the same. */
+static void what_comes_is_seen_beside_what_is_there(void) {
+    int receiver = socket(AF_INET, SOCK_DGRAM, 0), sender = socket(AF_INET, SOCK_DGRAM, 0);
+    struct sockaddr_in address = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    socklen_t length = sizeof address;
+    MUST(bind(receiver, (struct sockaddr *)&address, sizeof address) == 0);
+    MUST(getsockname(receiver, (struct sockaddr *)&address, &length) == 0);
+    MUST(connect(sender, (struct sockaddr *)&address, sizeof address) == 0);
+    struct pollfd asked[] = {{.fd = sender, .events = POLLOUT}, {.fd = receiver, .events = POLLIN | POLLOUT}};
+    CHECK("both take data", poll(asked, 2, -1) == 2);
+    MUST(send(sender, "x", 1, 0) == 1);
+    for (int i = 0; i < 10000 && !(asked[1].revents & POLLIN); i++) {
+        MUST(poll(asked, 2, -1) == 2);
+        usleep(1000);
+    }
+    CHECK("what was sent is seen, too", asked[1].revents == (POLLIN | POLLOUT));
+    close(receiver);
+    close(sender);
+}
+
 int main(void) {
     a_process_is_signalled_by_its_directory();
     no_notification_is_asked_for();
@@ -135,5 +155,6 @@ int main(void) {
     a_time_to_send_at();
     a_process_has_a_score_of_its_own();
     what_was_sent_is_there();
+    what_comes_is_seen_beside_what_is_there();
     return check_result();
 }

@@ -38,9 +38,14 @@ impl Request {
         }
     }
 
-    /// Whether it asks for nothing but that what is ready has been reported.
+    /// Whether what is ready must have been reported when it is answered: it asks for nothing else, or it makes something
+    /// ready and is rare.
     pub fn asks_for_reports(&self) -> bool {
-        self.op == HostOp::Poll as u32 && self.args[0] == 0
+        match HostOp::from_u32(self.op) {
+            Some(HostOp::Poll) => self.args[0] == 0,
+            Some(HostOp::Watch | HostOp::Connect | HostOp::Shutdown) => true,
+            _ => false,
+        }
     }
 }
 

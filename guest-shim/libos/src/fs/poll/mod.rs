@@ -82,13 +82,13 @@ impl Waker for Latch {
 pub fn wait_any(watches: &mut [Watch], deadline: u64) -> SysResult<usize> {
     take_reports();
     let found = scan(watches)?;
+    // Whatever was found, and also for who does not wait: what was not there is seen by further looks only through reports.
+    let mut files = watches.iter().filter_map(|w| w.open.as_ref());
+    let watched = files.try_for_each(|open| open.file.prepare_wait());
     if found > 0 {
         return Ok(found);
     }
-    // Also for who does not wait: what was found not to be there would otherwise never be seen by further looks.
-    for open in watches.iter().filter_map(|w| w.open.as_ref()) {
-        open.file.prepare_wait()?;
-    }
+    watched?;
     if expired(deadline) {
         return if hostlink::catch_up()? {
             scan(watches)
