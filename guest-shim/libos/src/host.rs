@@ -308,11 +308,14 @@ fn answers(shared: &Slot, seq: u64) -> bool {
 
 fn spin(shared: &Slot, seq: u64) -> bool {
     let most = (sched::patience() * POLLS_IN_US).min(u64::from(SPIN));
+    let mut is_far = None;
     for _ in 0..most {
         if answers(shared, seq) {
             return true;
         }
-        if sched::others_wait() {
+        // Another thread of the same address space runs at once. To switch to another one takes longer than an answer
+        // takes that is on its way.
+        if sched::others_wait() && !*is_far.get_or_insert_with(sched::next_is_far) {
             return false;
         }
         core::hint::spin_loop();
