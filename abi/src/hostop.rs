@@ -184,6 +184,17 @@ host_ops! {
     /// a0 = ticket. buf out: three u32, descriptors of the standard streams that the monitor handed over under that ticket.
     /// A ticket is good once; `-EAGAIN` for one that the service has nothing of.
     Streams = 66,
+    /// a0 = fd of a stream socket, a1 = length, a2 = token. buf out: data. As [`HostOp::Read`], but where nothing is there
+    /// the answer comes when something is. Watches the file under the token (see [`HostOp::Watch`]); what an answer brings
+    /// need not be reported as well. One at a time (`-EBUSY`). `-ECANCELED` when the file is closed, when urgent data
+    /// comes, or by a request of length 0, which itself gives 0.
+    Fetch = 67,
+    /// a0 = fd of a stream socket, a1 = length; buf in: data. As [`HostOp::Write`], but what the socket does not take is kept,
+    /// and sent when it does; until then other writes give `-EAGAIN`, and a close or a shutdown comes after it.
+    /// Result: bytes that the socket took at once. Nobody is woken for the answer.
+    Deliver = 68,
+    /// Result: bytes kept by [`HostOp::Deliver`], of all files.
+    Undelivered = 69,
 }
 
 /// How a path is resolved.

@@ -3,6 +3,8 @@
 use cloak_tests::server::free_port;
 use cloak_tests::{Case, Launcher, Scratch, Server, Status, needs};
 use rustix::process::Signal;
+use std::io::{Read, Write};
+use std::net::TcpStream;
 use std::path::Path;
 use std::process::Command;
 
@@ -39,6 +41,48 @@ fn redis(folder: &Path, port: u16, program: &Path) -> Case {
         .arg("--dir")
         .arg(folder)
         .volume(folder)
+}
+
+/// What a client that says `word` is told, to the end of the connection.
+fn told(port: u16, word: &str) -> std::io::Result<Vec<u8>> {
+    let mut connection = TcpStream::connect(("127.0.0.1", port))?;
+    connection.write_all(word.as_bytes())?;
+    let mut all = Vec::new();
+    connection.read_to_end(&mut all).map(|_| all)
+}
+
+#[test]
+fn clients_meet_the_semantics_of_a_connection() {
+    let Some(python) = needs::cloaked_program("/usr/bin/python3") else {
+        return;
+    };
+    for launcher in [Launcher::Native, Launcher::under_test()] {
+        let port = free_port();
+        let case = Case::new(&python).args(["-c", include_str!("../data/clients.py")]);
+        let server = Server::start(&case.arg(port.to_string()), &launcher, port);
+        let turns: String = (0..300).map(|n| format!("parent {n}\nchild {n}\n")).collect();
+        assert!(
+            told(port, "turns.").expect("an end") == turns.as_bytes(),
+            "in turn"
+        );
+        assert_eq!(
+            told(port, "looks.first second").expect("an end"),
+            b"fir|12|first second|first| secon|more"
+        );
+        let left = told(port, "leave.something");
+        let reset = std::io::ErrorKind::ConnectionReset;
+        assert_eq!(left.expect_err("unread data resets").kind(), reset);
+        // The last one: it does not outlive its answer, which nobody has read by then.
+        let mut slow = TcpStream::connect(("127.0.0.1", port)).expect("connects");
+        slow.write_all(b"exits.").expect("sends");
+        let mut all = vec![0; 16];
+        slow.read_exact(&mut all).expect("the beginning");
+        std::thread::sleep(std::time::Duration::from_millis(300));
+        slow.read_to_end(&mut all).expect("the rest");
+        let right: Vec<u8> = (0..200u16).flat_map(|n| n.to_be_bytes().repeat(8192)).collect();
+        assert!(all == right, "{} bytes of {}", all.len(), right.len());
+        assert_eq!(server.stop_asked().status, Status::Exit(7));
+    }
 }
 
 #[test]

@@ -10,6 +10,7 @@ use core::mem::ManuallyDrop;
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 
 use cloak_abi::hostop::HostOp;
+use cloak_abi::layout::MAX_VCPUS;
 use cloak_abi::ring::{
     BUFFER, EVENTS_AT, EventPage, QUEUE, QUEUE_PAGE, QUEUES_AT, QueuePage, SLOTS, SLOTS_AT, SharedHeader,
     Slot, buffer_at,
@@ -36,6 +37,8 @@ static SEQUENCE: AtomicU64 = AtomicU64::new(1);
 static FREE: Lazy<Mutex<Vec<u8>>> = Lazy::new(|| Mutex::new((0..=255).rev().collect()));
 static FREED: WaitQueue = WaitQueue::new();
 static WAITERS: [Mutex<Option<Arc<Thread>>>; SLOTS] = [const { Mutex::new(None) }; SLOTS];
+/// Who is told of the answer to such a request, and its note.
+static FOLLOWERS: [Mutex<Option<(Arc<dyn Answered>, usize)>>; SLOTS] = [const { Mutex::new(None) }; SLOTS];
 /// Sequence number of the request in each slot whose answer nobody waits for; 0 is none.
 static UNAWAITED: [AtomicU64; SLOTS] = [const { AtomicU64::new(0) }; SLOTS];
 /// Held by whoever drains the completion queues or the events.
@@ -55,7 +58,7 @@ pub fn header() -> &'static SharedHeader {
 
 /// Queue page of vCPU `index` (below [`cloak_abi::layout::MAX_VCPUS`]).
 pub fn queue(index: usize) -> &'static QueuePage {
-    assert!(index < cloak_abi::layout::MAX_VCPUS, "vCPU index");
+    assert!(index < MAX_VCPUS, "vCPU index");
     // SAFETY: in bounds; atomics only.
     unsafe { &*arch::shared_base().add(QUEUES_AT + index * QUEUE_PAGE).cast() }
 }
@@ -107,6 +110,12 @@ impl Answer {
     }
 }
 
+/// Is told of an answer that nobody waits for.
+pub trait Answered: Send + Sync {
+    /// `answer` to `request`, which was sent with `note`. Comes at most once for each; must not park.
+    fn answered(&self, note: usize, request: Request, answer: Answer);
+}
+
 /// A slot taken for one request at a time.
 #[derive(Debug)]
 pub struct Request {
@@ -123,6 +132,16 @@ impl Request {
             }
             FREED.wait_while(|| FREE.lock().is_empty());
         }
+    }
+
+    /// Takes a free slot if more than `left` are free.
+    #[must_use]
+    pub fn spare(left: usize) -> Option<Self> {
+        let mut free = FREE.lock();
+        if free.len() <= left {
+            return None;
+        }
+        free.pop().map(|index| Self { index })
     }
 
     fn buffer(&self, at: usize, len: usize) -> *mut u8 {
@@ -212,6 +231,12 @@ impl Request {
         request.submit_as(seq, op, args);
     }
 
+    /// The same, but `who` is told of the answer, and given the slot.
+    pub fn send_for(self, op: HostOp, args: [u64; 6], who: Arc<dyn Answered>, note: usize) {
+        *FOLLOWERS[usize::from(self.index)].lock() = Some((who, note));
+        self.send(op, args);
+    }
+
     fn submit(&self, op: HostOp, args: [u64; 6]) -> u64 {
         let seq = SEQUENCE.fetch_add(1, Ordering::Relaxed);
         self.submit_as(seq, op, args);
@@ -235,7 +260,9 @@ impl Request {
         queue.sq_tail.store(tail.wrapping_add(1), Ordering::Release);
         // The service says that it sleeps, then looks at the queues; we submit, then look whether it sleeps.
         fence(Ordering::SeqCst);
-        if header().service_asleep.load(Ordering::Relaxed) != 0 {
+        // One ring wakes it, however many requests there are until it does.
+        let asleep = &header().service_asleep;
+        if asleep.load(Ordering::Relaxed) != 0 && asleep.swap(0, Ordering::Relaxed) != 0 {
             DOORBELLS.fetch_add(1, Ordering::Relaxed);
             arch::doorbell(0);
         }
@@ -293,8 +320,7 @@ impl Drop for Request {
 
 /// The guest's own idea of each submission queue's tail: the shared one may be overwritten. A vCPU's entry
 /// is used by that vCPU only, and no thread leaves its vCPU between the two accesses of [`Request::submit`].
-static TAILS: [AtomicU32; cloak_abi::layout::MAX_VCPUS] =
-    [const { AtomicU32::new(0) }; cloak_abi::layout::MAX_VCPUS];
+static TAILS: [AtomicU32; MAX_VCPUS] = [const { AtomicU32::new(0) }; MAX_VCPUS];
 
 /// Whether what stands in the slot answers request `seq`.
 fn answers(shared: &Slot, seq: u64) -> bool {
@@ -308,11 +334,14 @@ fn answers(shared: &Slot, seq: u64) -> bool {
 
 fn spin(shared: &Slot, seq: u64) -> bool {
     let most = (sched::patience() * POLLS_IN_US).min(u64::from(SPIN));
+    let mut is_far = None;
     for _ in 0..most {
         if answers(shared, seq) {
             return true;
         }
-        if sched::others_wait() {
+        // Another thread of the same address space runs at once. To switch to another one takes longer than an answer
+        // takes that is on its way.
+        if sched::others_wait() && !*is_far.get_or_insert_with(sched::next_is_far) {
             return false;
         }
         core::hint::spin_loop();
@@ -343,6 +372,11 @@ pub fn poll_all(count: usize) {
     look_at_events();
 }
 
+/// The same for all vCPUs that there may be.
+pub fn poll_every() {
+    poll_all(MAX_VCPUS);
+}
+
 fn take_completions(vcpu: usize) {
     let page = queue(vcpu);
     let tail = page.cq_tail.load(Ordering::Acquire);
@@ -360,8 +394,7 @@ pub fn has_news(count: usize) -> bool {
 }
 
 /// The guest's own idea of each completion queue's head.
-static HEADS: [AtomicU32; cloak_abi::layout::MAX_VCPUS] =
-    [const { AtomicU32::new(0) }; cloak_abi::layout::MAX_VCPUS];
+static HEADS: [AtomicU32; MAX_VCPUS] = [const { AtomicU32::new(0) }; MAX_VCPUS];
 static EVENT_HEAD: AtomicU32 = AtomicU32::new(0);
 /// Threads that have taken events and not yet passed them on.
 static TAKING: AtomicU32 = AtomicU32::new(0);
@@ -404,7 +437,15 @@ fn answered(index: u8) {
             .compare_exchange(seq, 0, Ordering::SeqCst, Ordering::Relaxed)
             .is_ok()
     {
-        drop(Request { index });
+        let follower = FOLLOWERS[at].lock().take();
+        let request = Request { index };
+        if let Some((who, note)) = follower {
+            let answer = Answer {
+                result: slot(index).result.load(Ordering::Relaxed),
+                extra: slot(index).extra.load(Ordering::Relaxed),
+            };
+            who.answered(note, request, answer);
+        }
     }
 }
 

@@ -8,6 +8,7 @@ use rustix::fs::{FallocateFlags, FlockOperation, Mode, OFlags, SeekFrom};
 use rustix::io::Errno;
 
 use super::filesystems;
+use super::flow;
 use super::paths::{self, Resolve};
 use super::readiness;
 use super::request::{Answer, Call, Refusal, Reply, Scratch};
@@ -162,7 +163,9 @@ pub fn close(call: &Call<'_>) -> Reply {
     }
     drop(entry);
     let entry: Arc<Entry> = call.shared.table.remove(call.arg(0))?;
-    readiness::forget(&call.shared.readiness, &entry);
+    if !flow::close(call.shared, &entry) {
+        readiness::forget(&call.shared.readiness, &entry);
+    }
     Ok(().into())
 }
 

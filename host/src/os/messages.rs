@@ -11,9 +11,9 @@ use cloak_abi::hostop::{ADDR_MAX, CONTROL_MAX};
 use rustix::io::Errno;
 
 use super::request::{Answer, Call, Reply, Scratch};
-use super::sockets;
 use super::sys::{self, Address, Control};
 use super::unix;
+use super::{sockets, streams};
 
 /// Message flags that a guest may use.
 const FLAGS: i32 = libc::MSG_OOB
@@ -55,7 +55,8 @@ pub fn send(call: &Call<'_>, scratch: &mut Scratch) -> Reply {
         len => Some(control_to_send(call, len)?),
     };
     if address_len == 0 {
-        return Ok(sys::send(entry.as_fd(), &Address::NONE, control.as_ref(), &payload, flags)?.into());
+        let send = || sys::send(entry.as_fd(), &Address::NONE, control.as_ref(), &payload, flags);
+        return Ok(streams::in_turn(&entry, payload.len(), send)?.into());
     }
     let named = unix::to_reach(call, 5, sockets::address(call, 2)?, scratch)?;
     Ok(sys::send(entry.as_fd(), &named.address, control.as_ref(), &payload, flags)?.into())

@@ -17,6 +17,7 @@
 //! | `handed` | further standard streams, from the monitor |
 //! | `protocol`, `server`, `spin`, `workers` | the ring, sleeping and waking |
 //! | `region`, `sys` | the unsafe islands: shared memory, system calls on raw bytes |
+//! | `flow` | streams that run ahead of the guest |
 //! | `request`, `table`, `paths` | what a request is, which files there are, how paths resolve |
 //! | the others | the operations, by area |
 #![deny(unsafe_code)]
@@ -26,6 +27,7 @@ mod entry;
 mod error;
 mod files;
 mod filesystems;
+mod flow;
 #[cfg(fuzzing)]
 pub mod fuzz;
 pub mod handed;

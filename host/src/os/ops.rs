@@ -4,7 +4,8 @@ use cloak_abi::hostop::HostOp;
 
 use super::request::{Call, Reply, Scratch};
 use super::{
-    attributes, files, handed, ioctl, machine, messages, names, readiness, sockets, sockopts, streams, xattrs,
+    attributes, files, flow, handed, ioctl, machine, messages, names, readiness, sockets, sockopts, streams,
+    xattrs,
 };
 
 /// Carries out one operation.
@@ -64,5 +65,8 @@ pub fn carry_out(op: HostOp, call: &Call<'_>, scratch: &mut Scratch) -> Reply {
         HostOp::Dup => files::dup(call),
         HostOp::SysInfo => machine::sysinfo(call),
         HostOp::Streams => handed::take(call),
+        HostOp::Fetch => flow::fetch(call),
+        HostOp::Deliver => flow::deliver(call),
+        HostOp::Undelivered => Ok(call.shared.flows.kept().into()),
     }
 }

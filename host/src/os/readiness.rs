@@ -15,9 +15,10 @@ use rustix::io::Errno;
 
 use super::request::{Call, Reply, Scratch};
 
-/// Tokens are 32 bits, so these never meet one.
-const DOORBELL: u64 = 1 << 32;
-const LIFELINE: u64 = 2 << 32;
+/// Events carry the token and, above it, the guest's number of the file, which is never all ones.
+const DOORBELL: u64 = u64::MAX;
+const LIFELINE: u64 = u64::MAX - 1;
+const NUMBER_SHIFT: u32 = 32;
 
 /// Events taken at once.
 const BATCH: usize = 64;
@@ -56,11 +57,16 @@ impl Readiness {
         Ok(Self { set })
     }
 
-    /// Moves what is ready to the event page, waiting at most `timeout` (none: until something is).
+    /// Passes what is ready to `each`, by number, token and readiness, waiting at most `timeout` (none: until something
+    /// is). `each` says whether the guest has something to look at.
     ///
     /// # Errors
     /// Those of epoll.
-    pub fn turn(&self, timeout: Option<Duration>, page: &EventPage, posted: &mut u32) -> Result<Turn, Errno> {
+    pub fn turn(
+        &self,
+        timeout: Option<Duration>,
+        mut each: impl FnMut(u64, u32, EventFlags) -> bool,
+    ) -> Result<Turn, Errno> {
         let mut space = [const { MaybeUninit::uninit() }; BATCH];
         let timeout = timeout.map(|t| Timespec {
             tv_sec: 0,
@@ -76,9 +82,9 @@ impl Readiness {
             match event.data.u64() {
                 LIFELINE => return Ok(Turn::Gone),
                 DOORBELL => {}
-                token => {
-                    post(page, posted, token << 32 | u64::from({ event.flags }.bits()));
-                    count += 1;
+                data => {
+                    let told = each(data >> NUMBER_SHIFT, data as u32, event.flags);
+                    count += usize::from(told);
                 }
             }
         }
@@ -87,7 +93,7 @@ impl Readiness {
 }
 
 /// Appends an event, or notes that one was dropped.
-fn post(page: &EventPage, posted: &mut u32, event: u64) {
+pub fn post(page: &EventPage, posted: &mut u32, event: u64) {
     let head = page.head.load(Ordering::Acquire);
     if posted.wrapping_sub(head) as usize >= EVENTS {
         page.overflow.store(1, Ordering::Release);
@@ -104,8 +110,22 @@ fn post(page: &EventPage, posted: &mut u32, event: u64) {
 pub fn watch(call: &Call<'_>) -> Reply {
     let entry = call.file(0)?;
     let token = u32::try_from(call.arg(1)).map_err(|_| Errno::INVAL)?;
-    let set = &call.shared.readiness.set;
-    let data = EventData::new_u64(u64::from(token));
+    watch_as(&call.shared.readiness, &entry, call.arg(0), token)?;
+    Ok(().into())
+}
+
+/// Registers a file, whose number of the guest's is `number`, if it is not registered under `token`.
+pub fn watch_as(
+    readiness: &Readiness,
+    entry: &super::table::Entry,
+    number: u64,
+    token: u32,
+) -> Result<(), Errno> {
+    if entry.is_watched_as(token) {
+        return Ok(());
+    }
+    let set = &readiness.set;
+    let data = EventData::new_u64(number << NUMBER_SHIFT | u64::from(token));
     let flags = EventFlags::IN
         | EventFlags::OUT
         | EventFlags::RDHUP
@@ -113,18 +133,18 @@ pub fn watch(call: &Call<'_>) -> Reply {
         | EventFlags::ERR
         | EventFlags::HUP
         | EventFlags::ET;
-    match epoll::add(set, &*entry, data, flags) {
-        Err(Errno::EXIST) => epoll::modify(set, &*entry, data, flags)?,
+    match epoll::add(set, entry, data, flags) {
+        Err(Errno::EXIST) => epoll::modify(set, entry, data, flags)?,
         other => other?,
     }
-    entry.watched.store(true, Ordering::Relaxed);
-    Ok(().into())
+    entry.is_watched_from_now_on(token);
+    Ok(())
 }
 
 /// Ends the watching of a file that is being closed: a request in progress or a duplicate may keep the
 /// open file, and with it the registration, alive.
 pub fn forget(readiness: &Readiness, entry: &super::table::Entry) {
-    if entry.watched.load(Ordering::Relaxed) {
+    if entry.is_watched() {
         // The only failure is that it is not in the set, which is what is wanted.
         let _absent = epoll::delete(&readiness.set, entry);
     }
@@ -162,6 +182,10 @@ pub fn poll(call: &Call<'_>, scratch: &mut Scratch) -> Reply {
         let revents = match asked {
             Asked::Ignored => 0,
             Asked::Unknown => PollFlags::NVAL.bits(),
+            // There is room when what is kept for it has gone.
+            Asked::Known(entry, _) if entry.flow().keeps() => {
+                answers.next().unwrap_or(0) & !PollFlags::OUT.bits()
+            }
             Asked::Known(..) => answers.next().unwrap_or(0),
         };
         ready += usize::from(revents != 0);

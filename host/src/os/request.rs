@@ -99,6 +99,8 @@ pub enum Refusal {
     Signal(Errno, i32),
     /// It may take time: run it again on a worker.
     Defer,
+    /// The answer comes when there is one.
+    Later,
 }
 
 impl From<Errno> for Refusal {
@@ -120,7 +122,7 @@ impl Refusal {
                 result: negative(errno),
                 extra: u64::try_from(signal).unwrap_or(0),
             }),
-            Self::Defer => None,
+            Self::Defer | Self::Later => None,
         }
     }
 }

@@ -20,10 +20,11 @@ use cloak_abi::vcpu::VcpuState;
 use rustix::io::Errno;
 
 use super::error::OsError;
+use super::flow::{self, Flows};
 use super::handed::Handed;
 use super::ops;
 use super::protocol;
-use super::readiness::{Readiness, Turn};
+use super::readiness::{self, Readiness, Turn};
 use super::region::{Region, SlotIndex, VcpuIndex};
 use super::request::{Answer, Call, Place, Refusal, Request, Scratch};
 use super::spin::Spin;
@@ -36,6 +37,15 @@ const TURN: usize = 32;
 const EVENTS_AFTER: usize = 64;
 /// Looks at the queues between two looks at readiness and the clock, while polling (about 1 us).
 const LOOKS: u32 = 32;
+
+/// Why a request has no answer after it was carried out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NoAnswer {
+    /// It is to be run on a worker.
+    Here,
+    /// What it waits for gives the answer.
+    Yet,
+}
 
 /// What the ring's thread and the workers share.
 #[derive(Debug)]
@@ -50,6 +60,8 @@ pub struct Shared {
     pub handed: Handed,
     /// The pool.
     pub workers: Workers,
+    /// Streams that run ahead.
+    pub flows: Flows,
     wakes: Vec<OwnedFd>,
     /// Our own count of each completion queue; the lock makes workers and the ring's thread take turns.
     completed: Vec<Mutex<u32>>,
@@ -67,8 +79,13 @@ impl Shared {
         (0..cloak_abi::layout::MAX_VCPUS as u32).map_while(move |index| VcpuIndex::new(index, vcpus))
     }
 
-    /// Carries out a request; none when it is to be run on a worker.
-    pub fn execute(&self, request: &Request, place: Place, scratch: &mut Scratch) -> Option<Answer> {
+    /// Carries out a request.
+    pub fn execute(
+        &self,
+        request: &Request,
+        place: Place,
+        scratch: &mut Scratch,
+    ) -> Result<Answer, NoAnswer> {
         let call = Call {
             request: *request,
             shared: self,
@@ -79,8 +96,9 @@ impl Shared {
             None => Err(Refusal::Errno(Errno::NOSYS)),
         };
         match reply {
-            Ok(answer) => Some(answer),
-            Err(refusal) => refusal.answer(),
+            Ok(answer) => Ok(answer),
+            Err(Refusal::Later) => Err(NoAnswer::Yet),
+            Err(refusal) => refusal.answer().ok_or(NoAnswer::Here),
         }
     }
 
@@ -174,6 +192,7 @@ impl Server {
             readiness,
             handed: parts.handed,
             workers: Workers::default(),
+            flows: Flows::default(),
             wakes: parts.wakes,
             completed: (0..vcpus).map(|_| Mutex::new(0)).collect(),
             in_progress: [const { AtomicBool::new(false) }; SLOTS],
@@ -278,7 +297,8 @@ impl Server {
             let _seen_again = self.look_at_events(Some(Duration::ZERO));
         }
         self.shared.complete(&request, answer);
-        Some(request.vcpu)
+        // What became of delivered data is for the next look that is taken anyway.
+        (request.op != HostOp::Deliver as u32).then_some(request.vcpu)
     }
 
     fn answer(&mut self, request: &Request) -> Option<Answer> {
@@ -288,16 +308,22 @@ impl Server {
             // Only a guest that breaks the contract submits a slot twice.
             return Refusal::Errno(Errno::BUSY).answer();
         }
-        if let Some(answer) = shared.execute(request, Place::Ring, &mut self.scratch) {
-            return Some(answer);
-        }
+        // First of all: what answers later may do so at once.
         in_progress.store(true, Ordering::Relaxed);
+        match shared.execute(request, Place::Ring, &mut self.scratch) {
+            Ok(answer) => {
+                in_progress.store(false, Ordering::Relaxed);
+                return Some(answer);
+            }
+            Err(NoAnswer::Yet) => return None,
+            Err(NoAnswer::Here) => {}
+        }
         if shared.workers.submit(shared, *request) {
             return None;
         }
         // No thread to be had: better late than never.
         in_progress.store(false, Ordering::Relaxed);
-        shared.execute(request, Place::Worker, &mut self.scratch)
+        shared.execute(request, Place::Worker, &mut self.scratch).ok()
     }
 
     /// Whether the guest's vCPUs have work for every core.
@@ -331,9 +357,16 @@ impl Server {
         let shared = &self.shared;
         let posted = &mut self.events_posted;
         let page = shared.region.events();
+        let tell = |number, token, flags| {
+            let news = flow::event(shared, number, token, flags);
+            if let Some(bits) = news.bits {
+                readiness::post(page, posted, u64::from(token) << 32 | u64::from(bits));
+            }
+            news.answered || news.bits.is_some()
+        };
         let turn = shared
             .readiness
-            .turn(timeout, page, posted)
+            .turn(timeout, tell)
             .map_err(OsError::at("epoll_wait"))?;
         if let Turn::Events(1..) = turn {
             shared.wake_for_events();

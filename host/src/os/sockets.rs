@@ -122,7 +122,9 @@ pub fn shutdown(call: &Call<'_>) -> Reply {
         libc::SHUT_RDWR => Shutdown::Both,
         _ => return Err(Errno::INVAL.into()),
     };
-    rustix::net::shutdown(&*entry, how)?;
+    if how == Shutdown::Read || !entry.flow().defer_shutdown(how) {
+        rustix::net::shutdown(&*entry, how)?;
+    }
     Ok(().into())
 }
 

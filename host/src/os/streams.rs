@@ -122,9 +122,24 @@ pub fn write(call: &Call<'_>) -> Reply {
         },
         Kind::SharedSocket => sys::send(fd, &Address::NONE, None, &data, 0)?,
         Kind::SharedDevice => write_when_ready(&entry, &data, DEVICE_PART)?,
-        Kind::Socket | Kind::Stream | Kind::Directory | Kind::Location => sys::write(fd, &data)?,
+        Kind::Socket => in_turn(&entry, data.len(), || sys::write(fd, &data))?,
+        Kind::Stream | Kind::Directory | Kind::Location => sys::write(fd, &data)?,
     };
     Ok(len.into())
+}
+
+/// Sends to a socket of ours, unless bytes are kept for it that come first.
+pub fn in_turn(
+    entry: &Entry,
+    len: usize,
+    send: impl FnOnce() -> Result<usize, Errno>,
+) -> Result<usize, Errno> {
+    let mut flow = entry.flow();
+    let sent = if flow.keeps() { Err(Errno::AGAIN) } else { send() };
+    if matches!(sent, Err(Errno::AGAIN)) || sent.is_ok_and(|sent| sent < len) {
+        flow.wants_room();
+    }
+    sent
 }
 
 fn write_when_ready(entry: &Entry, data: &Buffer<'_>, most: usize) -> Result<usize, Errno> {

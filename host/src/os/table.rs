@@ -5,12 +5,13 @@
 //! vCPU takes the number away at once, and the file when the last request is done.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use cloak_abi::hostop::ROOT_FD;
 use rustix::io::Errno;
 
+use super::flow::Flow;
 use super::sys::Stat;
 
 /// How a file is read and written without waiting.
@@ -63,13 +64,17 @@ pub struct Entry {
     pub terminal: bool,
     /// Device number of its file system.
     pub device: u64,
-    /// Registered for readiness.
-    pub watched: AtomicBool,
+    /// Token under which it is registered for readiness, or [`UNWATCHED`].
+    watched: AtomicU64,
     /// Close may wait for the peer.
     pub lingers: AtomicBool,
     caching: AtomicU8,
     slow_writes: AtomicU8,
+    flow: Mutex<Flow>,
 }
+
+/// No token: those have 32 bits.
+const UNWATCHED: u64 = u64::MAX;
 
 impl Entry {
     /// An entry for `file`; the flags are public for the opener to set.
@@ -82,11 +87,33 @@ impl Entry {
             synchronous: false,
             terminal: false,
             device: 0,
-            watched: AtomicBool::new(false),
+            watched: AtomicU64::new(UNWATCHED),
             lingers: AtomicBool::new(false),
             caching: AtomicU8::new(Caching::Known as u8),
             slow_writes: AtomicU8::new(0),
+            flow: Mutex::default(),
         }
+    }
+
+    /// What it has in hand, if it is a stream.
+    pub fn flow(&self) -> MutexGuard<'_, Flow> {
+        // A panic ends the process.
+        self.flow.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Notes the token under which it is registered for readiness.
+    pub fn is_watched_from_now_on(&self, token: u32) {
+        self.watched.store(u64::from(token), Ordering::Relaxed);
+    }
+
+    /// Whether it is registered for readiness.
+    pub fn is_watched(&self) -> bool {
+        self.watched.load(Ordering::Relaxed) != UNWATCHED
+    }
+
+    /// Whether it is registered under `token`.
+    pub fn is_watched_as(&self, token: u32) -> bool {
+        self.watched.load(Ordering::Relaxed) == u64::from(token)
     }
 
     /// What `RWF_NOWAIT` does here.

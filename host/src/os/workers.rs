@@ -76,7 +76,7 @@ impl Workers {
 fn work(shared: &Arc<Shared>) {
     let mut scratch = Scratch::new();
     while let Some(request) = shared.workers.next() {
-        if let Some(answer) = shared.execute(&request, Place::Worker, &mut scratch) {
+        if let Ok(answer) = shared.execute(&request, Place::Worker, &mut scratch) {
             shared.finish(&request);
             shared.complete(&request, answer);
             shared.wake_if_halted(request.vcpu);

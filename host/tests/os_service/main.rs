@@ -1,6 +1,7 @@
 //! The OS service as a process, driven by a guest in miniature.
 
 mod files;
+mod flow;
 mod guest;
 mod handed;
 mod hostile;
@@ -25,6 +26,7 @@ fn main() -> ExitCode {
         ring::TESTS,
         files::TESTS,
         sockets::TESTS,
+        flow::TESTS,
         waiting::TESTS,
         hostile::TESTS,
         streams::TESTS,

@@ -125,20 +125,19 @@ fn sendfile(args: &Args) -> SysResult {
         return Err(Errno::EINVAL);
     }
     // As on Linux, what is sent must be a file with positions.
-    let mode = from.open.file.stat()?.mode;
     if !from.open.readable() {
         return Err(Errno::EBADF);
     }
-    if is_dir(mode)
-        || from
-            .open
-            .file
-            .seek(&from.open, 0, super::flags::SEEK_CUR)
-            .is_err()
-    {
+    let position = from.open.file.seek(&from.open, 0, super::flags::SEEK_CUR);
+    let len = args.usize(3);
+    if position.is_err() || len == 0 && is_dir(from.open.file.stat()?.mode) {
         return Err(Errno::EINVAL);
     }
-    let done = copy(&from, &to, args.usize(3))?;
+    // A directory says so when it is read: to ask first would be one more request for each file that is sent.
+    let done = copy(&from, &to, len).map_err(|error| match error {
+        Errno::EISDIR => Errno::EINVAL,
+        other => other,
+    })?;
     from.give_offset(args.u64(2), done)?;
     Ok(done)
 }

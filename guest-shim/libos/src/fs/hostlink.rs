@@ -67,6 +67,11 @@ impl HostLink {
         })
     }
 
+    /// The service reports from its next request about the file on, by itself.
+    pub fn is_watched(&self) {
+        self.watching.store(true, Ordering::Release);
+    }
+
     /// Whether the service reports: then what is not known to be ready is not.
     #[must_use]
     pub fn watching(&self) -> bool {

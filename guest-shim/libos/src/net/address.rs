@@ -119,6 +119,15 @@ impl Address {
         u16::from_ne_bytes([self.bytes[0], self.bytes[1]])
     }
 
+    /// The port, if it is an address of the Internet.
+    #[must_use]
+    pub fn port(&self) -> Option<u16> {
+        match (self.family(), self.bytes()) {
+            (family::INET | family::INET6, [_, _, high, low, ..]) => Some(u16::from_be_bytes([*high, *low])),
+            _ => None,
+        }
+    }
+
     /// What follows the family.
     #[must_use]
     pub fn body(&self) -> &[u8] {

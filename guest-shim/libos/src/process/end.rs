@@ -132,6 +132,7 @@ pub fn release(process: &Process) {
 fn end_vm(status: Status) -> ! {
     // Said by the volume that fails; the program's own status stays what it is.
     let _ = crate::fs::sync_all();
+    crate::net::host::finish();
     leave_statistics();
     let code = match status {
         Status::Exited(code) => exit_status::exited(code),

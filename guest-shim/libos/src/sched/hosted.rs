@@ -48,6 +48,11 @@ pub fn current_arc() -> Arc<Thread> {
     current()
 }
 
+/// Lets others run.
+pub fn yield_now() {
+    std::thread::yield_now();
+}
+
 /// Sleeps until unparked or until `deadline` (ticks; `u64::MAX`: never). May return early.
 pub fn park(deadline: u64) {
     if deadline == u64::MAX {
@@ -62,6 +67,12 @@ pub fn park(deadline: u64) {
 /// Whether other threads wait for a vCPU.
 #[must_use]
 pub fn others_wait() -> bool {
+    false
+}
+
+/// Whether the next thread can run only after a change of address space.
+#[must_use]
+pub fn next_is_far() -> bool {
     false
 }
 

@@ -50,8 +50,12 @@ const POLL_LEAST_US: u64 = 5;
 const PROBE: u64 = 16;
 /// How long a woken thread may wait for its waker's vCPU before another vCPU is woken for it.
 const SPREAD_US: u64 = 20;
-/// How long a thread is left to a polling vCPU that has its address space loaded.
+/// How long a thread is left to another vCPU that has its address space loaded.
 const LEAVE_US: u64 = 10;
+/// The same for a halted one, which is woken.
+const LEAVE_HALTED_US: u64 = 50;
+/// How long threads may wait behind others whose address space is loaded.
+const FAIR_US: u64 = 1000;
 /// Changes of address space on one vCPU in a millisecond after which another one is woken: processes that hand over to
 /// each other do so without an entry to the kernel where each has a vCPU.
 const CHANGES: u64 = 8;
@@ -101,6 +105,8 @@ pub struct Thread {
     /// CPU time used, ticks, without the current turn.
     pub cpu_ticks: AtomicU64,
     started: Cell<u64>,
+    /// When it was queued last, ticks.
+    queued: AtomicU64,
     /// Frame of the entry that it is in, for signal delivery on behalf of others.
     pub exiting: AtomicBool,
     /// Nice value.
@@ -135,6 +141,8 @@ struct Vcpu {
     changes: Cell<(u64, u64)>,
     /// Tag of the address space that it has loaded ([`Tables::tag`]). Others read it.
     space: AtomicU64,
+    /// When another vCPU last woke it for the sake of that, ticks.
+    rung: AtomicU64,
 }
 
 // SAFETY: each element is used by its own vCPU only.
@@ -149,6 +157,7 @@ static VCPUS: [Vcpu; MAX_VCPUS] = [const {
         polls: AtomicU64::new(0),
         changes: Cell::new((0, 0)),
         space: AtomicU64::new(0),
+        rung: AtomicU64::new(0),
     }
 }; MAX_VCPUS];
 
@@ -226,6 +235,7 @@ impl Thread {
             name: Mutex::new([0; 16]),
             cpu_ticks: AtomicU64::new(0),
             started: Cell::new(0),
+            queued: AtomicU64::new(0),
             exiting: AtomicBool::new(false),
             nice: AtomicI64::new(0),
             policy: AtomicU32::new(0),
@@ -404,11 +414,54 @@ fn note_change() {
     }
 }
 
-/// Whether a thread that waits is better left to another vCPU, which polls and has its address space loaded.
-fn belongs_elsewhere(thread: &Thread, me: usize) -> bool {
+/// What is better for a thread that waits than to run here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Elsewhere {
+    /// Nothing.
+    No,
+    /// A vCPU that has its address space loaded takes it.
+    Polls,
+    /// The same where that one is halted: it can be woken in less time than a change of address space takes.
+    Halted(usize),
+}
+
+/// For a thread that has waited for so many ticks.
+fn elsewhere(thread: &Thread, me: usize, waited: u64) -> Elsewhere {
     let tag = thread.space().tables.tag();
     let has = |i: usize| VCPUS[i].space.load(Ordering::Relaxed) == tag;
-    !has(me) && (0..vcpus()).any(|i| i != me && has(i) && host_state(i) == VcpuState::Polling as u32)
+    if has(me) || waited > in_ticks(LEAVE_HALTED_US) {
+        return Elsewhere::No;
+    }
+    let find = |state: VcpuState| (0..vcpus()).find(|&i| i != me && has(i) && host_state(i) == state as u32);
+    if waited <= in_ticks(LEAVE_US) && find(VcpuState::Polling).is_some() {
+        return Elsewhere::Polls;
+    }
+    find(VcpuState::Halted).map_or(Elsewhere::No, Elsewhere::Halted)
+}
+
+/// Wakes a halted vCPU, unless that was done just now.
+fn ring_once(halted: usize) {
+    let now = arch::ticks();
+    let rung = &VCPUS[halted].rung;
+    if now.saturating_sub(rung.load(Ordering::Relaxed)) > in_ticks(LEAVE_HALTED_US) {
+        rung.store(now, Ordering::Relaxed);
+        arch::doorbell(1 + halted as u32);
+    }
+}
+
+fn in_ticks(us: u64) -> u64 {
+    us * arch::ticks_per_second() / 1_000_000
+}
+
+/// Whether the thread that waits longest can run here only after a change of address space, which costs more than a
+/// short wait.
+#[must_use]
+pub fn next_is_far() -> bool {
+    let loaded = vcpu().space.load(Ordering::Relaxed);
+    let queue = QUEUE.lock();
+    queue
+        .front()
+        .is_some_and(|next| next.space().tables.tag() != loaded)
 }
 
 /// The kernel has freed an address space: if this vCPU had it, it has the first one now.
@@ -522,6 +575,7 @@ pub fn end_thread() -> ! {
 }
 
 fn enqueue(thread: Arc<Thread>) {
+    thread.queued.store(arch::ticks(), Ordering::Relaxed);
     let mut queue = QUEUE.lock();
     queue.push_back(thread);
     if publish(&queue) == 1 {
@@ -543,18 +597,38 @@ fn pick() -> Option<Arc<Thread>> {
     }
     let me = core::ptr::from_ref(current());
     let index = arch::vcpu_index();
+    let loaded = vcpu().space.load(Ordering::Relaxed);
     let mut queue = QUEUE.lock();
-    let waited = arch::ticks().saturating_sub(QUEUED_AT.load(Ordering::Relaxed));
-    let is_urgent = waited > LEAVE_US * arch::ticks_per_second() / 1_000_000;
+    let now = arch::ticks();
+    let waited = |t: &Thread| now.saturating_sub(t.queued.load(Ordering::Relaxed));
     // One whose last vCPU still saves its registers is left for the next look. Waiting for it here would hang
     // two vCPUs that leave each other's next thread.
-    let ready = queue.iter().position(|t| {
-        core::ptr::eq(Arc::as_ptr(t), me)
-            || !t.on_cpu.load(Ordering::Acquire) && (is_urgent || !belongs_elsewhere(t, index))
-    });
+    let free = |t: &Arc<Thread>| core::ptr::eq(Arc::as_ptr(t), me) || !t.on_cpu.load(Ordering::Acquire);
+    // In turn, but for what saves changes of address space.
+    let near = |t: &Arc<Thread>| t.space().tables.tag() == loaded;
+    let is_overdue = queue.front().is_some_and(|t| waited(t) > in_ticks(FAIR_US));
+    let mut halted = None;
+    let ready = queue
+        .iter()
+        .position(|t| free(t) && (is_overdue || near(t)))
+        .or_else(|| {
+            let mut is_for_here = |t: &Arc<Thread>| match elsewhere(t, index, waited(t)) {
+                Elsewhere::No => true,
+                Elsewhere::Polls => false,
+                Elsewhere::Halted(vcpu) => {
+                    halted = Some(vcpu);
+                    false
+                }
+            };
+            queue.iter().position(|t| free(t) && is_for_here(t))
+        });
     let thread = ready.and_then(|i| queue.remove(i));
     if publish(&queue) > 0 {
         QUEUED_AT.store(arch::ticks(), Ordering::Relaxed);
+    }
+    drop(queue);
+    if let Some(vcpu) = halted {
+        ring_once(vcpu);
     }
     thread
 }

@@ -54,6 +54,10 @@ struct Service {
     completed: u32,
     posted: u32,
     epoll: OwnedFd,
+    /// Fetches that wait: descriptor, slot, sequence number, length.
+    fetches: Vec<(u64, usize, u64, usize)>,
+    /// What a socket has not taken yet.
+    kept: HashMap<u64, Vec<u8>>,
 }
 
 static LIES: Mutex<Option<HashMap<u64, Arc<Mutex<Lie>>>>> = Mutex::new(None);
@@ -68,6 +72,16 @@ static OTHERS: Mutex<Option<Box<Others>>> = Mutex::new(None);
 pub fn serve_others(others: impl FnMut(&Asked) -> Reply + Send + 'static) {
     *OTHERS.lock().unwrap_or_else(|e| e.into_inner()) = Some(Box::new(others));
     start();
+}
+
+fn slot(index: usize) -> &'static Slot {
+    assert!(index < SLOTS);
+    // SAFETY: in the region by the assertion; atomics only.
+    unsafe {
+        &*arch::shared_base()
+            .add(SLOTS_AT + index * size_of::<Slot>())
+            .cast()
+    }
 }
 
 /// Starts the service, once.
@@ -92,6 +106,8 @@ pub fn start() {
                 completed: 0,
                 posted: 0,
                 epoll,
+                fetches: Vec::new(),
+                kept: HashMap::new(),
             }
             .run();
         });
@@ -118,7 +134,7 @@ impl Service {
     fn run(mut self) {
         let mut idle = 0;
         loop {
-            let busy = self.serve_slots() | self.post_events();
+            let busy = self.serve_slots() | self.serve_streams() | self.post_events();
             host::poll(0);
             idle = if busy { 0 } else { idle + 1 };
             if idle > 200 {
@@ -130,32 +146,87 @@ impl Service {
     }
 
     fn serve_slots(&mut self) -> bool {
+        let mut asked: Vec<(u64, usize)> = (0..SLOTS)
+            .map(|index| (slot(index).seq.load(Ordering::Acquire), index))
+            .filter(|&(seq, index)| seq != 0 && seq != self.served[index])
+            .collect();
+        // In the order in which they were made, as from a queue.
+        asked.sort_unstable();
+        for &(seq, index) in &asked {
+            self.served[index] = seq;
+            let args = std::array::from_fn(|i| slot(index).args[i].load(Ordering::Relaxed));
+            let op = HostOp::from_u32(slot(index).op.load(Ordering::Relaxed)).expect("a known operation");
+            let asked = Asked { op, args, index };
+            if op == HostOp::Fetch && asked.args[1] > 0 && self.files.contains_key(&args[0]) {
+                self.fetches.push((args[0], index, seq, args[1] as usize));
+                self.watch(&asked);
+            } else {
+                let reply = self.answer(&asked);
+                self.complete(index, seq, reply);
+            }
+        }
+        !asked.is_empty()
+    }
+
+    fn complete(&mut self, index: usize, seq: u64, (result, extra): Reply) {
+        slot(index).result.store(result, Ordering::Relaxed);
+        slot(index).extra.store(extra, Ordering::Relaxed);
+        slot(index).done.store(seq, Ordering::SeqCst);
+        let queue = host::queue(0);
+        queue.cq[self.completed as usize % QUEUE].store(index as u32, Ordering::Relaxed);
+        self.completed = self.completed.wrapping_add(1);
+        queue.cq_tail.store(self.completed, Ordering::Release);
+    }
+
+    /// Fetches that find something, and bytes for which there is room.
+    fn serve_streams(&mut self) -> bool {
         let mut busy = false;
-        for index in 0..SLOTS {
-            // SAFETY: in the region; atomics only.
-            let slot: &Slot = unsafe {
-                &*arch::shared_base()
-                    .add(SLOTS_AT + index * size_of::<Slot>())
-                    .cast()
+        for (fd, index, seq, len) in std::mem::take(&mut self.fetches) {
+            let asked = Asked {
+                op: HostOp::Fetch,
+                args: [fd, len as u64, 0, 0, 0, 0],
+                index,
             };
-            let seq = slot.seq.load(Ordering::Acquire);
-            if seq == 0 || seq == self.served[index] {
+            if self.files.contains_key(&fd) && sockets::would_wait(self, &asked) {
+                self.fetches.push((fd, index, seq, len));
                 continue;
             }
             busy = true;
-            self.served[index] = seq;
-            let args = std::array::from_fn(|i| slot.args[i].load(Ordering::Relaxed));
-            let op = HostOp::from_u32(slot.op.load(Ordering::Relaxed)).expect("a known operation");
-            let (result, extra) = self.answer(&Asked { op, args, index });
-            slot.result.store(result, Ordering::Relaxed);
-            slot.extra.store(extra, Ordering::Relaxed);
-            slot.done.store(seq, Ordering::SeqCst);
-            let queue = host::queue(0);
-            queue.cq[self.completed as usize % QUEUE].store(index as u32, Ordering::Relaxed);
-            self.completed = self.completed.wrapping_add(1);
-            queue.cq_tail.store(self.completed, Ordering::Release);
+            let reply = if self.files.contains_key(&fd) {
+                self.answer(&asked)
+            } else {
+                (-i64::from(libc::ECANCELED), 0)
+            };
+            self.complete(index, seq, reply);
+        }
+        for fd in self.kept.keys().copied().collect::<Vec<_>>() {
+            busy |= sockets::send_kept(self, fd);
         }
         busy
+    }
+
+    /// Ends the fetches of a descriptor.
+    fn cancel(&mut self, fd: u64) {
+        let (ended, left) = std::mem::take(&mut self.fetches)
+            .into_iter()
+            .partition(|f| f.0 == fd);
+        self.fetches = left;
+        let ended: Vec<(u64, usize, u64, usize)> = ended;
+        for (_, index, seq, _) in ended {
+            self.complete(index, seq, (-i64::from(libc::ECANCELED), 0));
+        }
+    }
+
+    fn watch(&mut self, fetch: &Asked) {
+        // The second time it is registered already.
+        let _ = sockets::serve(
+            self,
+            &Asked {
+                op: HostOp::Watch,
+                args: [fetch.args[0], fetch.args[2], 0, 0, 0, 0],
+                index: fetch.index,
+            },
+        );
     }
 
     fn answer(&mut self, asked: &Asked) -> Reply {
@@ -171,7 +242,11 @@ impl Service {
                 .entry((about, asked.op as u32))
                 .or_default() += 1;
         }
-        let reply = if matches!(asked.op, HostOp::Socket | HostOp::Poll) {
+        let reply = if asked.op == HostOp::Undelivered {
+            (self.kept.values().map(Vec::len).sum::<usize>() as i64, 0)
+        } else if asked.op == HostOp::Nop {
+            (0, 0)
+        } else if matches!(asked.op, HostOp::Socket | HostOp::Poll) {
             sockets::serve(self, asked)
         } else if !self.files.contains_key(&about) {
             let mut others = OTHERS.lock().unwrap_or_else(|e| e.into_inner());
@@ -179,6 +254,8 @@ impl Service {
                 .as_mut()
                 .map_or((-i64::from(libc::EBADF), 0), |others| others(asked))
         } else if asked.op == HostOp::Close {
+            self.cancel(about);
+            sockets::send_all(self, about);
             self.files.remove(&about);
             (0, 0)
         } else {

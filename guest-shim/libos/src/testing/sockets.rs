@@ -51,8 +51,34 @@ pub fn serve(service: &mut Service, asked: &Asked) -> Reply {
             HostOp::Bind => (result(libc::bind(fd, at.cast(), a[1] as u32).into()), 0),
             HostOp::Listen => (result(libc::listen(fd, a[1] as i32).into()), 0),
             HostOp::Connect => (result(libc::connect(fd, at.cast(), a[1] as u32).into()), 0),
+            HostOp::Shutdown if a[1] > 0 && send_all(service, a[0]) => {
+                (result(libc::shutdown(fd, a[1] as i32).into()), 0)
+            }
             HostOp::Shutdown => (result(libc::shutdown(fd, a[1] as i32).into()), 0),
-            HostOp::Read => (result(libc::read(fd, at.cast(), a[1] as usize) as i64), 0),
+            HostOp::Fetch if a[1] == 0 => {
+                service.cancel(a[0]);
+                (0, 0)
+            }
+            HostOp::Fetch | HostOp::Read => (result(libc::read(fd, at.cast(), a[1] as usize) as i64), 0),
+            HostOp::Deliver => {
+                let data = &asked.buffer()[..a[1] as usize];
+                let waits = service.kept.contains_key(&a[0]);
+                let sent = match waits {
+                    true => 0,
+                    false => result(libc::send(fd, at.cast(), data.len(), libc::MSG_NOSIGNAL) as i64),
+                };
+                let sent = if sent == -i64::from(libc::EAGAIN) { 0 } else { sent };
+                if let Ok(sent) = usize::try_from(sent)
+                    && sent < data.len()
+                {
+                    let kept = service.kept.entry(a[0]).or_default();
+                    kept.extend_from_slice(&data[sent..]);
+                }
+                (sent, 0)
+            }
+            HostOp::Write | HostOp::SendMsg if service.kept.contains_key(&a[0]) => {
+                (-i64::from(libc::EAGAIN), 0)
+            }
             HostOp::Write => (
                 result(libc::send(fd, at.cast(), a[1] as usize, libc::MSG_NOSIGNAL) as i64),
                 0,
@@ -119,6 +145,47 @@ pub fn serve(service: &mut Service, asked: &Asked) -> Reply {
             _ => (-i64::from(libc::ENOSYS), 0),
         }
     }
+}
+
+/// Whether a fetch would find nothing.
+pub fn would_wait(service: &Service, asked: &Asked) -> bool {
+    let mut one = libc::pollfd {
+        fd: service.raw(asked.args[0]),
+        events: libc::POLLIN,
+        revents: 0,
+    };
+    // SAFETY: one pollfd.
+    unsafe { libc::poll(&raw mut one, 1, 0) == 0 }
+}
+
+/// Sends what is kept for a socket as far as there is room. Whether something has changed.
+pub fn send_kept(service: &mut Service, fd: u64) -> bool {
+    let raw = service.raw(fd);
+    let Some(kept) = service.kept.get_mut(&fd) else {
+        return false;
+    };
+    // SAFETY: the bytes live through the call.
+    let sent = unsafe { libc::send(raw, kept.as_ptr().cast(), kept.len(), libc::MSG_NOSIGNAL) };
+    match usize::try_from(sent) {
+        Ok(sent) => drop(kept.drain(..sent)),
+        Err(_) if result(-1) == -i64::from(libc::EAGAIN) => return false,
+        Err(_) => kept.clear(),
+    }
+    if kept.is_empty() {
+        service.kept.remove(&fd);
+    }
+    true
+}
+
+/// Sends all that is kept for a socket, if something is.
+pub fn send_all(service: &mut Service, fd: u64) -> bool {
+    let keeps = service.kept.contains_key(&fd);
+    while service.kept.contains_key(&fd) {
+        if !send_kept(service, fd) {
+            std::thread::sleep(std::time::Duration::from_millis(1));
+        }
+    }
+    keeps
 }
 
 /// A message header over the slot's buffer, and what it points to.

@@ -17,6 +17,8 @@ use crate::user::Buf;
 
 /// Pages mapped around a fault in anonymous memory to begin with.
 const AROUND: u64 = 16 * PAGE;
+/// The same in files that processes share, of what is there: entries only.
+const SHARED_AROUND: u64 = 128 * PAGE;
 /// Bytes read around a fault in a file mapping.
 const FILE_AROUND: u64 = 64 * PAGE;
 /// Most bytes of a file that are mapped before they are touched, where that takes no reading.
@@ -354,13 +356,24 @@ impl Inner {
         }
         let writable = protection.contains(Protection::WRITE);
         let mut batch = Batch::new(self.tables);
-        let low = (page & !(AROUND - 1)).max(start);
-        let high = ((page & !(AROUND - 1)) + AROUND).min(end);
+        // Where the kernel edits tables an entry costs more.
+        let around = match file {
+            _ if !tables::are_own() => AROUND,
+            None => LARGE,
+            Some(_) => SHARED_AROUND,
+        };
+        let low = (page & !(around - 1)).max(start);
+        let high = ((page & !(around - 1)) + around).min(end);
         let mut pins = Vec::new();
+        // Memory of no file is filled around a write as private memory is: each process that shares it would take a fault
+        // for each page that came after its own last one.
+        let fills = write && around == LARGE && frames::are_plentiful();
         for (first, last) in self.tables.holes(low, high) {
             for va in (first..last).step_by(PAGE as usize) {
                 let frame = if va == page {
                     Some(wanted.clone())
+                } else if fills {
+                    pages.get_or_zero(number(va)).ok()
                 } else {
                     pages.get(number(va))
                 };

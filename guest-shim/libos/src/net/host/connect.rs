@@ -5,6 +5,7 @@ use core::sync::atomic::Ordering;
 
 use cloak_abi::hostop::HostOp;
 
+use super::origin::{self, Connected};
 use super::{HostSocket, answers, phase};
 use crate::errno::{Errno, SysResult};
 use crate::fs::file::ready;
@@ -30,6 +31,9 @@ impl HostSocket {
             self.link
                 .readiness
                 .clear(self.link.readiness.snapshot(), REPORTED);
+        }
+        if !dissolves && self.is_stream() {
+            *self.connected.lock() = Connected::to(address);
         }
         loop {
             let snapshot = self.link.readiness.snapshot();
@@ -163,7 +167,13 @@ impl HostSocket {
         let fd = HostFd::adopt(answer.ok()?)?;
         self.link.readiness.doubt(ready::IN);
         let from = answers::address(&request, answer.extra, self.domain)?;
-        Ok((Self::new(fd, self.domain, self.kind, phase::CONNECTED), from))
+        // Whoever is told of the answer to one call at the other end may look at this one at once.
+        let port = u16::try_from(self.port.load(Ordering::SeqCst)).unwrap_or(0);
+        let is_ahead = port != 0 && !origin::may_be_own(port);
+        Ok((
+            Self::new(fd, self.domain, self.kind, phase::CONNECTED, is_ahead),
+            from,
+        ))
     }
 
     /// Whether it is neither connected nor about to be.

@@ -6,8 +6,10 @@
 
 mod answers;
 mod connect;
+mod flow;
 pub mod interfaces;
 pub mod options;
+mod origin;
 mod transfer;
 
 use alloc::sync::Arc;
@@ -30,6 +32,11 @@ use crate::fs::{File, OpenFile};
 use crate::host::{Request, call};
 use crate::sched::WaitQueue;
 use crate::user::{self, Buf};
+use spin::Mutex;
+
+use flow::Flow;
+pub use flow::finish;
+use origin::Connected;
 
 /// `SIOCOUTQ` (what is not yet sent) and `SIOCATMARK`.
 const SIOCOUTQ: u32 = 0x5411;
@@ -55,6 +62,22 @@ pub struct HostSocket {
     wanted: AtomicBool,
     timeouts: Timeouts,
     inode: u64,
+    /// A listener's.
+    port: AtomicU32,
+    /// Where it is connected to, if that was asked for here.
+    connected: Mutex<Option<Connected>>,
+    /// A client's connection, ahead of the program.
+    flow: Option<Arc<Flow>>,
+}
+
+impl Drop for HostSocket {
+    fn drop(&mut self) {
+        // Its peer sees the end.
+        self.has_effects();
+        if let Some(flow) = &self.flow {
+            flow.close();
+        }
+    }
 }
 
 impl HostSocket {
@@ -82,15 +105,25 @@ impl HostSocket {
             domain,
             kind,
             if connected { phase::CONNECTED } else { phase::IDLE },
+            false,
         ))
     }
 
-    fn new(fd: HostFd, domain: u16, kind: Kind, phase: u32) -> Arc<Self> {
+    /// `is_ahead`: a client's connection, which runs ahead of the program.
+    fn new(fd: HostFd, domain: u16, kind: Kind, phase: u32, is_ahead: bool) -> Arc<Self> {
         let link = HostLink::new(fd, ready::IN);
         // A fresh socket takes data.
         link.readiness
             .confirm(link.readiness.snapshot(), ready::OUT, ready::OUT);
+        let flow = is_ahead.then(|| {
+            // Nobody can tell when it is closed but the client.
+            link.fd.set_unnoticed(true);
+            Flow::start(&link)
+        });
         Arc::new(Self {
+            flow,
+            port: AtomicU32::new(0),
+            connected: Mutex::new(None),
             link,
             domain,
             kind,
@@ -156,7 +189,11 @@ impl File for HostSocket {
         if self.phase() == phase::IDLE {
             return ready::OUT | ready::WRNORM | ready::HUP;
         }
-        let bits = self.link.readiness.ready();
+        let mut bits = self.link.readiness.ready();
+        if let Some(flow) = self.flow.as_ref().filter(|flow| flow.covers()) {
+            bits &= !ready::IN;
+            bits |= if flow.has_news() { ready::IN } else { 0 };
+        }
         let also = |bit, normal| if bits & bit != 0 { normal } else { 0 };
         bits | also(ready::IN, ready::RDNORM) | also(ready::OUT, ready::WRNORM)
     }
@@ -176,8 +213,10 @@ impl File for HostSocket {
     }
 
     fn doubts(&self, file: &OpenFile, events: u32, doubts: &mut Vec<Doubt>) {
+        let covered = self.flow.as_ref().is_some_and(|flow| flow.covers());
+        let known = if covered { ready::IN | ready::RDNORM } else { 0 };
         if self.phase() != phase::IDLE {
-            self.link.doubts(file, events, doubts);
+            self.link.doubts(file, events & !known, doubts);
         }
     }
 
@@ -185,10 +224,17 @@ impl File for HostSocket {
         if ![FIONREAD, SIOCOUTQ, SIOCATMARK].contains(&request) {
             return interfaces::ioctl(Some(self.fd()), request, argument);
         }
+        self.settle()?;
+        let held = self.flow.as_ref().map_or(0, |flow| flow.held());
         let mut asked = Request::new();
         let args = [self.fd(), u64::from(request), 0, 4, 0, 0];
         asked.call(HostOp::Ioctl, args).ok()?;
-        let value = i32::from_ne_bytes(asked.get_array(0)).max(0);
+        let mut value = i32::from_ne_bytes(asked.get_array(0)).max(0);
+        match request {
+            FIONREAD => value = value.saturating_add(i32::try_from(held).unwrap_or(i32::MAX)),
+            SIOCATMARK if held > 0 => value = 0,
+            _ => {}
+        }
         user::write(argument, &value)?;
         Ok(0)
     }
@@ -220,6 +266,11 @@ impl Socket for HostSocket {
             HostOp::Listen,
             [self.fd(), u64::from(backlog.cast_unsigned()), 0, 0, 0, 0],
         )?;
+        if self.is_stream() && matches!(self.domain, family::INET | family::INET6) {
+            // A port that is not known is none to which anything is connected: its connections are asked about each time.
+            let port = self.ask_name(0).ok().and_then(|name| name.port());
+            self.port.store(port.map_or(0, u32::from), Ordering::SeqCst);
+        }
         // A fresh socket counts as one that takes data; one that listens never does.
         self.link.readiness.doubt(ready::OUT);
         self.link.readiness.suspect(ready::IN);
@@ -232,16 +283,20 @@ impl Socket for HostSocket {
 
     fn connect(&self, file: &OpenFile, address: &Address) -> SysResult<()> {
         let connected = self.connect_to(file, address, 0);
-        hostlink::has_effects();
+        self.has_effects();
         connected
     }
 
     fn shutdown(&self, how: i32) -> SysResult<()> {
+        self.settle()?;
         call(
             HostOp::Shutdown,
             [self.fd(), u64::from(how.cast_unsigned()), 0, 0, 0, 0],
         )?;
-        hostlink::has_effects();
+        self.has_effects();
+        if let Some(flow) = self.flow.as_ref().filter(|_| how != 0) {
+            flow.shut();
+        }
         // The end of one's own reading is not always reported as an edge.
         self.link
             .readiness
@@ -271,7 +326,7 @@ impl Socket for HostSocket {
         } else {
             self.send_message(file, from, to, control, flags)
         };
-        hostlink::has_effects();
+        self.has_effects();
         sent
     }
 
@@ -288,14 +343,19 @@ impl Socket for HostSocket {
     }
 }
 
-impl Drop for HostSocket {
-    fn drop(&mut self) {
-        // Its peer sees the end.
-        hostlink::has_effects();
-    }
-}
-
 impl HostSocket {
+    /// What was just done may have made another file ready; not where the other end is none of this context.
+    fn has_effects(&self) {
+        if self.flow.is_none() {
+            hostlink::has_effects();
+        }
+    }
+
+    /// Waits until what was sent without waiting has reached the service: for what must not overtake it.
+    fn settle(&self) -> SysResult<()> {
+        self.flow.as_ref().map_or(Ok(()), |flow| flow.settle())
+    }
+
     fn ask_name(&self, whose: u64) -> SysResult<Address> {
         let mut request = Request::new();
         let answer = request.call(HostOp::SockName, [self.fd(), whose, 0, 0, 0, 0]);
@@ -311,6 +371,8 @@ fn short_means_empty(domain: u16, kind: Kind) -> bool {
     kind == Kind::Stream && (domain == family::INET || domain == family::INET6)
 }
 
+#[cfg(test)]
+mod flow_tests;
 #[cfg(test)]
 mod hostile_tests;
 #[cfg(test)]

@@ -18,6 +18,7 @@ const IPV6: i32 = 41;
 const NETLINK: i32 = 270;
 
 const SO_ERROR: i32 = 4;
+const SO_LINGER: i32 = 13;
 
 /// Level, numbers, longest value in bytes, whether it may be set.
 const OPTIONS: &[(i32, &[i32], usize, bool)] = &[
@@ -72,6 +73,28 @@ const OPTIONS: &[(i32, &[i32], usize, bool)] = &[
     (NETLINK, &[1, 2, 3, 5, 10, 11, 12], 4, true),
 ];
 
+/// Options that make no difference to what is received and how: REUSEADDR SNDBUF RCVBUF KEEPALIVE PRIORITY LINGER
+/// REUSEPORT, NODELAY CORK KEEPIDLE KEEPINTVL KEEPCNT QUICKACK USER_TIMEOUT NOTSENT_LOWAT, TOS TCLASS.
+const PASSED_BY: &[(i32, i32)] = &[
+    (SOCKET, 2),
+    (SOCKET, 7),
+    (SOCKET, 8),
+    (SOCKET, 9),
+    (SOCKET, 12),
+    (SOCKET, SO_LINGER),
+    (SOCKET, 15),
+    (TCP, 1),
+    (TCP, 3),
+    (TCP, 4),
+    (TCP, 5),
+    (TCP, 6),
+    (TCP, 12),
+    (TCP, 18),
+    (TCP, 25),
+    (IP, 1),
+    (IPV6, 67),
+];
+
 /// `TCP_ULP`: with TLS in the kernel the program's keys would be the host's.
 const TCP_ULP: i32 = 31;
 
@@ -97,6 +120,15 @@ impl HostSocket {
             return Ok(value);
         }
         let space = space.min(find(level, name)?.0);
+        if let Some(flow) = &self.flow {
+            flow.settle()?;
+            if (level, name) == (SOCKET, SO_ERROR)
+                && let Some(error) = flow.take_error().or_else(|| flow.take_delivery_error())
+            {
+                let value = error.number().to_ne_bytes();
+                return Ok(value[..space.min(value.len())].to_vec());
+            }
+        }
         let mut request = Request::new();
         let place = [u64::from(level.cast_unsigned()), u64::from(name.cast_unsigned())];
         let answer = request.call(
@@ -127,6 +159,15 @@ impl HostSocket {
         }
         // Linux takes the beginning of a value that is too long.
         let value = &value[..value.len().min(most)];
+        if let Some(flow) = &self.flow {
+            flow.settle()?;
+            if !PASSED_BY.contains(&(level, name)) {
+                flow.stop_fetching()?;
+            }
+            if (level, name) == (SOCKET, SO_LINGER) {
+                self.link.fd.set_unnoticed(false);
+            }
+        }
         let mut request = Request::new();
         request.put(0, value);
         let place = [u64::from(level.cast_unsigned()), u64::from(name.cast_unsigned())];

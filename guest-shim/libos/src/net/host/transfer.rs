@@ -1,16 +1,18 @@
 //! Sending and receiving.
 
+use alloc::sync::Arc;
 use alloc::vec;
 
 use cloak_abi::hostop::{ADDR_MAX, CONTROL_MAX, HostOp};
 
+use super::flow::{Flow, Taken};
 use super::{HostSocket, answers, short_means_empty};
 use crate::errno::{Errno, SysResult};
 use crate::fs::file::ready;
 use crate::fs::{OpenFile, signals};
 use crate::host::{Answer, CAPACITY, Request};
 use crate::net::address::Address;
-use crate::net::socket::{Kind, Received, Wanted, msg};
+use crate::net::socket::{Kind, Received, Wanted, msg, waited};
 use crate::user::Buf;
 
 /// Where the payload starts when an address or control data go before it.
@@ -41,6 +43,17 @@ impl HostSocket {
 
     /// Sends all of `from`, or as much as there is room for when it must not wait.
     pub(super) fn send_stream(&self, file: &OpenFile, from: &mut Buf, flags: u32) -> SysResult<usize> {
+        if let Some(flow) = &self.flow {
+            if flags & SENT == 0
+                && let Some(sent) = flow.deliver(from)
+            {
+                return sent.map_err(|error| broken(error, flags));
+            }
+            flow.settle()?;
+            if let Some(error) = flow.take_error().or_else(|| flow.take_delivery_error()) {
+                return Err(broken(error, flags));
+            }
+        }
         let deadline = self.timeouts.send_deadline();
         let patience = Patience {
             file,
@@ -56,6 +69,11 @@ impl HostSocket {
                 Ok((len, sent)) => {
                     done += sent;
                     if sent < len || from.is_empty() {
+                        if sent == len
+                            && let Some(flow) = &self.flow
+                        {
+                            flow.has_room();
+                        }
                         return Ok(done);
                     }
                 }
@@ -120,6 +138,7 @@ impl HostSocket {
         control: &[u8],
         flags: u32,
     ) -> SysResult<usize> {
+        self.settle()?;
         let deadline = self.timeouts.send_deadline();
         let patience = Patience {
             file,
@@ -186,6 +205,15 @@ impl HostSocket {
             hurried,
             deadline: self.timeouts.receive_deadline(),
         };
+        if flags & (msg::OOB | msg::ERRQUEUE) == 0
+            && let Some(flow) = &self.flow
+            && let Some(len) = self.take_ahead(flow, &patience, to, flags)?
+        {
+            return Ok(Received {
+                len,
+                ..Received::default()
+            });
+        }
         self.wait_first(&patience, flags)?;
         let mut received = loop {
             let snapshot = self.link.readiness.snapshot();
@@ -198,6 +226,50 @@ impl HostSocket {
             self.receive_more(&patience, to, &mut received, flags);
         }
         Ok(received)
+    }
+
+    /// Receives what was fetched ahead, waiting for it as the caller does. None where the host has to be asked.
+    fn take_ahead(
+        &self,
+        flow: &Arc<Flow>,
+        patience: &Patience<'_>,
+        to: &mut Buf,
+        flags: u32,
+    ) -> SysResult<Option<usize>> {
+        let (peek, discard) = (flags & msg::PEEK != 0, flags & msg::TRUNC != 0);
+        // Who peeks sees the beginning each time, so there is no use in waiting for more than comes at once.
+        let all = flags & msg::WAITALL != 0 && !peek;
+        let mut done = 0;
+        loop {
+            match flow.take(to, peek, discard) {
+                Ok(Taken::Bytes(len)) => {
+                    done += len;
+                    if len == 0 || !all || to.is_empty() {
+                        return Ok(Some(done));
+                    }
+                }
+                Ok(Taken::Ask) if done == 0 => return Ok(None),
+                Ok(Taken::Ask) => return Ok(Some(done)),
+                Ok(Taken::Nothing) if patience.hurried || patience.file.nonblocking() => {
+                    return if done > 0 {
+                        Ok(Some(done))
+                    } else {
+                        Err(Errno::EAGAIN)
+                    };
+                }
+                Ok(Taken::Nothing) => {
+                    let queue = &self.link.readiness.queue;
+                    let comes = || (flow.has_news() || !flow.covers()).then_some(Ok(()));
+                    match queue.wait(patience.deadline, comes) {
+                        Ok(()) => {}
+                        Err(_) if done > 0 => return Ok(Some(done)),
+                        Err(error) => return Err(waited(error, patience.deadline)),
+                    }
+                }
+                Err(_) if done > 0 => return Ok(Some(done)),
+                Err(error) => return Err(error),
+            }
+        }
     }
 
     /// What is known not to be there need not be asked for by who is going to wait anyway.

@@ -187,13 +187,16 @@ impl Files {
                 self.open.remove(&a[0]).ok_or(libc::EBADF)?;
                 self.free.push(a[0]);
             }
-            HostOp::Read => return Ok((give(buffer, &content()[..len(a[1]).min(AT_ONCE)]), 0)),
+            HostOp::Fetch if a[1] == 0 => return Ok((0, 0)),
+            HostOp::Fetch | HostOp::Read => {
+                return Ok((give(buffer, &content()[..len(a[1]).min(AT_ONCE)]), 0));
+            }
             HostOp::PRead => {
                 let from = a[2].min(SIZE) as usize;
                 let end = a[2].saturating_add(a[1]).min(SIZE) as usize;
                 return Ok((give(buffer, &content()[from..end]), 0));
             }
-            HostOp::Write | HostOp::PWrite => return Ok((a[1], 0)),
+            HostOp::Deliver | HostOp::Write | HostOp::PWrite => return Ok((a[1], 0)),
             HostOp::FStat => {
                 let open = self.known(a[0])?;
                 let mut stat = open.stat;
