@@ -50,13 +50,21 @@ pub enum Kcall {
     /// the report is left, too. RDI = 1: with certificates, at [`crate::layout::CERTIFICATES_GPA`], which are the host's
     /// word. Result: bytes of the report.
     Report = 12,
+    /// RDI = 1: the root of the context's keys, [`ROOT_KEY`] bytes, is left at the start of the vCPU's `ops`: it comes from the
+    /// machine, and depends on what was launched and for which manifest. RDI = 0: nobody needs it. Either way only the first
+    /// call is answered, and it has to come after a [`Kcall::Report`] and before any program runs: afterwards nobody in the
+    /// VM can have the machine make keys.
+    Key = 13,
 }
 
 /// Bytes that a report is over.
 pub const REPORT_DATA: usize = 64;
 
+/// Bytes of a root key.
+pub const ROOT_KEY: usize = 32;
+
 /// Number of kernel calls.
-pub const KCALLS: u64 = 13;
+pub const KCALLS: u64 = 14;
 
 /// Why a kernel call failed; the result register holds its negative.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -24,6 +24,14 @@ pub enum Machine {
     SimulatedSnp(Box<dyn Simulated>),
 }
 
+impl Machine {
+    /// Whether it is software that does as hardware does.
+    #[must_use]
+    pub const fn is_simulated(&self) -> bool {
+        matches!(self, Self::SimulatedSnp(_))
+    }
+}
+
 /// Simulated hardware, which takes the calls of a launch, and afterwards what the guest would ask of the CPU.
 pub trait Simulated: LaunchCalls + Send + Debug {
     /// What it tells the user that it is, at the start.

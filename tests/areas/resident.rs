@@ -1,5 +1,5 @@
 //! `cloak run --resident`: right results in less memory than a program needs, and a swap file that tells nothing and
-//! can't be tampered with.
+//! can't be tampered with. By the monitor's pager, and by the guest's own on a measured machine.
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
@@ -31,6 +31,30 @@ fn one_gibibyte_in_256_mebibytes() {
 }
 
 #[test]
+fn one_gibibyte_in_256_mebibytes_by_the_guests_own_pager() {
+    if needs::kvm() {
+        let scratch = Scratch::new();
+        inside(working_set(&scratch, "1024", "256M")).succeeds_as_native();
+        let swapped = fs::metadata(scratch.join("swap")).expect("the swap file").len();
+        assert!(swapped > 700 << 20, "only {swapped} bytes were swapped");
+    }
+}
+
+#[test]
+fn several_processors_by_the_guests_own_pager() {
+    if needs::kvm() {
+        let scratch = Scratch::new();
+        inside(working_set(&scratch, "128", "32M"))
+            .cpus(2)
+            .succeeds_as_native();
+    }
+}
+
+fn inside(case: Case) -> Case {
+    case.option("--platform").option("sim-snp")
+}
+
+#[test]
 fn several_processors_in_little_memory() {
     if needs::kvm() {
         let scratch = Scratch::new();
@@ -41,17 +65,29 @@ fn several_processors_in_little_memory() {
 /// What the program holds is not in the swap file; changed there, it stops the VM before the program has a byte.
 #[test]
 fn a_swap_file_shows_nothing_and_can_not_be_changed() {
-    if !needs::kvm() {
-        return;
+    if needs::kvm() {
+        shows_nothing_and_can_not_be_changed("16M", |case| case);
     }
+}
+
+/// The same with the guest's own pager, which the OS service serves.
+#[test]
+fn nor_can_the_guests_own() {
+    if needs::kvm() {
+        shows_nothing_and_can_not_be_changed("24M", inside);
+    }
+}
+
+fn shows_nothing_and_can_not_be_changed(resident: &str, how: impl Fn(Case) -> Case) {
     let scratch = Scratch::new();
     let folder = scratch.join("go");
     fs::create_dir(&folder).expect("scratch is writable");
     let go = folder.join("on");
-    let case = working_set(&scratch, "64", "16M")
+    let case = working_set(&scratch, "64", resident)
         .arg(go.to_str().expect("a plain path"))
         .memory("256M")
         .volume(&folder);
+    let case = how(case);
     let mut running = case.start(&Launcher::under_test());
     assert!(
         running.prints("ok filled", PATIENCE),

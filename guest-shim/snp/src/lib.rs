@@ -8,7 +8,7 @@
 //! | [`cpuid`] | the table of CPUID values that the firmware has checked |
 //! | [`secrets`] | the keys that the firmware leaves, taken and wiped |
 //! | [`message`] | sealed messages to the security processor, with numbers that never repeat |
-//! | [`report`] | what is asked for by them |
+//! | [`report`], [`keys`] | what is asked for by them |
 //! | [`vmsa`] | the state in which a further vCPU starts |
 //! | [`start`] | the host's parameters, checked, and how memory is divided by them |
 //!
@@ -20,6 +20,7 @@
 
 pub mod cpuid;
 pub mod ghcb;
+pub mod keys;
 pub mod message;
 pub mod pages;
 pub mod report;

@@ -21,6 +21,11 @@ pub trait Platform {
     fn accept(&self, context: &Context, cpu: &Cpu, gpa: u64) -> Result<(), KcallError>;
     /// Leaves a report in the vCPU's block; gives its length.
     fn report(&self, context: &Context, cpu: &Cpu, certificates: bool) -> Result<i64, KcallError>;
+    /// Leaves the root of the context's keys in the vCPU's block, if it is `wanted`; gives its length. Once, and only where
+    /// the machine makes such keys.
+    fn key(&self, _: &Context, _: &Cpu, _wanted: bool) -> Result<i64, KcallError> {
+        Err(KcallError::Absent)
+    }
 }
 
 static MEASURED: AtomicBool = AtomicBool::new(false);

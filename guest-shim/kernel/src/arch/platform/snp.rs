@@ -5,10 +5,10 @@
 use core::arch::asm;
 use core::cell::UnsafeCell;
 use core::ptr;
-use core::sync::atomic::Ordering;
+use core::sync::atomic::{AtomicU64, Ordering};
 
 use cloak_abi::boot::{LaunchBlock, LibosHeader, platform};
-use cloak_abi::kcall::{KcallError, PTE_NX, PTE_U, PTE_W, REPORT_DATA};
+use cloak_abi::kcall::{KcallError, PTE_NX, PTE_U, PTE_W, REPORT_DATA, ROOT_KEY};
 use cloak_abi::layout::{
     BOOT_GPA, CERTIFICATES_GPA, GHCBS_GPA, KERNEL_PHYS_VA, KERNEL_VA, LIBOS_PHYS_VA, LIBOS_SHARED_VA,
     LIBOS_VCPU_VA, PAGE, PLATFORM_GPA, PLATFORM_LEN, SHARED_GPA,
@@ -19,11 +19,11 @@ use cloak_pagetables::first::First;
 use cloak_pagetables::frames::Memory;
 use cloak_snp::cpuid::Table;
 use cloak_snp::ghcb::{self, Ghcb};
-use cloak_snp::message::{Channel, MessageError};
+use cloak_snp::message::{Channel, Level, MessageError};
 use cloak_snp::pages::{self, Accepted};
 use cloak_snp::report::{self, ByGhcb};
 use cloak_snp::start::{Division, Given};
-use cloak_snp::{Machine, secrets, vmsa};
+use cloak_snp::{Machine, keys, secrets, vmsa};
 use zerocopy::{FromZeros, IntoBytes};
 
 use super::instructions::Instructions;
@@ -38,6 +38,10 @@ pub struct Snp;
 struct State {
     instructions: Instructions,
     channel: Channel,
+    /// For the root of the context's keys: until that is taken, or nobody needs it.
+    keys: Option<Channel>,
+    /// What the machine was launched for, as the first report says.
+    host_data: Option<[u8; 32]>,
     accepted: Accepted,
     /// Pages for the states of vCPUs.
     states: u64,
@@ -56,6 +60,8 @@ unsafe impl Sync for Cell {}
 static STATE: Cell = Cell(UnsafeCell::new(State {
     instructions: Instructions::Own,
     channel: Channel::closed(),
+    keys: None,
+    host_data: None,
     accepted: Accepted::new(),
     states: 0,
     vector_state: 1,
@@ -133,7 +139,9 @@ fn begin(state: &mut State) -> Result<(Division, LibosHeader), Stop> {
     cpuid.agree(image.private)?;
     state.vector_state = cpuid.vector_state()?;
     enable_vector_state(state.vector_state);
-    state.channel = Channel::open(secrets::take(machine, image.secrets)?);
+    let [for_keys, for_reports] = secrets::take(machine, image.secrets)?;
+    state.keys = Some(Channel::open(Level::Keys, for_keys));
+    state.channel = Channel::open(Level::Reports, for_reports);
     let mut division = Division::new(&given, &image)?;
     for gpa in division.first_blocks() {
         if !state.accepted.mark(gpa) {
@@ -230,6 +238,12 @@ fn enable_vector_state(mask: u64) {
     }
 }
 
+/// The words of the vCPU's block by which bytes go to and from the libos.
+fn words(cpu: &Cpu) -> impl Iterator<Item = &'static AtomicU64> {
+    let ops = block(cpu).ops.iter();
+    ops.flat_map(|op| [&op.va_kind, &op.len, &op.gpa, &op.flags])
+}
+
 impl Platform for Snp {
     fn start_vcpu(&self, context: &Context, cpu: &Cpu, own: u32) -> Result<(), KcallError> {
         context.locked(cpu, |_| {
@@ -268,12 +282,7 @@ impl Platform for Snp {
     }
 
     fn report(&self, context: &Context, cpu: &Cpu, certificates: bool) -> Result<i64, KcallError> {
-        let words = || {
-            block(cpu)
-                .ops
-                .iter()
-                .flat_map(|op| [&op.va_kind, &op.len, &op.gpa, &op.flags])
-        };
+        let words = || words(cpu);
         let mut data = [0; REPORT_DATA];
         for (part, word) in data.as_chunks_mut::<8>().0.iter_mut().zip(words()) {
             *part = word.load(Ordering::Relaxed).to_le_bytes();
@@ -291,11 +300,35 @@ impl Platform for Snp {
                     MessageError::Length => KcallError::Invalid,
                     _ => KcallError::Platform,
                 })?;
+            state.host_data.get_or_insert(response.host_data());
             let report = response.report();
             for (word, part) in words().zip(report.as_chunks::<8>().0) {
                 word.store(u64::from_le_bytes(*part), Ordering::Relaxed);
             }
             Ok(report.len() as i64)
+        })
+    }
+
+    fn key(&self, context: &Context, cpu: &Cpu, wanted: bool) -> Result<i64, KcallError> {
+        context.locked(cpu, |_| {
+            // SAFETY: under the lock.
+            let state = unsafe { State::get() };
+            // Gone with this call, whatever becomes of it.
+            let channel = state.keys.take().ok_or(KcallError::Invalid)?;
+            if !wanted {
+                return Ok(0);
+            }
+            let host_data = state.host_data.ok_or(KcallError::Invalid)?;
+            let mut carrier = ByGhcb {
+                machine: &mut state.instructions,
+                ghcb: ghcb_of(cpu.index),
+                certificates: false,
+            };
+            let root = keys::root(channel, &host_data, &mut carrier).map_err(|_| KcallError::Platform)?;
+            for (word, part) in words(cpu).zip(root.as_chunks::<8>().0) {
+                word.store(u64::from_le_bytes(*part), Ordering::Relaxed);
+            }
+            Ok(ROOT_KEY as i64)
         })
     }
 }

@@ -45,6 +45,14 @@ impl Container {
         })
     }
 
+    /// Whether there is not a byte in it.
+    ///
+    /// # Errors
+    /// What the OS side says.
+    pub fn is_empty(&mut self) -> Result<bool, StoreError> {
+        Ok(Store::len(self)? == 0)
+    }
+
     /// Requests until `len` bytes are through; each is given what is left and where.
     fn all(
         &self,

@@ -20,6 +20,9 @@ use crate::fs::providers;
 /// Most directories at a time.
 const MOST: usize = 64;
 
+/// The privilege level of reports, as the kernel asks for them (`cloak_snp::message::Level`).
+const LEVEL: &str = "1\n";
+
 static REPORTS: Mutex<BTreeMap<Vec<u8>, Arc<Mutex<Report>>>> = Mutex::new(BTreeMap::new());
 
 /// `/sys/kernel/config`.
@@ -68,7 +71,7 @@ impl Report {
 
     /// The level that the report is to name: there is one.
     fn level(&mut self, bytes: &[u8]) -> SysResult<()> {
-        if bytes.trim_ascii() != b"0" {
+        if bytes.trim_ascii() != LEVEL.trim_ascii().as_bytes() {
             return Err(Errno::EINVAL);
         }
         self.generation += 1;
@@ -141,7 +144,7 @@ fn directory(report: Arc<Mutex<Report>>) -> Item {
         )
         .with("auxblob", read(|r| r.answer().map(|(_, _, aux)| aux.clone())))
         .with("privlevel", write(Report::level))
-        .with("privlevel_floor", made(|| "0\n"))
+        .with("privlevel_floor", made(|| LEVEL))
         .done()
 }
 
@@ -177,8 +180,8 @@ mod tests {
         assert_eq!(report.answer().err(), Some(Errno::EINVAL), "but is no request");
         report.write(&[1; 64]).expect("taken");
         assert_eq!(report.answer().err(), Some(Errno::ENXIO), "here is no attester");
-        assert_eq!(report.level(b"1\n"), Err(Errno::EINVAL));
-        report.level(b"0\n").expect("the one there is");
+        assert_eq!(report.level(b"0\n"), Err(Errno::EINVAL));
+        report.level(b"1\n").expect("the one there is");
         assert_eq!(report.generation, 3);
         report.answer = Some((3, b"report".to_vec(), b"aux".to_vec()));
         assert_eq!(report.answer().expect("kept").1, b"report");
