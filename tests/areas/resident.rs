@@ -50,6 +50,34 @@ fn several_processors_by_the_guests_own_pager() {
     }
 }
 
+/// What a `fork` copies may have left; what one side writes the other does not see.
+#[test]
+fn copies_of_what_has_left_are_copies() {
+    if !needs::kvm() {
+        return;
+    }
+    let script = "import os, mmap\n\
+                  m = mmap.mmap(-1, 32 << 20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)\n\
+                  for i in range(0, len(m), 4096): m[i:i + 8] = i.to_bytes(8, 'little')\n\
+                  pid = os.fork()\n\
+                  step = 4096 * 2\n\
+                  if pid == 0:\n    \
+                      for i in range(0, len(m), step): m[i:i + 8] = b'childish'\n    \
+                      ok = all(m[i:i + 8] == (b'childish' if i % step == 0 else i.to_bytes(8, 'little')) for i in range(0, len(m), 4096))\n    \
+                      os._exit(0 if ok else 1)\n\
+                  print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))\n\
+                  print(all(m[i:i + 8] == i.to_bytes(8, 'little') for i in range(0, len(m), 4096)))\n\
+                  m.madvise(mmap.MADV_DONTNEED)\n\
+                  print(not any(m[i] for i in range(0, len(m), 4096)))";
+    let scratch = Scratch::new();
+    let case = Case::new("/usr/bin/python3").args(["-c", script]).memory("1G");
+    let case = case.option("--resident").option("32M").option("--swap");
+    let case = case
+        .option(scratch.join("swap").to_str().expect("a plain path"))
+        .patience(PATIENCE);
+    inside(case).succeeds_as_native();
+}
+
 fn inside(case: Case) -> Case {
     case.option("--platform").option("sim-snp")
 }

@@ -1,15 +1,12 @@
 //! Protected volumes whose keys follow from a root that a broker releases: they wait, unmounted, until the helper that fetches it
 //! writes it to `/sys/kernel/cloak/root_key`. Once, and before the program starts, as only the helper runs until then.
 
-use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 
-use cloak_abi::ring::exit_status;
 use spin::Mutex;
 
 use super::{Record, mount};
-use crate::arch;
 use crate::errno::{Errno, SysResult};
 use crate::fs::mount as table;
 use crate::keys::{self, Root};
@@ -48,17 +45,23 @@ pub fn is_waiting() -> bool {
 pub fn take(bytes: &[u8]) -> SysResult<()> {
     let root = Root::new(bytes.try_into().map_err(|_| Errno::EINVAL)?);
     let pending = PENDING.lock().take().ok_or(Errno::EPERM)?;
-    let end = |why: &str| -> ! { arch::exit(exit_status::refused(125), why) };
     for mut record in pending.records {
         let key = keys::of_volume(&root, &pending.identity, record.path());
         record.set_key(&key, pending.owner);
-        let mounted = mount(record, pending.cache).unwrap_or_else(|why: String| end(&why));
+        let mounted = mount(record, pending.cache).unwrap_or_else(|why| end(&why));
         table::change(|all| {
             all.push(Arc::new(mounted));
             Ok(())
         })?;
     }
     Ok(())
+}
+
+fn end(why: &str) -> ! {
+    #[cfg(feature = "bare")]
+    crate::arch::exit(cloak_abi::ring::exit_status::refused(125), why);
+    #[cfg(not(feature = "bare"))]
+    panic!("{why}");
 }
 
 #[cfg(test)]

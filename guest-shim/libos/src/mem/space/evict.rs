@@ -19,7 +19,7 @@ use crate::user::Buf;
 
 /// Most pages that are looked at for each batch that leaves.
 const LOOKED_AT: usize = 1024;
-/// Pages that leave at least when some have to.
+/// Most pages that leave for one fault that takes fewer.
 const LEAST: u64 = 64;
 
 impl Inner {
@@ -29,7 +29,8 @@ impl Inner {
         let Some(over) = frames::beyond_limit(pages).filter(|_| swap::is_there()) else {
             return;
         };
-        let mut wanted = over.max(LEAST);
+        // Not all at once: where what can't leave is beyond the limit already, every fault would send away everything else.
+        let mut wanted = over.min(LEAST.max(pages));
         while wanted > 0 {
             let gone = self.send_some() as u64;
             if gone == 0 {
