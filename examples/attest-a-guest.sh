@@ -9,19 +9,8 @@ manifest=$here/cloak.toml
     sed 's/^\[program\]$/&\nuntrusted_environment = ["NONCE"]/' >"$manifest"
 show "$CLOAK" manifest check "$manifest"
 
-measurement=$(show "$CLOAK" measure --platform snp --cpus 1)
-host_data=$("$CLOAK" manifest identity "$manifest" | sed -n 's/^sha256 *//p')
-cat >"$here/policy.toml" <<POLICY
-platforms = ["simulated-snp"]
-require_reference = true
-[simulated]
-root_digests = ["$(sha256sum sim/keys/ark.der | cut -d ' ' -f 1)"]
-[[reference]]
-name = "attest"
-version = "1"
-snp_measurement = ["$measurement"]
-host_data = ["$host_data"]
-POLICY
+root=$(sha256sum sim/keys/ark.der | cut -d ' ' -f 1)
+show "$CLOAK" policy init --for "$manifest" --platform snp --simulated --simulated-root "$root" >"$here/policy.toml"
 
 # 64 printable characters: the manifest leaves NONCE to the caller.
 nonce=$(od -An -N 32 -tx1 /dev/urandom | tr -d ' \n')

@@ -48,6 +48,9 @@ enum Command {
     Manifest(cloak_manifest::cli::ManifestArgs),
     /// Make root keys, which the keys of contexts follow from
     Key(commands::key::Args),
+    /// Inside a context: fetch what the manifest says is released to it, and become its program
+    #[command(hide = true, name = cloak_host::run::stated::START)]
+    GuestStart(commands::guest_start::Args),
     /// Make, list, check protected volumes, and give them new keys
     Volume(cloak_volumes::cli::VolumeArgs),
 }
@@ -85,13 +88,18 @@ fn main() -> ExitCode {
             .run(&mut io::stdout().lock(), &mut io::stderr().lock())
             .into(),
         Command::Policy(args) => args
-            .run(&mut io::stdout().lock(), &mut io::stderr().lock())
+            .run_with(
+                commands::image::embedded,
+                &mut io::stdout().lock(),
+                &mut io::stderr().lock(),
+            )
             .into(),
         Command::Kbs(args) => args.run(&mut io::stdout(), &mut io::stderr()).into(),
         Command::Manifest(args) => args
             .run(&mut io::stdout().lock(), &mut io::stderr().lock())
             .into(),
         Command::Key(args) => commands::key::run(&args),
+        Command::GuestStart(args) => commands::guest_start::run(&args),
         Command::Volume(args) => args
             .run(
                 &commands::key::OfManifests,

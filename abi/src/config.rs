@@ -67,6 +67,9 @@ tags! {
     NameServer = 20,
     /// Further lines of the host's `/etc/resolv.conf`.
     Resolver = 21,
+    /// At most so much plaintext: u64 bytes, u64 index of the host mount that is the file for sealed pages. Where the launch is
+    /// measured: elsewhere the monitor has the pager.
+    Resident = 22,
 }
 
 /// Bits of a mount.
@@ -96,6 +99,9 @@ pub mod run_flags {
     /// The context has a network of its own: what is said on it stays inside, but for connections that the program makes to
     /// others, and for ports that are published.
     pub const PRIVATE_NETWORK: u64 = 16;
+    /// The machine is simulated, so that what it says of itself is worth less. Believed, as who lies about it gains nothing: the
+    /// roots of what it says are others.
+    pub const SIMULATED: u64 = 32;
 }
 
 /// A published port. Layout: u16 IP protocol (6 or 17), u16 port in the guest, u16 port of the host, then the host's address, 4 or

@@ -54,6 +54,11 @@ pub enum Kcall {
     /// TDX: RDI = number of a run-time register, which is extended with the [`EXTENSION`] bytes at the start of the vCPU's
     /// `ops`.
     Extend = 13,
+    /// RDI = 1: the root of the context's keys, [`ROOT_KEY`] bytes, is left at the start of the vCPU's `ops`: it comes from the
+    /// machine, and depends on what was launched and for which manifest. RDI = 0: nobody needs it. Either way only the first
+    /// call is answered, and it has to come after a [`Kcall::Report`] and before any program runs: afterwards nobody in the
+    /// VM can have the machine make keys.
+    Key = 14,
 }
 
 /// Bytes that a report is over.
@@ -61,9 +66,11 @@ pub const REPORT_DATA: usize = 64;
 
 /// Bytes that a run-time register is extended with: a SHA-384.
 pub const EXTENSION: usize = 48;
+/// Bytes of a root key.
+pub const ROOT_KEY: usize = 32;
 
 /// Number of kernel calls.
-pub const KCALLS: u64 = 14;
+pub const KCALLS: u64 = 15;
 
 /// Why a kernel call failed; the result register holds its negative.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -79,7 +79,7 @@ fn constants(out: &mut String) {
     constants!(out, sim: UNCHANGED);
     constants!(out, vcpu: MAX_OPS);
     constants!(
-        out, kcall: KCALLS, REPORT_DATA, EXTENSION, MAX_SPACES, ALL_SPACES, PTE_P, PTE_W, PTE_U, PTE_A, PTE_D, PTE_PS, PTE_SHARED, PTE_SOFT, PTE_NX, PTE_ADDR,
+        out, kcall: KCALLS, REPORT_DATA, EXTENSION, ROOT_KEY, MAX_SPACES, ALL_SPACES, PTE_P, PTE_W, PTE_U, PTE_A, PTE_D, PTE_PS, PTE_SHARED, PTE_SOFT, PTE_NX, PTE_ADDR,
         PTE_ALLOWED
     );
     constants!(
@@ -90,7 +90,7 @@ fn constants(out: &mut String) {
     constants!(out, hostop: ROOT_FD, MAX_MOUNTS, MAX_IO, PATH_MAX, ADDR_MAX, CONTROL_MAX);
     constants!(out, resolve: ROOTED, COMPONENT);
     constants!(out, mount_flags: READ_ONLY, MEMORY, MEASURED, OVERLAY, CIPHERTEXT);
-    constants!(out, run_flags: TRACE, NO_PATCH, NO_NETWORK, EXEC, PRIVATE_NETWORK);
+    constants!(out, run_flags: TRACE, NO_PATCH, NO_NETWORK, EXEC, PRIVATE_NETWORK, SIMULATED);
     constants!(out, exec: EXECS, MESSAGE_WORDS, HEAD_LEN, REQUEST_MAX, LEN);
     constants!(out, exec_flags: TERMINAL);
 }
@@ -310,7 +310,7 @@ fn structures(out: &mut String) {
 
 fn numbers(out: &mut String) {
     variants!(
-        out, Kcall: PageOps, Flush, Kick, Start, Exit, SyscallMode, SpaceNew, SpaceSwitch, SpaceFree, SpaceCopy, Shoot, Accept, Report, Extend
+        out, Kcall: PageOps, Flush, Kick, Start, Exit, SyscallMode, SpaceNew, SpaceSwitch, SpaceFree, SpaceCopy, Shoot, Accept, Report, Extend, Key
     );
     variants!(out, KcallError: Invalid, Address, Frame, Tables, Busy, Absent, Platform);
     variants!(out, PageOpKind: Map, Unmap, Protect, Shoot, Clean);
@@ -327,7 +327,7 @@ fn numbers(out: &mut String) {
     );
     variants!(
         out, Tag: Program, Arg, Env, Cwd, Mount, Ids, HostName, Flags, MaxFiles, Seed, Stdio, Umask, Protected, Manifest, File, Link, Segment, Exec, Published,
-            NameServer, Resolver
+            NameServer, Resolver, Resident, Resident
     );
 }
 

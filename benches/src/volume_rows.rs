@@ -109,6 +109,13 @@ static ROWS: [Row; 10] = [
     ),
     rate("paging-at-random", "the same, at random", Target::RateRatio(0.5)),
     rate(
+        "inside-in-a-row",
+        "pages of a working set twice the limit, in a row, by the guest's own pager on a simulated SNP machine; native: by the monitor's, \
+         on plain KVM",
+        Target::Report,
+    ),
+    rate("inside-at-random", "the same, at random", Target::Report),
+    rate(
         "cipher-seal",
         "the cipher of volumes alone, sealing, bytes",
         Target::Report,

@@ -333,9 +333,11 @@ fn paging(_: &World, peer: &Peer) -> Result<Vec<Figure>, MeasureError> {
     let (scratch, tools) = (Scratch::new(), Scratch::new());
     let program = program(&tools)?;
     let swap = scratch.join("swap").display().to_string();
-    let set = Case::new(&program)
-        .args(["pages", "paging", SET_MIB])
-        .volume(tools.path());
+    let named = |name: &str| {
+        let set = Case::new(&program).args(["pages", name, SET_MIB]);
+        set.volume(tools.path())
+    };
+    let (set, inside) = (named("paging"), named("inside"));
     let resident = |case: Case, limit: &str| {
         case.memory("1G")
             .option("--resident")
@@ -350,11 +352,17 @@ fn paging(_: &World, peer: &Peer) -> Result<Vec<Figure>, MeasureError> {
                 Ok(more) => all.extend(more),
                 Err(error) => eprintln!("  no paging by the kernel: {error}"),
             }
+            // What the guest's own pager is compared with is the monitor's.
+            if let Some(under) = Peer::cloak() {
+                all.extend(figures("inside", &under, &resident(inside, LIMIT))?);
+            }
             Ok(all)
         }
         "cloak" => {
             let mut all = fits(peer, |case| resident(case, "512M"))?;
             all.extend(figures("paging", peer, &resident(set, LIMIT))?);
+            let inside = resident(inside, LIMIT).option("--platform").option("sim-snp");
+            all.extend(figures("inside", peer, &inside)?);
             Ok(all)
         }
         _ => Ok(Vec::new()),

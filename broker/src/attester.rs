@@ -18,6 +18,9 @@ use crate::random::random;
 /// Linux's interface for reports (Documentation/ABI/testing/configfs-tsm).
 pub const CONFIGFS_TSM: &str = "/sys/kernel/config/tsm/report";
 
+/// Where a Cloak guest says what it runs on; elsewhere there is no such file.
+const PLATFORM: &str = "/sys/kernel/cloak/platform";
+
 /// Makes evidence.
 pub trait Attester: Send + Sync {
     /// What kind of machine it speaks for.
@@ -75,6 +78,7 @@ fn file<T>(path: &Path, result: io::Result<T>) -> Result<T, AttesterError> {
 pub struct ConfigfsTsm {
     folder: PathBuf,
     tee: Tee,
+    simulated: bool,
 }
 
 /// An entry of the interface; it is removed when this goes.
@@ -88,10 +92,14 @@ impl ConfigfsTsm {
     pub fn open(folder: &Path) -> Result<Self, AttesterError> {
         let entry = Entry::make(folder)?;
         let provider = entry.read("provider")?;
-        let tee = match provider.trim_ascii() {
-            b"sev_guest" => Tee::Snp,
-            b"tdx_guest" => Tee::Tdx,
-            other => {
+        // Evidence of a simulated machine says that it is: it is worth less, and goes where a policy names it.
+        let simulated = fs::read(PLATFORM).is_ok_and(|name| name.starts_with(b"simulated-"));
+        let tee = match (provider.trim_ascii(), simulated) {
+            (b"sev_guest", false) => Tee::Snp,
+            (b"sev_guest", true) => Tee::SimulatedSnp,
+            (b"tdx_guest", false) => Tee::Tdx,
+            (b"tdx_guest", true) => Tee::SimulatedTdx,
+            (other, _) => {
                 return Err(AttesterError::Provider(
                     String::from_utf8_lossy(other).into_owned(),
                 ));
@@ -100,6 +108,7 @@ impl ConfigfsTsm {
         Ok(Self {
             folder: folder.to_owned(),
             tee,
+            simulated,
         })
     }
 }
@@ -124,7 +133,12 @@ impl Attester for ConfigfsTsm {
         if entry.read("generation")? != generation {
             return Err(AttesterError::Interrupted);
         }
-        Ok(Evidence::read(&report, companions)?)
+        let evidence = Evidence::read(&report, companions)?;
+        Ok(if self.simulated {
+            evidence.as_simulated()
+        } else {
+            evidence
+        })
     }
 }
 

@@ -115,6 +115,18 @@ impl Client {
     /// # Errors
     /// [`ClientError`] if there is no such file or the address isn't one.
     pub fn new(url: &str, roots: &Path) -> Result<Self, ClientError> {
+        Self::with(url, tls::client(roots)?)
+    }
+
+    /// The same, with the certificates themselves.
+    ///
+    /// # Errors
+    /// [`ClientError`] if there is none, or the address isn't one.
+    pub fn trusting(url: &str, pem: &[u8]) -> Result<Self, ClientError> {
+        Self::with(url, tls::client_trusting(pem)?)
+    }
+
+    fn with(url: &str, mut tls: rustls::ClientConfig) -> Result<Self, ClientError> {
         let wrong = || ClientError::Url(url.to_owned());
         let uri: Uri = url.parse().map_err(|_| wrong())?;
         if uri.scheme_str() != Some("https") || uri.path() != "/" || uri.query().is_some() {
@@ -125,7 +137,6 @@ impl Client {
             .ok_or_else(wrong)?
             .trim_start_matches('[')
             .trim_end_matches(']');
-        let mut tls = tls::client(roots)?;
         tls.alpn_protocols = vec![b"http/1.1".to_vec()];
         Ok(Self {
             host: host.to_owned(),

@@ -25,13 +25,20 @@ pub enum TlsError {
 }
 
 fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
-    let problem = |problem: String| TlsError::File {
+    let read = std::fs::read(path).map_err(|error| TlsError::File {
         path: path.to_owned(),
+        problem: error.to_string(),
+    })?;
+    certificates_in(&read, path)
+}
+
+/// `name` is for messages.
+fn certificates_in(pem: &[u8], name: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+    let problem = |problem: String| TlsError::File {
+        path: name.to_owned(),
         problem,
     };
-    let chain: Result<Vec<_>, _> = CertificateDer::pem_file_iter(path)
-        .map_err(|error| problem(error.to_string()))?
-        .collect();
+    let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem).collect();
     match chain.map_err(|error| problem(error.to_string()))? {
         chain if chain.is_empty() => Err(problem("no certificate in PEM".to_owned())),
         chain => Ok(chain),
@@ -57,12 +64,22 @@ pub(crate) fn server(certificate: &Path, key: &Path) -> Result<rustls::ServerCon
 
 /// A client's end, which trusts the certificates in `roots`.
 pub(crate) fn client(roots: &Path) -> Result<ClientConfig, TlsError> {
+    trusting(certificates(roots)?, roots)
+}
+
+/// The same, for certificates that are not in a file.
+pub(crate) fn client_trusting(pem: &[u8]) -> Result<ClientConfig, TlsError> {
+    let name = Path::new("the broker's certificates");
+    trusting(certificates_in(pem, name)?, name)
+}
+
+fn trusting(roots: Vec<CertificateDer<'static>>, name: &Path) -> Result<ClientConfig, TlsError> {
     let mut store = RootCertStore::empty();
     // A system's bundle may hold certificates that are not understood here.
-    let (added, _) = store.add_parsable_certificates(certificates(roots)?);
+    let (added, _) = store.add_parsable_certificates(roots);
     if added == 0 {
         return Err(TlsError::File {
-            path: roots.to_owned(),
+            path: name.to_owned(),
             problem: "no certificate that can be a root".to_owned(),
         });
     }

@@ -48,6 +48,16 @@ pub struct Volume {
     pub read_only: bool,
 }
 
+/// Where a protected volume's key comes from.
+pub enum VolumeKey {
+    /// The monitor, which is trusted.
+    Given(Box<Zeroizing<[u8; 32]>>),
+    /// Inside: the machine, or a broker.
+    Inside,
+    /// Nowhere: the program finds the ciphertext, to be read.
+    Nobody,
+}
+
 /// A protected volume: the OS side has its container, the guest its key.
 pub struct Protected {
     /// The container: a file.
@@ -56,8 +66,8 @@ pub struct Protected {
     pub guest: PathBuf,
     /// Whether the program may only read it.
     pub read_only: bool,
-    /// Its key; without it the program finds the ciphertext, to be read.
-    pub key: Option<Box<Zeroizing<[u8; 32]>>>,
+    /// Its key.
+    pub key: VolumeKey,
     /// What remembers its last root.
     pub anchor: Option<Box<dyn Anchor>>,
     /// Files that the OS side must not read or change: of the key, of the anchor.
@@ -344,10 +354,11 @@ fn context<'a>(
     controlled: bool,
 ) -> Result<ContextOptions, VmError> {
     let program = find_program(options)?;
-    if !options.protected.is_empty() && !matches!(options.machine, Machine::Plain) {
+    let given = |volume: &Protected| matches!(volume.key, VolumeKey::Given(_));
+    if options.protected.iter().any(given) && !matches!(options.machine, Machine::Plain) {
         return Err(VmError::NotOnPlatform {
-            what: "a protected volume",
-            why: "its key would come from the host, which is not to have it",
+            what: "a key for a protected volume",
+            why: "the host is not to have it; with a manifest it comes from inside",
         });
     }
     let vcpus = options.cpus.unwrap_or_else(|| {
@@ -383,7 +394,10 @@ fn context<'a>(
             .into_iter()
             .filter_map(|volume| volume.anchor)
             .collect(),
-        resident: options.resident.clone(),
+        // Where the monitor can't read memory, the guest has a pager of its own.
+        resident: options
+            .resident
+            .take_if(|_| matches!(options.machine, Machine::Plain)),
     })
 }
 
@@ -410,11 +424,30 @@ fn open_roots(options: &RunOptions) -> Result<Vec<(OwnedFd, Access)>, VmError> {
     let root = options.host_root.map(|_| (&host_root, true));
     let shared = options.volumes.iter().map(|v| (&v.host, v.read_only));
     let measured = options.measured.volumes.iter().map(|(source, _)| (source, true));
-    let only_read = |v: &Protected| v.read_only || v.key.is_none();
+    let only_read = |v: &Protected| v.read_only || matches!(v.key, VolumeKey::Nobody);
     let protected = options.protected.iter().map(|v| (&v.container, only_read(v)));
     let mut roots = Vec::new();
+    let swap = inside(options).map(|limit| (&limit.swap, false));
+    if let Some((path, _)) = swap {
+        let made = std::fs::OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(0o600)
+            .open(path);
+        made.map_err(|source| VmError::Volume {
+            path: path.clone(),
+            source,
+        })?;
+    }
     // In the order of the numbers that the configuration gives them.
-    for (path, read_only) in root.into_iter().chain(shared).chain(measured).chain(protected) {
+    let all = root
+        .into_iter()
+        .chain(shared)
+        .chain(measured)
+        .chain(protected)
+        .chain(swap);
+    for (path, read_only) in all {
         let access = if read_only {
             Access::ReadOnly
         } else {
@@ -423,6 +456,14 @@ fn open_roots(options: &RunOptions) -> Result<Vec<(OwnedFd, Access)>, VmError> {
         roots.push((open(path)?, access));
     }
     Ok(roots)
+}
+
+/// The limit on plaintext that the guest keeps by itself.
+fn inside(options: &RunOptions) -> Option<&Resident> {
+    options
+        .resident
+        .as_ref()
+        .filter(|_| !matches!(options.machine, Machine::Plain))
 }
 
 /// The files that no OS service must be given, as they are found without symbolic links.
@@ -486,10 +527,7 @@ fn configuration<'a>(
     exec: bool,
 ) -> Result<Zeroizing<Vec<u8>>, VmError> {
     let mut config = Writer::default();
-    let cwd = match &options.workdir {
-        Some(dir) => dir.clone(),
-        None => std::env::current_dir().unwrap_or_else(|_| PathBuf::from("/")),
-    };
+    let cwd = workdir(options);
     let absolute = if program.as_os_str().as_bytes().contains(&b'/') {
         cwd.join(program)
     } else {
@@ -521,7 +559,8 @@ fn configuration<'a>(
             | flag(!options.patch, run_flags::NO_PATCH)
             | flag(options.network == Network::None, run_flags::NO_NETWORK)
             | flag(exec, run_flags::EXEC)
-            | flag(options.network == Network::Private, run_flags::PRIVATE_NETWORK)],
+            | flag(options.network == Network::Private, run_flags::PRIVATE_NETWORK)
+            | flag(options.machine.is_simulated(), run_flags::SIMULATED)],
     );
     if options.network == Network::Private {
         network::put(&options.published, &mut config);
@@ -541,10 +580,20 @@ fn configuration<'a>(
     rustix::process::umask(umask);
     config.numbers(Tag::Umask, &[u64::from(umask.bits())]);
     protected_volumes(options, next, &mut config);
+    if let Some(limit) = inside(options) {
+        let index = u64::from(next) + options.protected.len() as u64;
+        config.numbers(Tag::Resident, &[limit.bytes, index]);
+    }
     for (index, segment) in (0..).zip(segments) {
         config.segment(index, segment.bytes, segment.name.as_bytes());
     }
     Ok(Zeroizing::new(config.finish()))
+}
+
+/// The program's working directory.
+fn workdir(options: &RunOptions) -> PathBuf {
+    let own = || std::env::current_dir().unwrap_or_else(|_| PathBuf::from("/"));
+    options.workdir.clone().unwrap_or_else(own)
 }
 
 /// All mounts but the protected volumes; gives the number of the first of those.
@@ -572,6 +621,10 @@ fn mounts(options: &RunOptions, config: &mut Writer) -> u32 {
         let flags = mount_flags::MEMORY | read_only(*only_read);
         config.mount(0, flags, guest.as_os_str().as_bytes());
     }
+    if !matches!(options.machine, Machine::Plain) {
+        // The libos has files and links from the manifest itself.
+        return number();
+    }
     for (digest, path) in &options.measured.files {
         config.measured_file(digest, path.as_bytes());
     }
@@ -585,9 +638,13 @@ fn protected_volumes(options: &RunOptions, first: u32, config: &mut Writer) {
     let mut anchors = 0..;
     for (index, volume) in (first..).zip(&options.protected) {
         let path = volume.guest.as_os_str().as_bytes();
-        let Some(key) = &volume.key else {
-            config.mount(index, mount_flags::READ_ONLY | mount_flags::CIPHERTEXT, path);
-            continue;
+        let key = match &volume.key {
+            VolumeKey::Given(key) => key,
+            VolumeKey::Inside => &[0; 32],
+            VolumeKey::Nobody => {
+                config.mount(index, mount_flags::READ_ONLY | mount_flags::CIPHERTEXT, path);
+                continue;
+            }
         };
         let anchor = volume.anchor.as_ref().map(|anchor| Anchored {
             number: anchors.next().unwrap_or_default(),

@@ -12,8 +12,8 @@ pub use cloak_volumes::cli::Outcome;
 use crate::identity::{Digest, Identity, NotADigest};
 use crate::loads::{LoadError, files_of};
 use crate::model::{
-    Link, Manifest, MeasuredFile, Network, NetworkMode, Platform, Program, Resources, Volume, VolumeKind,
-    json_schema,
+    Broker, Keys, Link, Manifest, MeasuredFile, Network, NetworkMode, Platform, Program, Resources, Secret,
+    Volume, VolumeKind, json_schema,
 };
 use crate::text::ManifestError;
 use crate::verity;
@@ -68,6 +68,21 @@ struct InitArgs {
     /// Measure this file too, or all that is below this folder: what the program opens by itself (repeatable)
     #[arg(long, value_name = "PATH")]
     add: Vec<PathBuf>,
+    /// Key broker that releases secrets (https://HOST[:PORT]); this program becomes their helper, and is measured
+    #[arg(long, value_name = "URL", requires = "broker_ca")]
+    broker: Option<String>,
+    /// Certificates that the broker's has to come from, PEM
+    #[arg(long, value_name = "FILE", requires = "broker")]
+    broker_ca: Option<PathBuf>,
+    /// A secret, as the broker calls it, and the file in memory that it appears in (repeatable)
+    #[arg(long, value_name = "NAME=PATH", requires = "broker", value_parser = pair)]
+    secret: Vec<(String, String)>,
+    /// The secret that the context's keys follow from
+    #[arg(long, value_name = "NAME", requires = "broker")]
+    released: Option<String>,
+    /// A protected volume: its container, and where it appears (repeatable)
+    #[arg(long, value_name = "CONTAINER=GUEST", value_parser = pair)]
+    protected: Vec<(String, String)>,
     /// Program, as a path
     program: PathBuf,
     /// Its arguments
@@ -119,6 +134,10 @@ impl InitArgs {
         };
         let program = std::path::absolute(&self.program).map_err(file)?;
         let mut needed = files_of(&program)?;
+        let broker = self.broker()?;
+        if let Some(broker) = &broker {
+            needed.add(Path::new(&broker.helper))?;
+        }
         for path in &self.add {
             needed.add(path)?;
         }
@@ -153,12 +172,24 @@ impl InitArgs {
             .chain(needed.links.keys())
             .any(|path| path.starts_with("/tmp"))
         {
-            volumes.push(Volume {
-                guest: "/tmp".to_owned(),
-                kind: VolumeKind::Memory,
-                source: None,
-                read_only: false,
-            });
+            volumes.push(volume("/tmp", VolumeKind::Memory, None));
+        }
+        for (container, guest) in &self.protected {
+            let source = std::path::absolute(container).map_err(file)?;
+            volumes.push(volume(guest, VolumeKind::Protected, Some(text(&source)?)));
+        }
+        for (_, path) in &self.secret {
+            let folder = Path::new(path)
+                .parent()
+                .and_then(Path::to_str)
+                .unwrap_or_default();
+            // A folder in memory for what is in none yet.
+            if !volumes
+                .iter()
+                .any(|v| v.kind != VolumeKind::Measured && Path::new(folder).starts_with(&v.guest))
+            {
+                volumes.push(volume(folder, VolumeKind::Memory, None));
+            }
         }
         let manifest = Manifest {
             version: 1,
@@ -181,13 +212,21 @@ impl InitArgs {
             resources: Resources::default(),
             platform: Platform::default(),
             network: Network {
-                mode: NetworkMode::None,
+                mode: if broker.is_some() {
+                    NetworkMode::Host
+                } else {
+                    NetworkMode::None
+                },
                 publish: Vec::new(),
             },
             volumes,
             files,
             links,
-            secrets: Vec::new(),
+            broker,
+            keys: Keys {
+                released: self.released.clone(),
+            },
+            secrets: self.secret.iter().map(secret).collect(),
             segments: Vec::new(),
         };
         let of = |source| CommandError::Manifest {
@@ -198,6 +237,51 @@ impl InitArgs {
         write!(out, "{}", manifest.canonical().map_err(of)?)?;
         Ok(Outcome::Done)
     }
+}
+
+impl InitArgs {
+    fn broker(&self) -> Result<Option<Broker>, CommandError> {
+        let (Some(url), Some(ca)) = (&self.broker, &self.broker_ca) else {
+            return Ok(None);
+        };
+        let ca = fs::read_to_string(ca).map_err(|source| CommandError::File {
+            path: ca.clone(),
+            source,
+        })?;
+        let helper = std::env::current_exe().and_then(fs::canonicalize);
+        let helper = helper.map_err(|source| CommandError::File {
+            path: "/proc/self/exe".into(),
+            source,
+        })?;
+        Ok(Some(Broker {
+            url: url.clone(),
+            ca,
+            helper: text(&helper)?,
+        }))
+    }
+}
+
+fn secret((name, path): &(String, String)) -> Secret {
+    Secret {
+        name: name.clone(),
+        path: Some(path.clone()),
+        variable: None,
+    }
+}
+
+fn volume(guest: &str, kind: VolumeKind, source: Option<String>) -> Volume {
+    Volume {
+        guest: guest.to_owned(),
+        kind,
+        source,
+        read_only: false,
+    }
+}
+
+/// Two texts with the last `=` between them.
+fn pair(text: &str) -> Result<(String, String), String> {
+    let (first, second) = text.rsplit_once('=').ok_or("there is no = in it")?;
+    Ok((first.to_owned(), second.to_owned()))
 }
 
 fn name_of(path: &Path) -> String {

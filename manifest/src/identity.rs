@@ -108,6 +108,11 @@ impl Identity {
         Self(Digest(hash.finalize().into()))
     }
 
+    #[cfg(test)]
+    pub(crate) const fn from_bytes(bytes: [u8; 48]) -> Self {
+        Self(Digest(bytes))
+    }
+
     /// The bytes.
     #[must_use]
     pub const fn as_bytes(&self) -> &[u8; 48] {

@@ -114,6 +114,23 @@ mod tests {
         Identity::of(&Digest([shim; 48]), &digests)
     }
 
+    /// The libos derives the same (`guest-shim/libos/src/keys.rs`). `CLOAK_WRITE_GOLDEN=1` writes the file anew.
+    #[test]
+    fn the_golden_keys_are_derived() {
+        let root = RootKey(Box::new(Zeroizing::new([7; 32])));
+        let identity = Identity::from_bytes([0xab; 48]);
+        let keys = [Purpose::Volume("/data"), Purpose::Memory].map(|p| root.derive(&identity, p));
+        let text: String = keys
+            .iter()
+            .map(|key| hex::encode(key.as_slice()) + "\n")
+            .collect();
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/keys.golden");
+        if std::env::var_os("CLOAK_WRITE_GOLDEN").is_some() {
+            std::fs::write(path, &text).expect("written");
+        }
+        assert_eq!(std::fs::read_to_string(path).expect("there"), text);
+    }
+
     #[test]
     fn each_identity_and_purpose_has_its_own_key() {
         let root = RootKey(Box::new(Zeroizing::new([7; 32])));

@@ -38,6 +38,12 @@ pub struct Manifest {
     /// Symbolic links in measured volumes.
     #[serde(default, rename = "link", skip_serializing_if = "Vec::is_empty")]
     pub links: Vec<Link>,
+    /// Who releases secrets, and who fetches them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub broker: Option<Broker>,
+    /// What its keys follow from.
+    #[serde(default, skip_serializing_if = "Keys::is_default")]
+    pub keys: Keys,
     /// Secrets that are released to it after attestation.
     #[serde(default, rename = "secret", skip_serializing_if = "Vec::is_empty")]
     pub secrets: Vec<Secret>,
@@ -199,14 +205,46 @@ pub struct Link {
     pub target: String,
 }
 
+/// A key broker (`cloak kbs`), and the program inside that asks it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Broker {
+    /// Its address: `https://HOST[:PORT]`.
+    pub url: String,
+    /// Certificates that its own has to come from, in PEM. The network is the host's, so nothing else says who answers.
+    pub ca: String,
+    /// The program that fetches what is released and then becomes the context's program: this `cloak`, as a path in the guest.
+    pub helper: String,
+}
+
+/// What a context's keys follow from.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Keys {
+    /// The secret of 32 bytes that is their root. Without it the machine's own key is, where it has one, or the caller's key
+    /// file (plain KVM).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub released: Option<String>,
+}
+
+impl Keys {
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
 /// A secret that is released to the context after attestation.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Secret {
-    /// What it is called where it is released.
+    /// What it is called where it is released: `REPOSITORY/TYPE/TAG`, or a `TAG` of `default/secret`.
     pub name: String,
-    /// The file in the guest's memory that it appears in: absolute.
-    pub path: String,
+    /// The file that it appears in: in a memory volume or a protected one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub path: Option<String>,
+    /// The environment variable that it appears in.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub variable: Option<String>,
 }
 
 /// Memory shared with other contexts of the VM.
@@ -223,6 +261,12 @@ pub struct Segment {
 }
 
 impl Manifest {
+    /// Whether something is released to the context before its program starts.
+    #[must_use]
+    pub fn needs_broker(&self) -> bool {
+        !self.secrets.is_empty() || self.keys.released.is_some()
+    }
+
     /// The volume that serves a guest path: the one with the longest guest path above it.
     #[must_use]
     pub fn volume_of(&self, path: &str) -> Option<&Volume> {

@@ -121,12 +121,7 @@ impl Manifest {
         self.check_network()?;
         self.check_volumes()?;
         self.check_measured()?;
-        for secret in &self.secrets {
-            name("secret.name", &secret.name)?;
-            path("secret.path", &secret.path)?;
-        }
-        unique("secret.name", self.secrets.iter().map(|s| s.name.clone()))?;
-        unique("secret.path", self.secrets.iter().map(|s| s.path.clone()))?;
+        self.check_secrets()?;
         for segment in &self.segments {
             name("segment.name", &segment.name)?;
             segment.with.iter().try_for_each(|n| name("segment.with", n))?;
@@ -162,13 +157,72 @@ impl Manifest {
             .values()
             .try_for_each(|v| no_nul("program.environment", v))?;
         for variable in fixed.keys().chain(&self.program.untrusted_environment) {
-            no_nul("program.environment", variable)?;
-            if variable.is_empty() || variable.contains('=') {
-                return Err(value("program.environment", variable, "is no variable's name"));
-            }
+            variable_name("program.environment", variable)?;
         }
         let all = fixed.keys().chain(&self.program.untrusted_environment);
         unique("program.untrusted_environment", all.cloned())
+    }
+
+    fn check_secrets(&self) -> Result<(), ManifestError> {
+        let released = self.keys.released.as_ref();
+        for name in self.secrets.iter().map(|s| &s.name).chain(released) {
+            secret_name(name)?;
+        }
+        let taken = self.program.environment.keys();
+        let mut variables: Vec<String> = taken
+            .chain(&self.program.untrusted_environment)
+            .cloned()
+            .collect();
+        for secret in &self.secrets {
+            if let Some(file) = &secret.path {
+                path("secret.path", file)?;
+                // Elsewhere it would be the host's to read.
+                let kind = self.volume_of(file).filter(|v| v.guest != *file).map(|v| v.kind);
+                if !matches!(kind, Some(VolumeKind::Memory | VolumeKind::Protected)) {
+                    return Err(value(
+                        "secret.path",
+                        file,
+                        "lies in no memory volume and no protected one",
+                    ));
+                }
+            }
+            if let Some(variable) = &secret.variable {
+                variable_name("secret.variable", variable)?;
+                variables.push(variable.clone());
+            }
+            if secret.path.is_none() && secret.variable.is_none() {
+                return Err(value(
+                    "secret.name",
+                    &secret.name,
+                    "appears in no file (path) and no variable",
+                ));
+            }
+        }
+        unique("secret.name", self.secrets.iter().map(|s| s.name.clone()))?;
+        unique("secret.path", self.secrets.iter().filter_map(|s| s.path.clone()))?;
+        unique("secret.variable", variables.into_iter())?;
+        let Some(broker) = &self.broker else {
+            return match self.secrets.first().map(|s| &s.name).or(released) {
+                Some(name) => Err(value(
+                    "secret.name",
+                    name,
+                    "is released by nobody: there is no [broker]",
+                )),
+                None => Ok(()),
+            };
+        };
+        let host = broker.url.strip_prefix("https://").unwrap_or_default();
+        if host.is_empty() || host.contains(|c: char| c == '/' || c.is_control() || c.is_whitespace()) {
+            return Err(value("broker.url", &broker.url, "is not https://HOST[:PORT]"));
+        }
+        if !broker.ca.contains("-----BEGIN CERTIFICATE-----") {
+            return Err(value("broker.ca", &broker.ca, "has no certificate in PEM"));
+        }
+        path("broker.helper", &broker.helper)?;
+        if self.needs_broker() && self.network.mode == NetworkMode::None {
+            return Err(value("network.mode", "none", "does not reach the broker"));
+        }
+        Ok(())
     }
 
     fn check_network(&self) -> Result<(), ManifestError> {
@@ -313,6 +367,29 @@ fn name(field: &'static str, found: &str) -> Result<(), ManifestError> {
             field,
             found,
             "is not 1 to 64 letters, digits, '-', '_' or '.'",
+        ))
+    }
+}
+
+fn variable_name(field: &'static str, found: &str) -> Result<(), ManifestError> {
+    no_nul(field, found)?;
+    if found.is_empty() || found.contains('=') {
+        return Err(value(field, found, "is no variable's name"));
+    }
+    Ok(())
+}
+
+/// As the broker names secrets.
+fn secret_name(found: &str) -> Result<(), ManifestError> {
+    let parts = found.split('/').count();
+    let good = |part: &str| name("secret.name", part).is_ok() && part != "." && part != "..";
+    if (parts == 1 || parts == 3) && found.split('/').all(good) {
+        Ok(())
+    } else {
+        Err(value(
+            "secret.name",
+            found,
+            "is not REPOSITORY/TYPE/TAG, or a TAG, of letters, digits, '-', '_' and '.'",
         ))
     }
 }

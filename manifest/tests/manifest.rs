@@ -133,6 +133,28 @@ fn what_can_not_be_is_refused_and_named() {
         ("with = [\"db\"]", "with = []", "segment.with"),
         ("size_kib = 64", "size_kib = 63", "segment.size_kib"),
         ("size_kib = 64", "size_kib = 0", "segment.size_kib"),
+        ("path = \"/run/key\"", "path = \"/srv/key\"", "secret.path"),
+        ("path = \"/run/key\"", "", "secret.name"),
+        ("name = \"tls\"", "name = \"a/b\"", "secret.name"),
+        ("name = \"tls\"", "name = \"a/../b\"", "secret.name"),
+        (
+            "variable = \"DB_PASSWORD\"",
+            "variable = \"LANG\"",
+            "secret.variable",
+        ),
+        (
+            "variable = \"DB_PASSWORD\"",
+            "variable = \"A=B\"",
+            "secret.variable",
+        ),
+        ("https://kbs", "http://kbs", "broker.url"),
+        ("BEGIN CERTIFICATE", "BEGIN KEY", "broker.ca"),
+        (
+            "mode = \"private\"\npublish = [\"8000/tcp\"]",
+            "mode = \"none\"",
+            "network.mode",
+        ),
+        ("released = \"web/key/root\"", "released = \"x/y\"", "secret.name"),
     ];
     for (from, to, names) in refusals {
         let error = parse(&FULL.replacen(from, to, 1)).expect_err(to).to_string();
@@ -158,7 +180,7 @@ fn unknown_fields_are_refused_everywhere() {
             tried += 1;
         }
     }
-    assert_eq!(tried, 11);
+    assert_eq!(tried, 17);
 }
 
 #[test]

@@ -46,6 +46,8 @@ cases! {
     Shim = "shim",
     /// HOST_DATA is another manifest's.
     OtherHostData = "other-host-data",
+    /// The configuration names another program than the manifest.
+    OtherProgram = "other-program",
     /// It registers another page as the GHCB.
     OtherGhcb = "other-ghcb",
     /// It puts pages that were accepted before in the place of new ones.

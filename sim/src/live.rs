@@ -11,8 +11,9 @@ use std::fmt;
 use std::sync::OnceLock;
 use std::time::Instant;
 
+use cloak_abi::config::{Records, Tag};
 use cloak_abi::kcall::PTE_P;
-use cloak_abi::layout::{LARGE, LAUNCH_TABLES, LAUNCH_TABLES_GPA, PAGE as PAGE_BYTES};
+use cloak_abi::layout::{CONFIG_GPA, LARGE, LAUNCH_TABLES, LAUNCH_TABLES_GPA, PAGE as PAGE_BYTES};
 use cloak_abi::sim::{SimCall, UNCHANGED};
 use cloak_abi::stop::Stop;
 use cloak_attestation::snp::CertTable;
@@ -306,6 +307,22 @@ impl Live {
 
     fn put_word(&self, gpa: u64, word: u64) {
         self.put(gpa, &word.to_le_bytes());
+    }
+
+    /// The last letter of the program's path in the configuration becomes another.
+    fn change_program(&self) {
+        let mut config = vec![0; 1 << 16];
+        let Some(ram) = self.ram().filter(|ram| ram.read(CONFIG_GPA, &mut config).is_ok()) else {
+            return;
+        };
+        // What follows the records is none.
+        let mut records = Records::new(&config).map_while(Result::ok);
+        let Some((_, path)) = records.find(|(tag, _)| *tag == Tag::Program) else {
+            return;
+        };
+        let end = path.as_ptr_range().end as usize - config.as_ptr() as usize;
+        // Memory of this VM: it can be written.
+        let _ = ram.write(CONFIG_GPA + end as u64 - 1, &[config[end - 1] ^ 1]);
     }
 
     /// PVALIDATE.
@@ -617,6 +634,9 @@ impl LaunchCalls for Live {
     fn finish(&mut self, data: &mut kvm_sev_snp_launch_finish) -> Result<(), Refusal> {
         if self.is(Hostile::OtherHostData) {
             data.host_data[0] ^= 1;
+        }
+        if self.is(Hostile::OtherProgram) {
+            self.change_program();
         }
         self.machine.finish(data)
     }

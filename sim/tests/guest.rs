@@ -255,6 +255,50 @@ fn derived_keys_depend_on_the_chip_and_on_what_was_chosen() {
     }
 }
 
+/// What the shim's kernel counts on when it throws the first key away before a program runs: the one that is left gets nobody the
+/// root of another manifest's keys. With the first key every guest of this measurement would get it, whatever its HOST_DATA.
+#[test]
+fn the_key_of_a_lower_level_gets_no_key_of_the_highest() {
+    let wanted = KeyRequest {
+        root_key_select: 0,
+        reserved: 0,
+        field_select: fields::MEASUREMENT | fields::POLICY,
+        vmpl: 0,
+        guest_svn: 0,
+        tcb: [0; 8],
+    };
+    let (_, victims) = derived(&mut running(1), 1, wanted);
+    let mut attacker = machine(1);
+    let other = Options {
+        host_data: [0x66; 32],
+        ..options(1)
+    };
+    launched(&mut attacker, other).expect("a launch");
+    assert_eq!(
+        derived(&mut attacker, 1, wanted),
+        (0, victims),
+        "with the first key"
+    );
+    let under = |sequence, request: KeyRequest, machine: &mut Machine| {
+        let header = Header {
+            sequence,
+            kind: MessageType::KeyRequest,
+            key: 1,
+        };
+        let mut page = seal(header, &[0x11; 32], request.as_bytes()).expect("it fits");
+        page.resize(PAGE, 0);
+        let response = machine.processor.request(&page).expect("an answer");
+        let sealed = Sealed::parse(&response).expect("a message");
+        sealed.open(&[0x11; 32]).expect("authentic")
+    };
+    let refused = under(1, wanted, &mut attacker);
+    assert_eq!(refused[..4], (Status::InvalidParam as u32).to_le_bytes());
+    assert_eq!(refused[32..64], [0; 32]);
+    let own = under(3, KeyRequest { vmpl: 1, ..wanted }, &mut attacker);
+    assert_eq!(own[..4], [0; 4]);
+    assert_ne!(own[32..64], victims);
+}
+
 #[test]
 fn a_launch_out_of_order_is_refused() {
     let mut machine = machine(1);

@@ -2,6 +2,7 @@
 
 pub mod doctor;
 pub mod exec;
+pub mod guest_start;
 pub mod image;
 pub mod inspect;
 pub mod key;

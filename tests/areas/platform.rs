@@ -163,7 +163,7 @@ fn a_report_has_the_predicted_measurement_and_verifies_where_it_is_trusted_only(
             "HOST_DATA is the manifest's digest"
         );
         let policy = format!(
-            "platforms = [\"simulated-snp\"]\n[simulated]\nroot_digests = [\"{}\"]\n\
+            "platforms = [\"simulated-snp\"]\n[snp]\nmaximum_vmpl = 1\n[simulated]\nroot_digests = [\"{}\"]\n\
              [[reference]]\nname = \"this build\"\nversion = \"1\"\nsnp_measurement = [\"{}\"]\nhost_data = [\"{}\"]\n",
             root_digest(),
             predicted.trim(),
@@ -310,6 +310,7 @@ const HOSTILE_SNP: &[(&str, &str)] = &[
     ("change-answers", "does not carry messages"),
     ("reorder-answers", "does not carry messages"),
     ("other-host-data", "not the one that the machine was launched for"),
+    ("other-program", "the program is not what the manifest says"),
 ];
 
 /// The same on TDX.
@@ -549,17 +550,6 @@ fn what_is_not_there_is_refused_before_anything_starts() {
         (&["--platform", "tdx"], "--platform tdx"),
         (&["--platform", "sim-snp", "--hostile", "nothing"], "no such case"),
         (&["--platform", "sim-tdx", "--hostile", "c-bit"], "no such case"),
-        (
-            &[
-                "--platform",
-                "sim-snp",
-                "--resident",
-                "64M",
-                "--swap",
-                "/tmp/none",
-            ],
-            "--resident is not there",
-        ),
         (&["--platform", "sim-snp", "--kernel-tables"], "several contexts"),
         (&["--platform", "sim-tdx", "--kernel-tables"], "several contexts"),
     ] {

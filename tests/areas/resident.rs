@@ -1,5 +1,5 @@
 //! `cloak run --resident`: right results in less memory than a program needs, and a swap file that tells nothing and
-//! can't be tampered with.
+//! can't be tampered with. By the monitor's pager, and by the guest's own on a measured machine.
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
@@ -31,6 +31,58 @@ fn one_gibibyte_in_256_mebibytes() {
 }
 
 #[test]
+fn one_gibibyte_in_256_mebibytes_by_the_guests_own_pager() {
+    if needs::kvm() {
+        let scratch = Scratch::new();
+        inside(working_set(&scratch, "1024", "256M")).succeeds_as_native();
+        let swapped = fs::metadata(scratch.join("swap")).expect("the swap file").len();
+        assert!(swapped > 700 << 20, "only {swapped} bytes were swapped");
+    }
+}
+
+#[test]
+fn several_processors_by_the_guests_own_pager() {
+    if needs::kvm() {
+        let scratch = Scratch::new();
+        inside(working_set(&scratch, "128", "32M"))
+            .cpus(2)
+            .succeeds_as_native();
+    }
+}
+
+/// What a `fork` copies may have left; what one side writes the other does not see.
+#[test]
+fn copies_of_what_has_left_are_copies() {
+    if !needs::kvm() {
+        return;
+    }
+    let script = "import os, mmap\n\
+                  m = mmap.mmap(-1, 32 << 20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)\n\
+                  for i in range(0, len(m), 4096): m[i:i + 8] = i.to_bytes(8, 'little')\n\
+                  pid = os.fork()\n\
+                  step = 4096 * 2\n\
+                  if pid == 0:\n    \
+                      for i in range(0, len(m), step): m[i:i + 8] = b'childish'\n    \
+                      ok = all(m[i:i + 8] == (b'childish' if i % step == 0 else i.to_bytes(8, 'little')) for i in range(0, len(m), 4096))\n    \
+                      os._exit(0 if ok else 1)\n\
+                  print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))\n\
+                  print(all(m[i:i + 8] == i.to_bytes(8, 'little') for i in range(0, len(m), 4096)))\n\
+                  m.madvise(mmap.MADV_DONTNEED)\n\
+                  print(not any(m[i] for i in range(0, len(m), 4096)))";
+    let scratch = Scratch::new();
+    let case = Case::new("/usr/bin/python3").args(["-c", script]).memory("1G");
+    let case = case.option("--resident").option("32M").option("--swap");
+    let case = case
+        .option(scratch.join("swap").to_str().expect("a plain path"))
+        .patience(PATIENCE);
+    inside(case).succeeds_as_native();
+}
+
+fn inside(case: Case) -> Case {
+    case.option("--platform").option("sim-snp")
+}
+
+#[test]
 fn several_processors_in_little_memory() {
     if needs::kvm() {
         let scratch = Scratch::new();
@@ -41,17 +93,29 @@ fn several_processors_in_little_memory() {
 /// What the program holds is not in the swap file; changed there, it stops the VM before the program has a byte.
 #[test]
 fn a_swap_file_shows_nothing_and_can_not_be_changed() {
-    if !needs::kvm() {
-        return;
+    if needs::kvm() {
+        shows_nothing_and_can_not_be_changed("16M", |case| case);
     }
+}
+
+/// The same with the guest's own pager, which the OS service serves.
+#[test]
+fn nor_can_the_guests_own() {
+    if needs::kvm() {
+        shows_nothing_and_can_not_be_changed("24M", inside);
+    }
+}
+
+fn shows_nothing_and_can_not_be_changed(resident: &str, how: impl Fn(Case) -> Case) {
     let scratch = Scratch::new();
     let folder = scratch.join("go");
     fs::create_dir(&folder).expect("scratch is writable");
     let go = folder.join("on");
-    let case = working_set(&scratch, "64", "16M")
+    let case = working_set(&scratch, "64", resident)
         .arg(go.to_str().expect("a plain path"))
         .memory("256M")
         .volume(&folder);
+    let case = how(case);
     let mut running = case.start(&Launcher::under_test());
     assert!(
         running.prints("ok filled", PATIENCE),

@@ -8,14 +8,15 @@
 use alloc::vec::Vec;
 
 use cloak_abi::boot::platform;
-use cloak_abi::kcall::{EXTENSION, Kcall, KcallError, REPORT_DATA};
+use cloak_abi::kcall::{EXTENSION, Kcall, KcallError, REPORT_DATA, ROOT_KEY};
 use cloak_abi::layout::CERTIFICATES_GPA;
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use sha2::{Digest, Sha384};
 
 use crate::errno::{Errno, SysResult};
 use crate::fs::certificates;
 use crate::fs::file::File;
+use crate::keys::Root;
 use crate::mem::frames;
 use crate::user::Buf;
 use crate::{arch, identity, quote};
@@ -36,6 +37,70 @@ pub fn provider() -> Option<&'static str> {
         platform::TDX => Some("tdx_guest"),
         _ => None,
     }
+}
+
+/// What manifests call the kind of machine, where the launch is measured.
+#[must_use]
+pub fn platform() -> Option<&'static str> {
+    match u64::from(arch::boot().platform) {
+        platform::SNP => Some("snp"),
+        platform::TDX => Some("tdx"),
+        _ => None,
+    }
+}
+
+static SIMULATED: AtomicBool = AtomicBool::new(false);
+
+/// The host says that the machine is simulated.
+pub fn set_simulated(on: bool) {
+    SIMULATED.store(on, Ordering::Relaxed);
+}
+
+/// The machine, as evidence calls it.
+#[must_use]
+pub fn machine() -> &'static str {
+    match (platform(), SIMULATED.load(Ordering::Relaxed)) {
+        (Some("snp"), false) => "sev-snp",
+        (Some("snp"), true) => "simulated-snp",
+        (Some(_), false) => "tdx",
+        (Some(_), true) => "simulated-tdx",
+        (None, _) => "plain",
+    }
+}
+
+/// The root of the context's keys, from the machine, if it is `needed`; else none, and nobody else gets it either. Once.
+///
+/// # Errors
+/// Why there is none, for people.
+pub fn take_root(needed: bool) -> Result<Root, &'static str> {
+    let len = arch::kcall(Kcall::Key, u64::from(needed));
+    let mut root = Root::default();
+    if !needed {
+        return Ok(root);
+    }
+    match len {
+        len if len == ROOT_KEY as i64 => {}
+        len if len == -(KcallError::Absent as i64) => {
+            return Err(
+                "this machine makes no keys: the manifest has to name the secret that they follow from (keys.released)",
+            );
+        }
+        _ => {
+            return Err(
+                "the security processor makes no key: the hypervisor does not carry messages as it must",
+            );
+        }
+    }
+    for (part, word) in root.as_chunks_mut::<8>().0.iter_mut().zip(words()) {
+        *part = word.swap(0, Ordering::Relaxed).to_le_bytes();
+    }
+    Ok(root)
+}
+
+/// The words of the vCPU's block by which bytes go to and from the kernel.
+fn words() -> impl Iterator<Item = &'static AtomicU64> {
+    let all = arch::vcpu_block(arch::vcpu_index()).ops.iter();
+    all.flat_map(|op| [&op.va_kind, &op.len, &op.gpa, &op.flags])
 }
 
 /// A report over `data`.
@@ -62,11 +127,6 @@ pub fn evidence(data: &[u8; REPORT_DATA]) -> SysResult<(Vec<u8>, Vec<u8>)> {
 
 fn is_domain() -> bool {
     u64::from(arch::boot().platform) == platform::TDX
-}
-
-fn words() -> impl Iterator<Item = &'static AtomicU64> {
-    let all = arch::vcpu_block(arch::vcpu_index()).ops.iter();
-    all.flat_map(|op| [&op.va_kind, &op.len, &op.gpa, &op.flags])
 }
 
 fn argument(data: &[u8]) {

@@ -12,20 +12,25 @@ use cloak_abi::kcall::Kcall;
 use cloak_abi::layout::PAGE;
 use cloak_abi::ring::{SHARED_MAGIC, Stat, exit_status};
 use spin::{Mutex, Once};
+use zeroize::Zeroizing;
 
 use crate::arch::{self, Frame};
 use crate::fs::mount::Mount;
+use crate::fs::protected::store::Container;
 use crate::fs::tmpfs::Tmpfs;
 use crate::fs::{FdTable, FsContext, MountRecord, Segment, measured, protected};
 use crate::host::{self, Request};
 use crate::mem::frames;
 use crate::mem::pages;
 use crate::mem::space::Space;
+use crate::mem::swap;
 use crate::net::mode::Mode;
 use crate::net::private::network::Settings;
 use crate::process::{self, Credentials, FIRST_PID, NotStarted, Process, Program};
 use crate::sched::{self, Thread, clock};
-use crate::{attest, identity, net, patch, random, trace};
+use crate::stated::Stated;
+use crate::stated::check::{Told, check};
+use crate::{attest, identity, keys, net, patch, random, trace};
 
 static FIRST: Once<Arc<Process>> = Once::new();
 
@@ -53,8 +58,12 @@ fn first() {
         arch::panic_exit("the shared region is not this version's");
     }
     frames::init();
-    let config = Config::read();
+    let mut config = Config::read();
+    attest::set_simulated(config.flags & run_flags::SIMULATED != 0);
     attest::check_manifest();
+    if let Some(platform) = attest::platform() {
+        config.hold_to_manifest(platform);
+    }
     if frames::must_accept() && arch::hardware_random().is_none() {
         arch::panic_exit("the CPU has no random numbers, and the host's can't be believed");
     }
@@ -99,6 +108,9 @@ extern "C" fn run_program(_: u64) -> ! {
         .unwrap_or_else(|| arch::panic_exit("no configuration"));
     init_clock();
     process::providers::install();
+    if let Some((bytes, index)) = config.resident {
+        limit(bytes, index).unwrap_or_else(|why| arch::exit(exit_status::refused(125), &why));
+    }
     let memory = frames::usage().1 * 4096 / 2;
     let files = Process::current().files.clone();
     let mut folders: Vec<&[u8]> = config.mounts.iter().map(|m| m.path.as_slice()).collect();
@@ -145,6 +157,22 @@ extern "C" fn run_program(_: u64) -> ! {
     }
 }
 
+/// From now on at most so many bytes of plaintext are kept, and the rest sealed in the file that is host mount `index`.
+fn limit(bytes: u64, index: u64) -> Result<(), String> {
+    let index = index.min(u64::from(cloak_abi::hostop::MAX_MOUNTS));
+    let opened = Container::open(u64::from(cloak_abi::hostop::ROOT_FD) + index, true);
+    let file =
+        opened.map_err(|errno| format!("the file for sealed pages can't be opened ({})", errno.name()))?;
+    // Keys of this boot: what is in the file is nobody's after it.
+    let (mut key, mut salt) = (Zeroizing::new([0; 32]), [0; 32]);
+    random::fill(&mut *key);
+    random::fill(&mut salt);
+    let context = 1 + u64::from(arch::boot().index);
+    swap::begin(alloc::boxed::Box::new(file), context, &key, &salt);
+    frames::set_limit(bytes);
+    Ok(())
+}
+
 /// What the C library reads about a private network, unless the configuration names something else there.
 fn network_files(config: &Config) -> Vec<Mount> {
     if net::mode::get() != Mode::Private {
@@ -179,11 +207,21 @@ fn mount_protected(config: &Config, memory: u64) -> Vec<Mount> {
     let records = core::mem::take(&mut *config.protected.lock());
     let all = (memory / 4).clamp(*VOLUME_CACHE.start(), *VOLUME_CACHE.end());
     let each = all / records.len().max(1) as u64;
+    if config.released {
+        let owner = owner(&config.credentials);
+        protected::pending::wait(records, arch::boot().identity, owner, each as usize);
+        return Vec::new();
+    }
     let mounts = records.into_iter().map(|record| {
         protected::mount(record, each as usize)
             .unwrap_or_else(|why| arch::exit(exit_status::refused(125), &why))
     });
     mounts.collect()
+}
+
+/// Whose a volume is that is made here: user and group.
+fn owner(credentials: &Credentials) -> [u32; 2] {
+    [credentials.uid[0], credentials.gid[0]]
 }
 
 /// Opens the protected volumes of which this context has no key.
@@ -253,10 +291,14 @@ struct Config {
     measured: measured::Listed,
     /// With their keys, until they are mounted.
     protected: Mutex<Vec<protected::Record>>,
+    /// Whether their keys come later.
+    released: bool,
     segments: Vec<SegmentRecord>,
     credentials: Credentials,
     host_name: Vec<u8>,
     flags: u64,
+    /// Most bytes of plaintext, and the host mount for the rest.
+    resident: Option<(u64, u64)>,
     private: Mutex<Settings>,
     max_files: (u64, u64),
     seed: Vec<u8>,
@@ -335,6 +377,7 @@ impl Config {
                 len: n(1)?,
                 name: value.get(16..).unwrap_or_default().to_vec(),
             }),
+            Tag::Resident => self.resident = Some((n(0)?, n(1)?)),
             Tag::Exec => return Err(ConfigError::Size(tag)),
             Tag::Manifest => {
                 identity::take(value, &arch::boot().identity).map_err(|_| ConfigError::Size(tag))?
@@ -354,6 +397,45 @@ impl Config {
             }
         }
         Ok(())
+    }
+
+    /// Where the launch is measured: nothing of this is believed that the manifest does not say, and keys come from inside.
+    fn hold_to_manifest(&mut self, platform: &'static str) {
+        let refuse = |why: &str| -> ! { arch::exit(exit_status::refused(125), why) };
+        let manifest = String::from_utf8(identity::manifest()).unwrap_or_default();
+        let stated = Stated::read(&manifest).unwrap_or_else(|at| {
+            refuse(&format!(
+                "line {} of the manifest is none that this build knows",
+                at.0
+            ))
+        });
+        let records = self.protected.get_mut();
+        let told = Told {
+            program: &self.program,
+            arguments: &self.arguments,
+            environment: &self.environment,
+            cwd: &self.cwd,
+            mounts: &self.mounts,
+            protected: records.iter().map(|r| (r.path(), r.is_read_only())).collect(),
+            flags: self.flags,
+            published: &self.private.get_mut().published,
+            segments: self.segments.len(),
+            vcpus: arch::boot().vcpus,
+            platform,
+        };
+        check(&stated, &told).unwrap_or_else(|why| refuse(&format!("the host's configuration: {why}")));
+        self.released = stated.released.is_some();
+        let derived = !records.is_empty() && !self.released;
+        let root = attest::take_root(derived).unwrap_or_else(|why| refuse(why));
+        for record in records {
+            // The host's word is none, whatever the record says.
+            let key = keys::of_volume(&root, &arch::boot().identity, record.path());
+            record.set_key(&key, owner(&self.credentials));
+        }
+        self.measured = measured::Listed {
+            files: stated.files,
+            links: stated.links,
+        };
     }
 
     fn network(&self) -> Mode {

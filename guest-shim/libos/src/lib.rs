@@ -14,7 +14,8 @@
 //! | [`fs`] | files, directories, mounts, descriptors, pipes, events |
 //! | [`net`] | sockets |
 //! | [`ipc`] | System V shared memory |
-//! | [`identity`] | what the context is |
+//! | [`identity`], [`stated`] | what the context is, and what its manifest says |
+//! | [`keys`] | the keys that follow from that |
 //! | `attest` | reports about the machine |
 //! | [`syscall`] | the table of system calls |
 //! | `patch`, `x86` | turning SYSCALL sites into jumps |
@@ -38,15 +39,18 @@ pub mod fs;
 pub mod host;
 pub mod identity;
 pub mod ipc;
+pub mod keys;
 pub mod mem;
 pub mod net;
 #[cfg(feature = "bare")]
 pub mod patch;
 pub mod process;
+#[cfg(feature = "bare")]
 pub mod quote;
 pub mod random;
 pub mod sched;
 pub mod signal;
+pub mod stated;
 pub mod syscall;
 #[cfg(test)]
 pub mod testing;

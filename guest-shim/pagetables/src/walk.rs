@@ -74,7 +74,7 @@ mod tests {
             let index = VA >> (39 - 9 * level) & 511;
             words.write(
                 0x1000 * (level + 1) + 8 * index,
-                0x1000 * (level + 2) | BIT | FLAGS,
+                (0x1000 * (level + 2)) | BIT | FLAGS,
             );
         }
         words

@@ -8,7 +8,7 @@
 //! | [`cpuid`] | the table of CPUID values that the firmware has checked |
 //! | [`secrets`] | the keys that the firmware leaves, taken and wiped |
 //! | [`message`] | sealed messages to the security processor, with numbers that never repeat |
-//! | [`report`] | what is asked for by them |
+//! | [`report`], [`keys`] | what is asked for by them |
 //! | [`vmsa`] | the state in which a further vCPU starts |
 //! | [`exception`] | instructions that the hypervisor intercepts (#VC), and [`instruction`] which of them it is |
 //!
@@ -22,6 +22,7 @@ pub mod cpuid;
 pub mod exception;
 pub mod ghcb;
 pub mod instruction;
+pub mod keys;
 pub mod message;
 pub mod pages;
 pub mod report;

@@ -40,6 +40,16 @@ pub enum Kind {
     Report = 5,
 }
 
+/// The privilege level that a message is of: its key's number in the secrets page.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Level {
+    /// Keys: the most privileged one.
+    Keys = 0,
+    /// Reports: the next one.
+    Reports = 1,
+}
+
 /// What became of a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Delivery {
@@ -74,6 +84,7 @@ pub trait Carrier {
 #[derive(Debug)]
 pub struct Channel {
     key: Option<Key>,
+    level: Level,
     /// The next request's: odd. Nothing was sealed under it yet.
     next: u64,
 }
@@ -82,14 +93,19 @@ impl Channel {
     /// No key yet.
     #[must_use]
     pub const fn closed() -> Self {
-        Self { key: None, next: 1 }
+        Self {
+            key: None,
+            level: Level::Reports,
+            next: 1,
+        }
     }
 
     /// Under a key that nobody has used yet.
     #[must_use]
-    pub const fn open(key: Key) -> Self {
+    pub const fn open(level: Level, key: Key) -> Self {
         Self {
             key: Some(key),
+            level,
             next: 1,
         }
     }
@@ -114,14 +130,19 @@ impl Channel {
         self.next = sequence.checked_add(2).ok_or(MessageError::Closed)?;
         let cipher = Aes256Gcm::new((&*key).into());
         let mut message = [0; LARGEST];
-        let message = seal(&cipher, sequence, kind, payload, &mut message);
+        let head = Head {
+            level: self.level,
+            sequence,
+            kind: kind as u8,
+        };
+        let message = seal(&cipher, head, payload, &mut message);
         let delivered = deliver(message, answer, carrier);
         if delivered.is_err() && without(Protection::Closed) {
             (self.key, self.next) = (Some(key), sequence);
             return Err(MessageError::Undelivered);
         }
         delivered?;
-        let len = open(&cipher, sequence + 1, kind, answer)?;
+        let len = open(&cipher, head.answer(), answer)?;
         self.key = Some(key);
         Ok(len)
     }
@@ -149,28 +170,52 @@ fn nonce(sequence: u64) -> Nonce<aes_gcm::aead::consts::U12> {
     nonce.into()
 }
 
-/// Bytes 0x30 to 0x38 of a header.
-fn description(kind: u8, len: usize) -> [u8; 8] {
-    let [h0, h1] = (HEADER as u16).to_le_bytes();
-    let [l0, l1] = (len as u16).to_le_bytes();
-    [AES_256_GCM, HEADER_VERSION, h0, h1, kind, MESSAGE_VERSION, l0, l1]
+/// What a header says.
+#[derive(Debug, Clone, Copy)]
+struct Head {
+    level: Level,
+    sequence: u64,
+    kind: u8,
 }
 
-fn seal<'a>(
-    cipher: &Aes256Gcm,
-    sequence: u64,
-    kind: Kind,
-    payload: &[u8],
-    message: &'a mut [u8; LARGEST],
-) -> &'a [u8] {
+impl Head {
+    /// Of the answer.
+    const fn answer(self) -> Self {
+        Self {
+            level: self.level,
+            sequence: self.sequence + 1,
+            kind: self.kind + 1,
+        }
+    }
+
+    /// All but the tag.
+    fn write(&self, header: &mut [u8], len: usize) {
+        let [h0, h1] = (HEADER as u16).to_le_bytes();
+        let [l0, l1] = (len as u16).to_le_bytes();
+        header[0x20..0x28].copy_from_slice(&self.sequence.to_le_bytes());
+        let description = [
+            AES_256_GCM,
+            HEADER_VERSION,
+            h0,
+            h1,
+            self.kind,
+            MESSAGE_VERSION,
+            l0,
+            l1,
+        ];
+        header[0x30..0x38].copy_from_slice(&description);
+        header[0x3c] = self.level as u8;
+    }
+}
+
+fn seal<'a>(cipher: &Aes256Gcm, head: Head, payload: &[u8], message: &'a mut [u8; LARGEST]) -> &'a [u8] {
     let end = HEADER + payload.len();
-    message[0x20..0x28].copy_from_slice(&sequence.to_le_bytes());
-    message[0x30..0x38].copy_from_slice(&description(kind as u8, payload.len()));
+    head.write(message, payload.len());
     message[HEADER..end].copy_from_slice(payload);
     let (header, rest) = message.split_at_mut(HEADER);
     let sealed = &mut rest[..end - HEADER];
     // It fails for lengths beyond 2^36 only; a message without its tag is then refused by who gets it.
-    if let Ok(tag) = cipher.encrypt_in_place_detached(&nonce(sequence), &header[AUTHENTICATED], sealed) {
+    if let Ok(tag) = cipher.encrypt_in_place_detached(&nonce(head.sequence), &header[AUTHENTICATED], sealed) {
         header[..16].copy_from_slice(&tag);
     } else {
         sealed.fill(0);
@@ -178,46 +223,32 @@ fn seal<'a>(
     &message[..end]
 }
 
-/// An answer, as the processor makes it.
+/// An answer under the level of reports, as the processor makes it.
 #[cfg(test)]
 pub fn answer_of_tests(key: &[u8; 32], sequence: u64, kind: Kind, payload: &[u8]) -> [u8; LARGEST] {
-    let cipher = Aes256Gcm::new(key.into());
     let mut answer = [0; LARGEST];
-    let end = HEADER + payload.len();
-    answer[0x20..0x28].copy_from_slice(&sequence.to_le_bytes());
-    answer[0x30..0x38].copy_from_slice(&description(kind as u8 + 1, payload.len()));
-    answer[HEADER..end].copy_from_slice(payload);
-    let (header, rest) = answer.split_at_mut(HEADER);
-    let tag = cipher
-        .encrypt_in_place_detached(
-            &nonce(sequence),
-            &header[AUTHENTICATED],
-            &mut rest[..payload.len()],
-        )
-        .expect("short");
-    header[..16].copy_from_slice(&tag);
+    let head = Head {
+        level: Level::Reports,
+        sequence,
+        kind: kind as u8 + 1,
+    };
+    seal(&Aes256Gcm::new(key.into()), head, payload, &mut answer);
     answer
 }
 
 /// Opens an answer where it lies. It has one form only: every byte of its header is known beforehand, but for the tag and
 /// the length.
-fn open(
-    cipher: &Aes256Gcm,
-    sequence: u64,
-    kind: Kind,
-    answer: &mut [u8; LARGEST],
-) -> Result<usize, MessageError> {
+fn open(cipher: &Aes256Gcm, mut head: Head, answer: &mut [u8; LARGEST]) -> Result<usize, MessageError> {
     let (header, rest) = answer.split_at_mut(HEADER);
     let len = usize::from(u16::from_le_bytes([header[0x36], header[0x37]]));
     let mut wanted = [0; HEADER];
     wanted[..16].copy_from_slice(&header[..16]);
-    let mut number = sequence.to_le_bytes();
     if without(Protection::Number) {
+        let mut number = [0; 8];
         number.copy_from_slice(&header[0x20..0x28]);
+        head.sequence = u64::from_le_bytes(number);
     }
-    let sequence = u64::from_le_bytes(number);
-    wanted[0x20..0x28].copy_from_slice(&number);
-    wanted[0x30..0x38].copy_from_slice(&description(kind as u8 + 1, len));
+    head.write(&mut wanted, len);
     let payload = rest.get_mut(..len).ok_or(MessageError::NotTheAnswer)?;
     let mut tag = Tag::default();
     tag.copy_from_slice(&wanted[..16]);
@@ -226,11 +257,11 @@ fn open(
     }
     if without(Protection::Tag) {
         // The key stream is the same in both directions.
-        let opened = cipher.encrypt_in_place_detached(&nonce(sequence), &wanted[AUTHENTICATED], payload);
+        let opened = cipher.encrypt_in_place_detached(&nonce(head.sequence), &wanted[AUTHENTICATED], payload);
         return opened.map(|_| len).map_err(|_| MessageError::NotTheAnswer);
     }
     cipher
-        .decrypt_in_place_detached(&nonce(sequence), &wanted[AUTHENTICATED], payload, &tag)
+        .decrypt_in_place_detached(&nonce(head.sequence), &wanted[AUTHENTICATED], payload, &tag)
         .map_err(|_| MessageError::NotTheAnswer)?;
     Ok(len)
 }

@@ -61,8 +61,13 @@ fn respond(message: &[u8], expected: u64) -> Option<Answer> {
     opened.expect("authentic");
     payload.reverse();
     let mut response = vec![0; HEADER];
-    response[0x20..0x28].copy_from_slice(&(number + 1).to_le_bytes());
-    response[0x30..0x38].copy_from_slice(&description(message[0x34] + 1, payload.len()));
+    let head = Head {
+        level: Level::Reports,
+        sequence: number + 1,
+        kind: message[0x34] + 1,
+    };
+    assert_eq!(message[0x3c], Level::Reports as u8, "the key that it is under");
+    head.write(&mut response, payload.len());
     let tag = cipher.encrypt_in_place_detached(&nonce(number + 1), &response[AUTHENTICATED], &mut payload);
     response[..16].copy_from_slice(&tag.expect("short"));
     response.extend(payload);
@@ -76,7 +81,7 @@ fn ask(channel: &mut Channel, payload: &[u8], peer: &mut impl Carrier) -> Result
 }
 
 fn channel() -> Channel {
-    Channel::open(Key::new(KEY))
+    Channel::open(Level::Reports, Key::new(KEY))
 }
 
 #[test]
@@ -161,6 +166,7 @@ impl Carrier for Echo {
 #[test]
 fn numbers_that_run_out_end_it() {
     let mut channel = Channel {
+        level: Level::Reports,
         key: Some(Key::new(KEY)),
         next: u64::MAX,
     };

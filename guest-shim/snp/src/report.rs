@@ -5,10 +5,12 @@ use cloak_abi::layout::{CERTIFICATES_GPA, CERTIFICATES_LEN, MESSAGES_GPA, PAGE};
 
 use crate::Machine;
 use crate::ghcb::{Ghcb, exits, fields};
-use crate::message::{Carrier, Channel, Delivery, HEADER, Kind, LARGEST, MessageError};
+use crate::message::{Carrier, Channel, Delivery, HEADER, Kind, LARGEST, Level, MessageError};
 
 /// Bytes of a report.
 pub const REPORT: usize = 1184;
+/// Where HOST_DATA is in a report (SNP ABI, table 23).
+const HOST_DATA: core::ops::Range<usize> = 0xc0..0xe0;
 /// Bytes of a response before the report: status, size, 24 reserved.
 const BEFORE: usize = 32;
 /// Bytes of MSG_REPORT_REQ: REPORT_DATA, VMPL, 28 reserved.
@@ -22,6 +24,14 @@ const BUSY: u64 = 2;
 pub struct Response([u8; LARGEST]);
 
 impl Response {
+    /// What the guest was launched for (HOST_DATA).
+    #[must_use]
+    pub fn host_data(&self) -> [u8; 32] {
+        let mut data = [0; 32];
+        data.copy_from_slice(&self.report()[HOST_DATA]);
+        data
+    }
+
     /// The report.
     #[must_use]
     pub fn report(&self) -> &[u8] {
@@ -29,7 +39,7 @@ impl Response {
     }
 }
 
-/// Asks for a report at the most privileged level.
+/// Asks for a report, which names the level [`Level::Reports`].
 ///
 /// # Errors
 /// [`MessageError`]. [`MessageError::NotTheAnswer`] too when the processor refused; the channel stays open then.
@@ -40,6 +50,7 @@ pub fn ask(
 ) -> Result<Response, MessageError> {
     let mut request = [0; REQUEST];
     request[..REPORT_DATA].copy_from_slice(data);
+    request[REPORT_DATA..REPORT_DATA + 4].copy_from_slice(&u32::from(Level::Reports as u8).to_le_bytes());
     let mut answer = [0; LARGEST];
     let len = channel.request(Kind::Report, &request, &mut answer, carrier)?;
     let status = &answer[HEADER..HEADER + 4];
@@ -115,7 +126,7 @@ mod tests {
                 memory.write(register + fields::INFO2, info);
                 register
             });
-            let mut channel = Channel::open(Key::new([1; 32]));
+            let mut channel = Channel::open(Level::Reports, Key::new([1; 32]));
             let mut carrier = ByGhcb {
                 machine: &mut machine,
                 ghcb: Ghcb::registered(0x7000),

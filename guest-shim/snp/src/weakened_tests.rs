@@ -10,7 +10,7 @@ use cloak_measured::accepted::Accepted;
 use crate::cpuid::{Processor, Table};
 use crate::exception::{self, Outcome, Registers, Vcpu, reasons};
 use crate::ghcb::{Ghcb, fields};
-use crate::message::{Carrier, Channel, Delivery, HEADER, Kind, LARGEST};
+use crate::message::{Carrier, Channel, Delivery, HEADER, Kind, LARGEST, Level};
 use crate::pages;
 use crate::secrets::{self, Key};
 use crate::testing::{Hypervisor, Memory};
@@ -172,7 +172,7 @@ where
 #[test]
 fn a_changed_answer_is_believed_without_the_tag() {
     only_without(Protection::Tag, || {
-        let mut channel = Channel::open(Key::new(KEY));
+        let mut channel = Channel::open(Level::Reports, Key::new(KEY));
         let mut way = Way(
             |answer: &mut [u8; LARGEST], _: &mut Vec<Vec<u8>>| {
                 answer[HEADER] ^= 0x80;
@@ -188,7 +188,7 @@ fn a_changed_answer_is_believed_without_the_tag() {
 #[test]
 fn an_old_answer_is_believed_without_its_number() {
     only_without(Protection::Number, || {
-        let mut channel = Channel::open(Key::new(KEY));
+        let mut channel = Channel::open(Level::Reports, Key::new(KEY));
         let mut first = None;
         let mut way = Way(
             |answer: &mut [u8; LARGEST], _: &mut Vec<Vec<u8>>| {
@@ -206,7 +206,7 @@ fn an_old_answer_is_believed_without_its_number() {
 #[test]
 fn a_number_that_is_used_again_gives_two_messages_away() {
     only_without(Protection::Closed, || {
-        let mut channel = Channel::open(Key::new(KEY));
+        let mut channel = Channel::open(Level::Reports, Key::new(KEY));
         let mut way = Way(
             |_: &mut [u8; LARGEST], _: &mut Vec<Vec<u8>>| Delivery::Failed,
             Vec::new(),
@@ -232,7 +232,7 @@ fn the_key_stays_behind_without_the_clearing() {
         let mut machine = Hypervisor::registers(|_, _| 0);
         machine.memory.write(0x2000, 2);
         (0..16).for_each(|word| machine.memory.write(0x2020 + 8 * word, 0x4242));
-        let key = secrets::take(&mut machine, 0x2000).expect("a key");
+        let [key, _] = secrets::take(&mut machine, 0x2000).expect("keys");
         let found: Vec<u8> = (0..4)
             .flat_map(|i| machine.read(0x2020 + 8 * i).to_le_bytes())
             .collect();

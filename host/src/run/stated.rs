@@ -13,14 +13,14 @@ use std::io;
 use std::path::PathBuf;
 
 use cloak_manifest::model::{
-    Network as StatedNetwork, NetworkMode, Platform, PlatformKind, Program, Resources,
+    Keys, Network as StatedNetwork, NetworkMode, Platform, PlatformKind, Program, Resources,
     Volume as StatedVolume, VolumeKind,
 };
 use cloak_manifest::{Digest, Identity, Manifest, ManifestDigests, ManifestError, Purpose, RootKey};
 
 use crate::platform::Machine;
 
-use super::{Anchor, Environment, Network, Protected, Published, RunOptions, Volume};
+use super::{Anchor, Environment, Network, Protected, Published, RunOptions, Volume, VolumeKey};
 
 /// What the one who starts a context may say about it beside its manifest.
 #[derive(Debug, Default)]
@@ -64,6 +64,9 @@ pub enum StatedError {
     /// A variable that nobody allowed.
     #[error("the manifest does not leave {0} to the caller (program.untrusted_environment)")]
     Variable(String),
+    /// A key where none is wanted.
+    #[error("a root key is for plain KVM; on a measured machine keys come from inside (docs/manifest.md)")]
+    RootKey,
     /// A protected volume whose key would end with the run.
     #[error(
         "the volume at {0} is protected, and its key follows from a root key: give one with --root-key FILE \
@@ -148,11 +151,15 @@ pub fn of_manifest(
     mut caller: Caller,
 ) -> Result<RunOptions, StatedError> {
     refuse_what_is_not_there(manifest, &caller.machine)?;
+    if root.is_some() && !matches!(caller.machine, Machine::Plain) {
+        return Err(StatedError::RootKey);
+    }
     let program = &manifest.program;
     if !program.untrusted_args && !caller.arguments.is_empty() {
         return Err(StatedError::Arguments(caller.arguments));
     }
     let stated = Stated::of(manifest)?;
+    let measured = !matches!(caller.machine, Machine::Plain);
     let mut options = RunOptions {
         cpus: Some(manifest.resources.cpus as usize),
         memory: manifest.resources.memory_mib << 20,
@@ -169,15 +176,24 @@ pub fn of_manifest(
         machine: std::mem::take(&mut caller.machine),
         withheld: std::mem::take(&mut caller.withheld),
         ..RunOptions::new(
-            [OsString::from(&program.path)]
+            first_program(manifest)
                 .into_iter()
+                .map(OsString::from)
                 .chain(program.args.iter().map(OsString::from))
                 .chain(std::mem::take(&mut caller.arguments))
                 .collect(),
         )
     };
     for volume in &manifest.volumes {
-        add_volume(&mut options, volume, root.as_ref(), &stated.identity, &mut caller)?;
+        let key = |guest: &str| match &root {
+            // The guest has it from elsewhere.
+            _ if measured => Ok(VolumeKey::Inside),
+            Some(root) => Ok(VolumeKey::Given(
+                root.derive(&stated.identity, Purpose::Volume(guest)),
+            )),
+            None => Err(StatedError::NoRootKey(guest.to_owned())),
+        };
+        add_volume(&mut options, volume, key, &mut caller)?;
     }
     if let Some(guest) = caller.anchors.into_keys().next() {
         return Err(StatedError::Anchor(guest));
@@ -197,6 +213,18 @@ pub fn of_manifest(
     options.stated = Some(stated);
     Ok(options)
 }
+
+/// The program with its own name; where something is released to it, what fetches that and then becomes it.
+fn first_program(manifest: &Manifest) -> Vec<&str> {
+    let program = manifest.program.path.as_str();
+    match &manifest.broker {
+        Some(broker) if manifest.needs_broker() => vec![&broker.helper, START, "--", program],
+        _ => vec![program],
+    }
+}
+
+/// First argument of the helper of secrets, as the libos knows it, too (`stated::check`).
+pub const START: &str = "guest-start";
 
 /// How a manifest names a machine: a simulated one as what it simulates.
 fn kind(machine: &Machine) -> (PlatformKind, &'static str) {
@@ -218,14 +246,15 @@ fn refuse_what_is_not_there(manifest: &Manifest, machine: &Machine) -> Result<()
             accepted: names.join(", "),
         });
     }
-    let missing = |what: String, why| Err(StatedError::Missing { what, why });
-    if let Some(secret) = manifest.secrets.first() {
-        return missing(
-            format!("the secret {:?}", secret.name),
-            "secrets are released after attestation, which this platform has not",
-        );
+    let released = manifest.secrets.iter().map(|secret| &secret.name);
+    let mut released = released.chain(&manifest.keys.released);
+    match released.next().filter(|_| kind == PlatformKind::Plain) {
+        Some(name) => Err(StatedError::Missing {
+            what: format!("the secret {name:?}"),
+            why: "secrets are released after attestation, which this platform has not",
+        }),
+        None => Ok(()),
     }
-    Ok(())
 }
 
 /// The ports that the caller publishes, if the manifest lets them be.
@@ -272,8 +301,7 @@ fn environment(program: &Program, caller: &Caller) -> Result<Environment, Stated
 fn add_volume(
     options: &mut RunOptions,
     volume: &StatedVolume,
-    root: Option<&RootKey>,
-    identity: &Identity,
+    key: impl Fn(&str) -> Result<VolumeKey, StatedError>,
     caller: &mut Caller,
 ) -> Result<(), StatedError> {
     // A checked manifest has a source where one is needed.
@@ -289,12 +317,11 @@ fn add_volume(
             .push((volume.guest.clone().into(), volume.read_only)),
         VolumeKind::Measured => options.measured.volumes.push((source, volume.guest.clone())),
         VolumeKind::Protected => {
-            let root = root.ok_or_else(|| StatedError::NoRootKey(volume.guest.clone()))?;
             options.protected.push(Protected {
                 container: source,
                 guest: volume.guest.clone().into(),
                 read_only: volume.read_only,
-                key: Some(root.derive(identity, Purpose::Volume(&volume.guest))),
+                key: key(&volume.guest)?,
                 anchor: caller.anchors.remove(&volume.guest),
                 withheld: Vec::new(),
             });
@@ -303,7 +330,7 @@ fn add_volume(
             container: source,
             guest: volume.guest.clone().into(),
             read_only: true,
-            key: None,
+            key: VolumeKey::Nobody,
             anchor: None,
             withheld: Vec::new(),
         }),
@@ -339,8 +366,8 @@ pub fn of_options(options: &RunOptions, program: &std::path::Path, vcpus: usize)
         volume(
             text(&v.guest),
             match v.key {
-                Some(_) => VolumeKind::Protected,
-                None => VolumeKind::Ciphertext,
+                VolumeKey::Given(_) | VolumeKey::Inside => VolumeKind::Protected,
+                VolumeKey::Nobody => VolumeKind::Ciphertext,
             },
             Some(text(&v.container)),
             v.read_only,
@@ -357,7 +384,7 @@ pub fn of_options(options: &RunOptions, program: &std::path::Path, vcpus: usize)
         program: Program {
             path: text(program),
             args: Vec::new(),
-            workdir: options.workdir.as_deref().map_or_else(|| "/".to_owned(), text),
+            workdir: text(&super::workdir(options)),
             environment: BTreeMap::new(),
             untrusted_environment: super::environment(&options.environment)
                 .iter()
@@ -386,6 +413,8 @@ pub fn of_options(options: &RunOptions, program: &std::path::Path, vcpus: usize)
         volumes,
         files: Vec::new(),
         links: Vec::new(),
+        broker: None,
+        keys: Keys::default(),
         secrets: Vec::new(),
         segments: Vec::new(),
     }

@@ -332,12 +332,6 @@ fn check_measured(options: &Options) -> Result<(), VmError> {
             "the kernel makes one from its measured image",
         );
     }
-    if contexts.iter().any(|context| context.resident.is_some()) {
-        return not("--resident", "the monitor can't seal memory that it can't read");
-    }
-    if contexts.iter().any(|context| !context.anchors.is_empty()) {
-        return not("an anchored volume", "the monitor would have to be believed");
-    }
     if options.control.is_some() {
         return not(
             "--name",

@@ -5,7 +5,7 @@ use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
-use cloak_host::run::{Anchor, Mark, Protected};
+use cloak_host::run::{Anchor, Mark, Protected, VolumeKey};
 use cloak_volumes::anchor::{self, AnchorError};
 use cloak_volumes::files::HeldAnchor;
 use cloak_volumes::keys::VolumeId;
@@ -169,6 +169,7 @@ impl Asked {
     /// [`ProtectedError`].
     pub fn open(self) -> Result<Protected, ProtectedError> {
         let key = self.key.read()?.map(Secret::into_bytes);
+        let key = key.map_or(VolumeKey::Nobody, VolumeKey::Given);
         let key_file = match self.key {
             KeySource::File(path) => Some(path),
             KeySource::Descriptor(_) | KeySource::Nobody => None,

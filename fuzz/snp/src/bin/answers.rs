@@ -2,7 +2,8 @@
 #![no_main]
 
 use cloak_fuzz_seeds::plant;
-use cloak_snp::message::{Carrier, Channel, Delivery, HEADER, Kind, LARGEST};
+use cloak_snp::keys;
+use cloak_snp::message::{Carrier, Channel, Delivery, HEADER, Kind, LARGEST, Level};
 use cloak_snp::secrets::Key;
 
 struct Noise<'a>(&'a [u8]);
@@ -23,8 +24,11 @@ fn seeds() -> Vec<Vec<u8>> {
 }
 
 libfuzzer_sys::fuzz_target!(init: plant(seeds), |bytes: &[u8]| {
-    let mut channel = Channel::open(Key::new([7; 32]));
+    let mut channel = Channel::open(Level::Reports, Key::new([7; 32]));
     let mut answer = [0; LARGEST];
     let opened = channel.request(Kind::Report, &[1; 96], &mut answer, &mut Noise(bytes));
     assert!(opened.is_err(), "an answer was made up without the key");
+    let channel = Channel::open(Level::Keys, Key::new([7; 32]));
+    let root = keys::root(channel, &[2; 32], &mut Noise(bytes));
+    assert!(root.is_err(), "a key was made up without the key");
 });

@@ -11,7 +11,7 @@ use cloak_measured::accepted::Accepted;
 use cloak_measured::start::{Division, Given};
 use cloak_snp::cpuid::Table;
 use cloak_snp::ghcb::{self, Ghcb, fields};
-use cloak_snp::message::Channel;
+use cloak_snp::message::{Channel, Level};
 use cloak_snp::pages;
 use cloak_snp::report::{self, ByGhcb};
 use cloak_snp::{Machine, Size, Stop, Validation, secrets};
@@ -134,7 +134,7 @@ fn start(machine: &mut Hypervisor<'_>) -> Result<(), Stop> {
     table.agree(image.private)?;
     let state = table.vector_state()?;
     assert!(state & 3 == 3 && state & !cloak_snp::cpuid::OFFERED == 0);
-    let key = secrets::take(machine, SECRETS)?;
+    let [_, key] = secrets::take(machine, SECRETS)?;
     let division = Division::new(&given, &image)?;
     let context = division.context;
     assert!(context.free_frames <= context.frames[0][1] && context.table_pool >= image.end);
@@ -144,7 +144,7 @@ fn start(machine: &mut Hypervisor<'_>) -> Result<(), Stop> {
         assert!(accepted.mark(gpa));
         pages::accept(machine, ghcb, gpa)?;
     }
-    let mut channel = Channel::open(key);
+    let mut channel = Channel::open(Level::Reports, key);
     for data in 0..3 {
         let mut carrier = ByGhcb {
             machine,

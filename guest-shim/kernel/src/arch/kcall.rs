@@ -136,7 +136,7 @@ pub extern "C" fn on_stray(index: u32) {
 }
 
 /// The block that this vCPU shares with its libos.
-pub(super) fn block(cpu: &Cpu) -> &VcpuBlock {
+pub(super) fn block(cpu: &Cpu) -> &'static VcpuBlock {
     // SAFETY: `install` set it to the vCPU's block in the kernel's window; the type is atomics only, so
     // concurrent writes by the libos are defined.
     unsafe { &*(cpu.block as *const VcpuBlock) }
@@ -162,6 +162,7 @@ pub extern "C" fn dispatch(number: u64, first: u64, second: u64, index: u32) -> 
         n if n == Kcall::Accept as u64 => platform::current().accept(context, cpu, first).map(|()| 0),
         n if n == Kcall::Report as u64 => platform::current().report(context, cpu, first == 1),
         n if n == Kcall::Extend as u64 => platform::current().extend(context, cpu, first).map(|()| 0),
+        n if n == Kcall::Key as u64 => platform::current().key(context, cpu, first == 1),
         n if n == Kcall::Exit as u64 => loop {
             leave(cpu, MonitorCall::Exit, 0);
         },

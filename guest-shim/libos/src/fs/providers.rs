@@ -150,6 +150,10 @@ pub trait Providers: Send + Sync {
     fn attester(&self) -> Option<&'static str> {
         None
     }
+    /// What this runs on, as evidence calls it; `plain` where nothing is measured.
+    fn platform(&self) -> &'static str {
+        "plain"
+    }
     /// A report over these bytes, and the certificates to it, which are the host's word.
     ///
     /// # Errors

@@ -11,6 +11,7 @@ use bitflags::bitflags;
 
 use crate::fs::OpenFile;
 use crate::mem::pages::{Frame, PageCache};
+use crate::mem::swap::Left;
 
 bitflags! {
     /// Access rights (`PROT_*`).
@@ -86,6 +87,8 @@ pub struct Area {
     pub small_pages: bool,
     /// Frames of a page cache that are mapped here, by address: they live while mapped.
     pub pins: BTreeMap<u64, Frame>,
+    /// Pages that have left guest memory, by address.
+    pub left: BTreeMap<u64, Left>,
     /// Next address at which a fault would be sequential, and the window that it would get.
     pub ahead: (u64, u64),
     /// Shown in `/proc/self/maps` (`[heap]`, `[stack]`).
@@ -105,6 +108,7 @@ impl Area {
             wipe_on_fork: false,
             small_pages: false,
             pins: BTreeMap::new(),
+            left: BTreeMap::new(),
             ahead: (0, 0),
             name: "",
         }
@@ -122,6 +126,7 @@ impl Area {
             wipe_on_fork: self.wipe_on_fork,
             small_pages: self.small_pages,
             pins: BTreeMap::new(),
+            left: BTreeMap::new(),
             ahead: (0, 0),
             name: self.name,
         }
@@ -157,6 +162,11 @@ impl Areas {
     /// All areas in order.
     pub fn iter(&self) -> impl DoubleEndedIterator<Item = (u64, &Area)> {
         self.map.iter().map(|(&s, a)| (s, a))
+    }
+
+    /// The areas from the one that starts at `start` on, in order.
+    pub fn from(&self, start: u64) -> impl Iterator<Item = (u64, &Area)> {
+        self.map.range(start..).map(|(&s, a)| (s, a))
     }
 
     /// The areas that touch `[start, end)`, cut to it.
@@ -206,6 +216,7 @@ impl Areas {
         let mut right = area.clone();
         right.backing = area.backing.advance(address - start);
         right.pins = area.pins.split_off(&address);
+        right.left = area.left.split_off(&address);
         area.end = address;
         self.map.insert(address, right);
     }
@@ -253,6 +264,7 @@ impl Areas {
             {
                 area.end = next.end;
                 area.pins.extend(next.pins);
+                area.left.extend(next.left);
             }
         }
         let Some((&left, before)) = self.map.range(..start).next_back() else {
@@ -266,6 +278,7 @@ impl Areas {
         {
             before.end = area.end;
             before.pins.extend(area.pins);
+            before.left.extend(area.left);
         }
     }
 

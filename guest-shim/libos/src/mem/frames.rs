@@ -5,7 +5,7 @@
 //! (its pages are zero, and cost nothing, until a process forks).
 
 use alloc::vec::Vec;
-use core::sync::atomic::{AtomicU16, AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicU16, AtomicU64, AtomicUsize, Ordering};
 
 use cloak_abi::boot::platform;
 use cloak_abi::kcall::Kcall;
@@ -193,10 +193,27 @@ pub fn give(address: u64) {
     give_run(address - LIBOS_PHYS_VA, 1);
 }
 
+/// Frames that may be in use; the rest of what programs have leaves ([`super::swap`]). All of them unless the host says otherwise.
+static LIMIT: AtomicU64 = AtomicU64::new(u64::MAX);
+
+/// At most so many bytes of plaintext.
+pub fn set_limit(bytes: u64) {
+    LIMIT.store(bytes / PAGE, Ordering::Relaxed);
+}
+
+/// How many frames too many are in use once `more` are taken; none if they fit.
+#[must_use]
+pub fn beyond_limit(more: u64) -> Option<u64> {
+    let limit = LIMIT.load(Ordering::Relaxed);
+    let over = usage().0.saturating_add(more).saturating_sub(limit);
+    (over > 0).then_some(over)
+}
+
 /// Whether there is memory to waste: an eighth of all is free.
 #[must_use]
 pub fn are_plentiful() -> bool {
     let (used, all) = usage();
+    let all = all.min(LIMIT.load(Ordering::Relaxed));
     used < all - all / 8
 }
 

@@ -3,6 +3,7 @@
 pub mod area;
 pub mod extents;
 pub mod pages;
+pub mod swap;
 
 #[cfg(feature = "bare")]
 mod calls;

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | this | mapping, unmapping, rights, the heap |
 //! | `fault` | page faults |
+//! | `evict` | pages that leave guest memory and come back |
 //! | `cow` | copies of an address space, copy-on-write, its end |
 //! | `place` | where mappings go |
 
@@ -26,6 +27,7 @@ use crate::patch::Sites;
 use crate::sched::{Guard, Lock};
 
 mod cow;
+mod evict;
 mod fault;
 mod place;
 
@@ -82,6 +84,8 @@ pub struct Inner {
     home: Weak<Mutex<cow::Nest>>,
     /// The vCPU on which the fault that is being served happened.
     faulted_on: usize,
+    /// Where to look next for pages that leave.
+    hand: u64,
     brk_start: u64,
     brk: u64,
     /// Page faults served.
@@ -334,6 +338,9 @@ impl Inner {
             };
             let anonymous = matches!(area.backing, Backing::Anonymous);
             let writable = area.protection.contains(Protection::WRITE);
+            if !area.left.is_empty() {
+                self.areas.change(s, e, |a| a.left.clear());
+            }
             // Clearing half a megabyte costs less than leaving for the kernel and faulting it in again.
             if anonymous && writable && e - s <= LARGE / 4 {
                 self.wipe(s, e)?;
@@ -418,6 +425,10 @@ impl Inner {
                 .into_iter()
                 .map(|(va, f)| (shift(va), f))
                 .collect::<BTreeMap<_, _>>();
+            area.left = core::mem::take(&mut area.left)
+                .into_iter()
+                .map(|(va, left)| (shift(va), left))
+                .collect();
             area.ahead = (0, 0);
             self.areas.insert(shift(start), area);
         }

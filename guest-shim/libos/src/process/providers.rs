@@ -100,6 +100,10 @@ impl Providers for Libos {
         crate::attest::provider()
     }
 
+    fn platform(&self) -> &'static str {
+        crate::attest::machine()
+    }
+
     fn report(&self, data: &[u8; cloak_abi::kcall::REPORT_DATA]) -> SysResult<(Vec<u8>, Vec<u8>)> {
         crate::attest::evidence(data)
     }

@@ -36,6 +36,11 @@ pub trait Platform {
     }
     /// An interrupt has been taken.
     fn end_of_interrupt(&self) {}
+    /// Leaves the root of the context's keys in the vCPU's block, if it is `wanted`; gives its length. Once, and only where
+    /// the machine makes such keys.
+    fn key(&self, _: &Context, _: &Cpu, _wanted: bool) -> Result<i64, KcallError> {
+        Err(KcallError::Absent)
+    }
 }
 
 /// As [`platform`] numbers them.

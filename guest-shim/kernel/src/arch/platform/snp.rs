@@ -7,7 +7,7 @@ use core::cell::UnsafeCell;
 use core::ptr;
 
 use cloak_abi::boot::{LibosHeader, platform};
-use cloak_abi::kcall::{KcallError, REPORT_DATA};
+use cloak_abi::kcall::{KcallError, REPORT_DATA, ROOT_KEY};
 use cloak_abi::layout::{GHCBS_GPA, KERNEL_PHYS_VA, PAGE, monitor_port};
 use cloak_abi::stop::Stop;
 use cloak_abi::vcpu::MonitorCall;
@@ -16,10 +16,10 @@ use cloak_measured::start::{Division, Given};
 use cloak_snp::cpuid::Table;
 use cloak_snp::exception;
 use cloak_snp::ghcb::{self, Ghcb};
-use cloak_snp::message::{Channel, MessageError};
+use cloak_snp::message::{Channel, Level, MessageError};
 use cloak_snp::pages;
 use cloak_snp::report::{self, ByGhcb};
-use cloak_snp::{Machine, secrets, vmsa};
+use cloak_snp::{Machine, keys, secrets, vmsa};
 
 use super::instructions::Instructions;
 use super::{Platform, begin, guard, vc};
@@ -33,6 +33,10 @@ pub struct Snp;
 struct State {
     instructions: Instructions,
     channel: Channel,
+    /// For the root of the context's keys: until that is taken, or nobody needs it.
+    keys: Option<Channel>,
+    /// What the machine was launched for, as the first report says.
+    host_data: Option<[u8; 32]>,
     accepted: Accepted,
     /// Pages for the states of vCPUs.
     states: u64,
@@ -51,6 +55,8 @@ unsafe impl Sync for Cell {}
 static STATE: Cell = Cell(UnsafeCell::new(State {
     instructions: Instructions::Own,
     channel: Channel::closed(),
+    keys: None,
+    host_data: None,
     accepted: Accepted::new(),
     states: 0,
     vector_state: 1,
@@ -118,7 +124,9 @@ fn begin(state: &mut State) -> Result<(Division, LibosHeader), Stop> {
     state.vector_state = cpuid.vector_state()?;
     begin::enable_vector_state(state.vector_state);
     vc::settle(cpuid, state.vector_state, &image);
-    state.channel = Channel::open(secrets::take(machine, image.secrets)?);
+    let [for_keys, for_reports] = secrets::take(machine, image.secrets)?;
+    state.keys = Some(Channel::open(Level::Keys, for_keys));
+    state.channel = Channel::open(Level::Reports, for_reports);
     let mut division = Division::new(&given, &image)?;
     for gpa in division.first_blocks() {
         if !state.accepted.mark(gpa) {
@@ -219,6 +227,7 @@ impl Platform for Snp {
                     MessageError::Length => KcallError::Invalid,
                     _ => KcallError::Platform,
                 })?;
+            state.host_data.get_or_insert(response.host_data());
             let report = response.report();
             begin::answer(
                 cpu,
@@ -229,6 +238,33 @@ impl Platform for Snp {
                     .map(|part| u64::from_le_bytes(*part)),
             );
             Ok(report.len() as i64)
+        })
+    }
+
+    fn key(&self, context: &Context, cpu: &Cpu, wanted: bool) -> Result<i64, KcallError> {
+        context.locked(cpu, |_| {
+            // SAFETY: under the lock.
+            let state = unsafe { State::get() };
+            // Gone with this call, whatever becomes of it.
+            let channel = state.keys.take().ok_or(KcallError::Invalid)?;
+            if !wanted {
+                return Ok(0);
+            }
+            let host_data = state.host_data.ok_or(KcallError::Invalid)?;
+            let mut carrier = ByGhcb {
+                machine: &mut state.instructions,
+                ghcb: ghcb_of(cpu.index),
+                certificates: false,
+            };
+            let root = keys::root(channel, &host_data, &mut carrier).map_err(|_| KcallError::Platform)?;
+            begin::answer(
+                cpu,
+                root.as_chunks::<8>()
+                    .0
+                    .iter()
+                    .map(|part| u64::from_le_bytes(*part)),
+            );
+            Ok(ROOT_KEY as i64)
         })
     }
 }

@@ -7,6 +7,7 @@
 //! |---|---|
 //! | this | a mounted volume, its lock |
 //! | [`mod@open`] | from a record of the configuration to a mount |
+//! | [`pending`] | volumes that wait for the root of their keys |
 //! | [`store`] | the container on the OS side |
 //! | [`anchor`] | its last root, told to the monitor |
 //! | [`node`], [`names`] | files and directories, and their names |
@@ -27,7 +28,8 @@ mod file;
 mod names;
 mod node;
 pub mod open;
-mod store;
+pub mod pending;
+pub mod store;
 #[cfg(test)]
 mod tests;
 pub mod writeback;

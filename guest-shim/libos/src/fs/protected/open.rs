@@ -8,7 +8,7 @@ use alloc::vec::Vec;
 
 use cloak_abi::config::{self, Anchored, mount_flags};
 use cloak_abi::hostop::{MAX_MOUNTS, ROOT_FD};
-use cloak_volumes::volume::Options;
+use cloak_volumes::volume::{NewVolume, Options};
 use cloak_volumes::{Anchor, Fresh, Ino, NoAnchor, Time, Volume, VolumeKey};
 
 use super::anchor::MonitorAnchor;
@@ -19,12 +19,17 @@ use crate::fs::mount::Mount;
 use crate::fs::node::Node;
 use crate::fs::providers;
 
+/// How far the container of a volume that is made here may grow: as `cloak volume create` has it.
+const LIMIT: u64 = 1 << 40;
+
 /// A protected volume of the configuration, with its key: not to be copied, and cleared with its drop.
 pub struct Record {
     root: u64,
     read_only: bool,
     anchor: Option<Anchored>,
     key: VolumeKey,
+    /// Nobody outside has the key, and could have made the volume: an empty container becomes one, of this user and group.
+    begin: Option<[u32; 2]>,
     path: Vec<u8>,
 }
 
@@ -43,6 +48,19 @@ impl Record {
         &self.path
     }
 
+    /// Whether the program may only read it.
+    #[must_use]
+    pub const fn is_read_only(&self) -> bool {
+        self.read_only
+    }
+
+    /// Gives it the key from inside. An empty container becomes a volume of `owner`'s (user, group), as nobody outside can make it
+    /// one. That is no less than what who keeps the container can do anyway, unless an anchor remembers what was there.
+    pub fn set_key(&mut self, key: &[u8; 32], owner: [u32; 2]) {
+        self.key = VolumeKey::from_bytes(key);
+        self.begin = Some(owner);
+    }
+
     /// Takes what the configuration says.
     ///
     /// # Errors
@@ -56,6 +74,7 @@ impl Record {
             read_only: parsed.flags & mount_flags::READ_ONLY != 0,
             anchor: parsed.anchor,
             key: VolumeKey::from_bytes(parsed.key),
+            begin: None,
             path: parsed.path.to_vec(),
         })
     }
@@ -85,7 +104,7 @@ pub fn mount(record: Record, cache: usize) -> Result<Mount, String> {
 }
 
 fn open(record: Record, cache: usize) -> Result<Volume<Container>, String> {
-    let container = Container::open(record.root, !record.read_only).map_err(|errno| match errno {
+    let mut container = Container::open(record.root, !record.read_only).map_err(|errno| match errno {
         Errno::EAGAIN => String::from("another program has the container open"),
         Errno::ENOENT => String::from("the container is not a regular file"),
         other => format!("the container can't be opened ({})", other.name()),
@@ -96,6 +115,23 @@ fn open(record: Record, cache: usize) -> Result<Volume<Container>, String> {
         Some(anchored) => Box::new(MonitorAnchor::new(anchored)),
         None => Box::new(NoAnchor),
     };
+    let mut anchor = anchor;
+    let begin = match record.begin.filter(|_| !record.read_only) {
+        Some(owner) if container.is_empty().map_err(|why| format!("{why}"))? => {
+            // An anchor that begins has seen nothing; one that has seen a root has lost the volume to it.
+            let seen = anchor.last().map_err(|why| format!("its anchor: {why}"))?;
+            match seen.filter(|_| record.anchor.is_some_and(|anchored| anchored.seen.is_some())) {
+                Some(mark) => {
+                    let counter = mark.counter;
+                    return Err(format!(
+                        "rolled back: the container is empty, and its anchor has seen commit {counter} of it"
+                    ));
+                }
+                None => Some(owner),
+            }
+        }
+        _ => None,
+    };
     let options = Options {
         cache_bytes: cache,
         clock: now,
@@ -103,6 +139,15 @@ fn open(record: Record, cache: usize) -> Result<Volume<Container>, String> {
         anchor,
         fresh,
     };
+    if let Some([uid, gid]) = begin {
+        let new = NewVolume {
+            limit: LIMIT,
+            mode: 0o755,
+            uid,
+            gid,
+        };
+        return Volume::create(container, record.key, &new, options).map_err(|error| format!("{error}"));
+    }
     let opened = if record.read_only {
         Volume::open_read_only(container, record.key, options)
     } else {

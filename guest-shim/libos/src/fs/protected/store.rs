@@ -68,6 +68,14 @@ impl Container {
         Ok(Self::of(open(root, 0)?, false))
     }
 
+    /// Whether there is not a byte in it.
+    ///
+    /// # Errors
+    /// What the OS side says.
+    pub fn is_empty(&mut self) -> Result<bool, StoreError> {
+        Ok(Store::len(self)? == 0)
+    }
+
     const fn of(fd: HostFd, writable: bool) -> Self {
         Self {
             fd,

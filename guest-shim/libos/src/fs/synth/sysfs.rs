@@ -6,7 +6,8 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 
 use super::{Fixed, Item, Source, made, text};
-use crate::errno::SysResult;
+use crate::errno::{Errno, SysResult};
+use crate::fs::protected::pending;
 use crate::fs::providers;
 use crate::identity;
 use crate::net::mode::{self, Mode};
@@ -77,9 +78,15 @@ fn interfaces() -> Item {
 
 /// What the context is: as hexadecimal digits, and the manifest that it follows from.
 fn cloak() -> Item {
-    Fixed::default()
+    let all = Fixed::default()
         .with("identity", made(identity::text))
         .with("manifest", made(identity::manifest))
+        .with("platform", made(|| format!("{}\n", providers::get().platform())));
+    if !pending::is_waiting() {
+        return all.done();
+    }
+    let none = Arc::new(|| Err(Errno::EACCES));
+    all.with("root_key", Item::Writable(none, Arc::new(pending::take)))
         .done()
 }
 

@@ -20,6 +20,14 @@ use crate::fs::providers;
 /// Most directories at a time.
 const MOST: usize = 64;
 
+/// The privilege level of reports: on SNP the one that the kernel asks for (`cloak_snp::message::Level`).
+fn level_floor() -> &'static str {
+    match providers::get().attester() {
+        Some("sev_guest") => "1\n",
+        _ => "0\n",
+    }
+}
+
 static REPORTS: Mutex<BTreeMap<Vec<u8>, Arc<Mutex<Report>>>> = Mutex::new(BTreeMap::new());
 
 /// `/sys/kernel/config`.
@@ -68,7 +76,7 @@ impl Report {
 
     /// The level that the report is to name: there is one.
     fn level(&mut self, bytes: &[u8]) -> SysResult<()> {
-        if bytes.trim_ascii() != b"0" {
+        if bytes.trim_ascii() != level_floor().trim_ascii().as_bytes() {
             return Err(Errno::EINVAL);
         }
         self.generation += 1;
@@ -160,7 +168,7 @@ fn directory(report: Arc<Mutex<Report>>) -> Item {
         .with("outblob", made_of(|(report, _)| report))
         .with("auxblob", made_of(|(_, certificates)| certificates))
         .with("privlevel", write(Report::level))
-        .with("privlevel_floor", made(|| "0\n"))
+        .with("privlevel_floor", made(level_floor))
         .done()
 }
 

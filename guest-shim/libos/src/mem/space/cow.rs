@@ -41,6 +41,7 @@ impl Space {
                 nest: Arc::default(),
                 home: Weak::new(),
                 faulted_on: 0,
+                hand: 0,
                 brk_start: brk.0,
                 brk: brk.1,
                 faults: 0,
@@ -135,6 +136,7 @@ impl Inner {
                 let mut area = area.clone();
                 if area.wipe_on_fork {
                     area.pins.clear();
+                    area.left.clear();
                 }
                 areas.insert(start, area);
             }

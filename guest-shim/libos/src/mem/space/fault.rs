@@ -12,13 +12,15 @@ use crate::fs::OpenFile;
 use crate::mem::area::{Backing, Protection};
 use crate::mem::pages::PageCache;
 use crate::mem::tables::{self, Batch, Leaf};
-use crate::mem::{file_frames, frames};
+use crate::mem::{file_frames, frames, swap};
 use crate::user::Buf;
 
 /// Pages mapped around a fault in anonymous memory to begin with.
 const AROUND: u64 = 16 * PAGE;
 /// The same in files that processes share, of what is there: entries only.
 const SHARED_AROUND: u64 = 128 * PAGE;
+/// Most bytes of zeros that are mapped at once where others have to leave for them.
+const LIMITED: u64 = 32 * PAGE;
 /// Bytes read around a fault in a file mapping.
 const FILE_AROUND: u64 = 64 * PAGE;
 /// Most bytes of a file that are mapped before they are touched, where that takes no reading.
@@ -38,7 +40,7 @@ impl Inner {
         if !is_user_range(page, PAGE) {
             return Err(Fault::NotMapped);
         }
-        let (start, area) = self.areas.find(page).ok_or(Fault::NotMapped)?;
+        let (_, area) = self.areas.find(page).ok_or(Fault::NotMapped)?;
         let wanted = match access {
             Access::Read => Protection::READ,
             Access::Write => Protection::WRITE,
@@ -57,6 +59,12 @@ impl Inner {
             }
             return self.upgrade(page, &leaf).map_err(|_| Fault::Bus);
         }
+        if let Some(back) = self.bring_back(page) {
+            return back;
+        }
+        let Some((start, area)) = self.areas.find(page) else {
+            return Err(Fault::NotMapped);
+        };
         let backing = area.backing.clone();
         let (end, protection) = (area.end, area.protection);
         match backing {
@@ -103,7 +111,9 @@ impl Inner {
         let chunk = page & !(LARGE - 1);
         // Most programs need little heap: to clear a large page for it costs more than some faults.
         let little_heap = chunk == self.brk_start && self.brk <= chunk + HEAP_LITTLE;
-        let small = little_heap || self.areas.find(page).is_some_and(|(_, area)| area.small_pages);
+        // Pages leave one by one.
+        let limited = swap::is_there();
+        let small = limited || little_heap || self.areas.find(page).is_some_and(|(_, area)| area.small_pages);
         if !small
             && chunk >= start
             && chunk + LARGE <= end
@@ -126,8 +136,11 @@ impl Inner {
         } else {
             page & !(AROUND - 1)
         };
+        let window = if limited { window.min(LIMITED) } else { window };
         let (low, high) = (low.max(start), (low + window).min(end));
-        for (first, last) in self.tables.holes(low, high) {
+        let low = if low + window <= page { page } else { low };
+        self.make_room(window / PAGE);
+        for (first, last) in self.untouched(low, high) {
             map_zero(&mut batch, first, last, flags)?;
         }
         if let Some((_, area)) = self.areas.find_mut(page) {
