@@ -65,7 +65,7 @@ static BESIDE: [[Row; 4]; 3] = [
     ),
 ];
 
-static ROWS: [Row; 10] = [
+static ROWS: [Row; 12] = [
     rate(
         "measured-read-64k",
         "measured file, warm, 64 KiB read, bytes; native: the same file shared, under Cloak",

@@ -37,8 +37,11 @@ static SEQUENCE: AtomicU64 = AtomicU64::new(1);
 static FREE: Lazy<Mutex<Vec<u8>>> = Lazy::new(|| Mutex::new((0..=255).rev().collect()));
 static FREED: WaitQueue = WaitQueue::new();
 static WAITERS: [Mutex<Option<Arc<Thread>>>; SLOTS] = [const { Mutex::new(None) }; SLOTS];
-/// Who is told of the answer to such a request, and its note.
-static FOLLOWERS: [Mutex<Option<(Arc<dyn Answered>, usize)>>; SLOTS] = [const { Mutex::new(None) }; SLOTS];
+/// Who is told of the answer to a request, and its note.
+type Follower = (Arc<dyn Answered>, usize);
+
+/// Who is told of the answer to such a request.
+static FOLLOWERS: [Mutex<Option<Follower>>; SLOTS] = [const { Mutex::new(None) }; SLOTS];
 /// Sequence number of the request in each slot whose answer nobody waits for; 0 is none.
 static UNAWAITED: [AtomicU64; SLOTS] = [const { AtomicU64::new(0) }; SLOTS];
 /// Held by whoever drains the completion queues or the events.

@@ -407,7 +407,7 @@ kind = "memory"
 
     #[test]
     fn the_caller_chooses_what_is_left_to_the_caller() {
-        let text = MANIFEST.replace("[resources]", "[resources]").replace(
+        let text = MANIFEST.replace(
             "untrusted_environment",
             "untrusted_args = true\nuntrusted_environment",
         );

@@ -242,7 +242,8 @@ mod tests {
         let left = send(&mut again).expect("there is room");
         assert_eq!(left[1].place(), 1, "places are used again");
         let now = again.clone();
-        let changes: [fn(&mut Vec<u8>, &[u8]); 3] = [
+        type Change = fn(&mut Vec<u8>, &[u8]);
+        let changes: [Change; 3] = [
             |file, _| file[P + 17] ^= 1,
             |file, _| file.copy_within(2 * P.., P),
             |file, older| file[P..2 * P].copy_from_slice(&older[P..2 * P]),
