@@ -65,10 +65,10 @@ fi
 
 case $platform in
 sim-snp) kind=snp root=$(sha256sum sim/keys/ark.der | cut -d ' ' -f 1) ;;
-sim-tdx) kind=tdx root= ;;
+sim-tdx) kind=tdx root=$("$CLOAK" simulated-collateral --root-digest) ;;
 *) echo "what is $platform?" >&2 && exit 2 ;;
 esac
-roots=(${root:+--simulated-root "$root"})
+roots=(--simulated-root "$root")
 
 echo "# A broker, on a machine that its owner trusts. It lets in what is simulated only because its policy says so:"
 show "$CLOAK" kbs init --listen 127.0.0.1:0 "$here/kbs" >/dev/null
@@ -77,7 +77,12 @@ platforms = ["simulated-$kind"]
 [snp]
 maximum_vmpl = 1
 POLICY
-[[ -z $root ]] || printf '[simulated]\nroot_digests = ["%s"]\n' "$root" >>"$here/kbs/policy.toml"
+printf '[simulated]\nroot_digests = ["%s"]\n' "$root" >>"$here/kbs/policy.toml"
+if [[ $kind == tdx ]]; then
+    # What a broker for real machines has from Intel.
+    "$CLOAK" simulated-collateral >"$here/kbs/collateral.json"
+    sed -i 's/^collateral = .*/collateral = ["collateral.json"]/' "$here/kbs/kbs.toml"
+fi
 "$CLOAK" kbs serve --config "$here/kbs/kbs.toml" >"$here/serve.log" &
 broker=$!
 trap 'kill "$broker" 2>/dev/null; wait "$broker" 2>/dev/null; rm -rf "$here"' EXIT
@@ -113,7 +118,7 @@ if [[ $kind == snp ]]; then
     tail -c +1185 "$here/both" >"$here/aux"
     evidence=("$here/evidence" --cert-table "$here/aux" --simulated --nonce "$bytes")
 else
-    evidence=("$here/both" --simulated --nonce "$bytes")
+    evidence=("$here/both" --collateral "$here/kbs/collateral.json" --simulated --nonce "$bytes")
 fi
 show "$CLOAK" verify "${evidence[@]}" --policy "$here/policy.toml" --manifest "$here/cloak.toml" | tail -n 4
 echo

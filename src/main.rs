@@ -51,6 +51,9 @@ enum Command {
     /// Inside a context: fetch what the manifest says is released to it, and become its program
     #[command(hide = true, name = cloak_host::run::stated::START)]
     GuestStart(commands::guest_start::Args),
+    /// Print what a verifier needs of simulated TDX: collateral that holds for a month, or the root's digest
+    #[command(hide = true)]
+    SimulatedCollateral(commands::simulated::Args),
     /// Make, list, check protected volumes, and give them new keys
     Volume(cloak_volumes::cli::VolumeArgs),
 }
@@ -100,6 +103,7 @@ fn main() -> ExitCode {
             .into(),
         Command::Key(args) => commands::key::run(&args),
         Command::GuestStart(args) => commands::guest_start::run(&args),
+        Command::SimulatedCollateral(args) => commands::simulated::run(&args),
         Command::Volume(args) => args
             .run(
                 &commands::key::OfManifests,

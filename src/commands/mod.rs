@@ -10,6 +10,7 @@ pub mod measure;
 pub mod pod;
 pub mod ps;
 pub mod run;
+pub mod simulated;
 
 /// Says what failed; gives the exit code of Cloak's own failures.
 fn failed(error: &dyn std::error::Error) -> std::process::ExitCode {

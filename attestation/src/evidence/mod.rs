@@ -113,6 +113,19 @@ pub struct TdxEvidence {
     pub root: Option<Vec<u8>>,
 }
 
+impl TdxEvidence {
+    /// Adds collateral that did not come along. Of a simulated machine the root is the one that the collateral names: nobody
+    /// knows another, and it counts only where a policy has its digest.
+    #[must_use]
+    pub fn with_collateral(mut self, collateral: Collateral, simulated: bool) -> Self {
+        if simulated && self.root.is_none() {
+            self.root = crate::tdx::root_of(&collateral);
+        }
+        self.collateral = Some(Box::new(collateral));
+        self
+    }
+}
+
 /// A statement that a host key signed.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct SoftwareEvidence {
@@ -202,7 +215,10 @@ impl Evidence {
     pub fn as_simulated(self) -> Self {
         let attestation = match self.attestation {
             Attestation::SevSnp(snp) => Attestation::SimulatedSnp(snp),
-            Attestation::Tdx(tdx) => Attestation::SimulatedTdx(tdx),
+            Attestation::Tdx(mut tdx) => Attestation::SimulatedTdx(match tdx.collateral.take() {
+                Some(collateral) => tdx.with_collateral(*collateral, true),
+                None => tdx,
+            }),
             other => other,
         };
         Self { attestation, ..self }

@@ -139,6 +139,11 @@ fn json_window(at: &'static str, json: &str) -> Result<Window, CollateralError> 
     })
 }
 
+/// The root that collateral names, DER: the last of a chain, which nothing has verified here.
+pub(crate) fn root_of(collateral: &Collateral) -> Option<Vec<u8>> {
+    pem_chain(collateral.pck_crl_issuer_chain.as_bytes()).ok()?.pop()
+}
+
 /// The certificates of a PEM text, DER. Text between them is not allowed.
 pub(super) fn pem_chain(text: &[u8]) -> Result<Vec<Vec<u8>>, ()> {
     let mut rest = std::str::from_utf8(text)

@@ -25,6 +25,7 @@ mod verify;
 
 pub use attributes::TdAttributes;
 pub use claims::TdxClaims;
+pub(crate) use collateral::root_of;
 #[cfg(feature = "sim")]
 pub(crate) use collateral::to_pem;
 pub use collateral::{Collateral, CollateralError, parse_collateral};

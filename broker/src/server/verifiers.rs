@@ -73,14 +73,17 @@ impl Judge {
 
     /// A quote that came alone gets the collateral of its processor family, if there is one here.
     fn complete(&self, mut evidence: Evidence) -> Evidence {
-        if let Attestation::Tdx(tdx) = &mut evidence.attestation
+        let simulated = matches!(evidence.attestation, Attestation::SimulatedTdx(_));
+        if let Attestation::Tdx(tdx) | Attestation::SimulatedTdx(tdx) = &mut evidence.attestation
             && tdx.collateral.is_none()
             && let Some(fmspc) = cloak_attestation::tdx::fmspc_of_quote(&tdx.quote)
         {
             let fits = |candidate: &&Collateral| {
                 cloak_attestation::tdx::fmspc_of_collateral(candidate) == Some(fmspc)
             };
-            tdx.collateral = self.collateral.iter().find(fits).cloned().map(Box::new);
+            if let Some(collateral) = self.collateral.iter().find(fits) {
+                *tdx = std::mem::take(tdx).with_collateral(collateral.clone(), simulated);
+            }
         }
         evidence
     }
