@@ -64,6 +64,22 @@ fn a_good_quote_verifies_under_a_policy_that_names_it_and_no_other() {
     assert_eq!(refuse(TdxEvidence { root: None, ..good }, ""), ["chain.missing"]);
 }
 
+/// It came as one from hardware would, with collateral beside it. The root that it so gets counts where a policy has its digest.
+#[test]
+fn a_simulated_quote_has_the_root_that_its_collateral_names() {
+    let bare = TdxEvidence {
+        root: None,
+        ..quote(|_| {})
+    };
+    let simulated = Evidence::from(Attestation::Tdx(bare)).as_simulated();
+    let pinned = |digest: String| {
+        let text = format!("[simulated]\nroot_digests = [\"{digest}\"]");
+        Verifier::new(policy(&text)).verify(&simulated, &Request::at(NOW))
+    };
+    pinned(WORLD.root_digest().to_string()).expect("its own root");
+    assert_eq!(codes(pinned("00".repeat(32))), ["simulated.root.not-allowed"]);
+}
+
 #[test]
 fn an_envelope_carries_it_whole() {
     let sent = evidence(quote(|_| {}));
