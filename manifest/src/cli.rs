@@ -68,7 +68,7 @@ struct InitArgs {
     /// Measure this file too, or all that is below this folder: what the program opens by itself (repeatable)
     #[arg(long, value_name = "PATH")]
     add: Vec<PathBuf>,
-    /// Key broker that releases secrets (https://HOST[:PORT]); this program becomes their helper, and is measured
+    /// Key broker that releases secrets (https://HOST or https://HOST:PORT); this program becomes their helper, and is measured
     #[arg(long, value_name = "URL", requires = "broker_ca")]
     broker: Option<String>,
     /// Certificates that the broker's has to come from, PEM

@@ -3,7 +3,7 @@
 //!
 //! The processor can't mix HOST_DATA in (SNP ABI, table 18), and another manifest's guest has the same measurement. So the
 //! kernel does, by what a report says, before it gives the key out; and that nobody else in a guest can ask for the key
-//! beneath it is what [`Level`](crate::message::Level) is for. The firmware's version is not mixed in: keys outlive its updates.
+//! beneath it is what [`Level`] is for. The firmware's version is not mixed in: keys outlive its updates.
 
 use hkdf::Hkdf;
 use sha2::Sha384;
