@@ -40,6 +40,8 @@ pub struct Flow {
     fetch: Option<Request>,
     /// The last fetch found everything: until the next edge there is nothing to read.
     is_empty: bool,
+    /// The peer's end, or an error, has been reported: no edge follows, and what is to be read is there.
+    has_ended: bool,
     /// Bytes for the socket when it takes them.
     kept: VecDeque<u8>,
     /// A shutdown that comes after them.
@@ -76,6 +78,11 @@ impl Flows {
 }
 
 impl Flow {
+    /// A read got `len` bytes where there was `space`.
+    fn got(&mut self, len: usize, space: usize) {
+        self.is_empty = !self.has_ended && len > 0 && len < space;
+    }
+
     /// Whether it keeps bytes, so that nothing may overtake them.
     pub fn keeps(&self) -> bool {
         !self.kept.is_empty()
@@ -143,7 +150,7 @@ pub fn fetch(call: &Call<'_>) -> Reply {
         match sys::read(entry.as_fd(), &out) {
             Err(Errno::AGAIN) => {}
             Ok(len) => {
-                flow.is_empty = len > 0 && len < out.len();
+                flow.got(len, out.len());
                 return Ok(len.into());
             }
             Err(errno) => return Err(errno.into()),
@@ -241,6 +248,7 @@ pub fn event(shared: &Shared, number: u64, token: u32, flags: EventFlags) -> New
     let mut answered = false;
     if flags.intersects(comes) {
         flow.is_empty = false;
+        flow.has_ended |= flags.intersects(EventFlags::RDHUP | EventFlags::HUP | EventFlags::ERR);
         answered = serve_fetch(shared, &entry, &mut flow, flags);
     }
     let is_room = bits.contains(EventFlags::OUT);
@@ -270,10 +278,13 @@ fn serve_fetch(shared: &Shared, entry: &Entry, flow: &mut Flow, flags: EventFlag
             .part(0, usize::try_from(request.args[1]).unwrap_or(0))
             .and_then(|out| Ok((sys::read(entry.as_fd(), &out)?, out.len())))
     };
-    flow.is_empty = matches!(read, Ok((len, space)) if len > 0 && len < space);
-    if let Err(Errno::AGAIN) = read {
-        flow.is_empty = true;
-        return false;
+    match read {
+        Ok((len, space)) => flow.got(len, space),
+        Err(Errno::AGAIN) => {
+            flow.is_empty = true;
+            return false;
+        }
+        Err(_) => {}
     }
     flow.fetch = None;
     answer(shared, &request, read.map(|(len, _)| len));
