@@ -562,7 +562,18 @@ fn options_that_contradict_the_manifest_are_refused() {
     replace(&manifest, "[\"plain\", \"snp\", \"tdx\"]", "[\"snp\"]");
     refused(&stated(&manifest, &[]), "accepts the platforms snp");
     replace(&manifest, "[\"snp\"]", "[\"plain\"]");
-    append(&manifest, "\n[[secret]]\nname = \"tls\"\npath = \"/run/tls\"\n");
+    append(&manifest, "\n[[secret]]\nname = \"tls\"\npath = \"/tmp/tls\"\n");
+    refused(&stated(&manifest, &[]), "there is no [broker]");
+    let ca = "-----BEGIN CERTIFICATE-----\\nAAAA\\n-----END CERTIFICATE-----\\n";
+    append(
+        &manifest,
+        &format!(
+            "\n[broker]\nurl = \"https://127.0.0.1:1\"\nca = \"{ca}\"\nhelper = \"{}\"\n",
+            busybox.display()
+        ),
+    );
+    refused(&stated(&manifest, &[]), "does not reach the broker");
+    replace(&manifest, "mode = \"none\"", "mode = \"host\"");
     refused(&stated(&manifest, &[]), "the secret \"tls\"");
     refused(
         &stated(&folder.write("none", "version = 2"), &[]),
