@@ -104,7 +104,7 @@ libfuzzer_sys::fuzz_target!(init: plant(seeds), |bytes: &[u8]| {
         memory: BTreeMap::new(),
         asked: Vec::new(),
     };
-    let mut word = || machine.word();
+    let word = || machine.word();
     let mut registers = Registers {
         rax: word(),
         rbx: word(),

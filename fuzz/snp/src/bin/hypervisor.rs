@@ -133,7 +133,7 @@ fn start(machine: &mut Hypervisor<'_>) -> Result<(), Stop> {
     let table = Table::take(machine, CPUID)?;
     table.agree(image.private)?;
     let state = table.vector_state()?;
-    assert!(state & 3 == 3 && state & !cloak_snp::cpuid::OFFERED == 0);
+    assert!(state & 3 == 3 && state & !cloak_measured::vector_state::OFFERED == 0);
     let [_, key] = secrets::take(machine, SECRETS)?;
     let division = Division::new(&given, &image)?;
     let context = division.context;

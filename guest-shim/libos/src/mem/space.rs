@@ -86,6 +86,8 @@ pub struct Inner {
     faulted_on: usize,
     /// Where to look next for pages that leave.
     hand: u64,
+    /// Faults for which none is looked for.
+    pause: u32,
     brk_start: u64,
     brk: u64,
     /// Page faults served.

@@ -42,6 +42,7 @@ impl Space {
                 home: Weak::new(),
                 faulted_on: 0,
                 hand: 0,
+                pause: 0,
                 brk_start: brk.0,
                 brk: brk.1,
                 faults: 0,

@@ -21,6 +21,10 @@ use crate::user::Buf;
 const LOOKED_AT: usize = 1024;
 /// Most pages that leave for one fault that takes fewer.
 const LEAST: u64 = 64;
+/// Pages of its own that an address space keeps whatever the limit: without them it would fault at each step.
+const KEPT: usize = 1024;
+/// Faults for which nothing is looked for, after nothing was found.
+const PAUSE: u32 = 64;
 
 impl Inner {
     /// Lets pages leave until `pages` frames can be taken within the limit. Where nothing can leave, the limit is passed: memory
@@ -29,11 +33,16 @@ impl Inner {
         let Some(over) = frames::beyond_limit(pages).filter(|_| swap::is_there()) else {
             return;
         };
+        if let Some(left) = self.pause.checked_sub(1) {
+            self.pause = left;
+            return;
+        }
         // Not all at once: where what can't leave is beyond the limit already, every fault would send away everything else.
         let mut wanted = over.min(LEAST.max(pages));
         while wanted > 0 {
             let gone = self.send_some() as u64;
             if gone == 0 {
+                self.pause = PAUSE;
                 return;
             }
             wanted = wanted.saturating_sub(gone);
@@ -81,16 +90,17 @@ impl Inner {
         }
     }
 
-    /// The next pages that leave.
+    /// The next pages that leave: none where there are few that could.
     fn victims(&mut self) -> Vec<(u64, Leaf)> {
         let mut chosen: Vec<(u64, Leaf)> = Vec::new();
         let mut spared: Vec<(u64, Leaf)> = Vec::new();
         // From the hand to the end, then once from the beginning.
-        let mut wrapped = false;
+        let (mut wrapped, mut around) = (false, false);
         let mut at = self.hand;
         while chosen.len() < TOGETHER && chosen.len() + spared.len() < LOOKED_AT {
             let Some((va, leaf)) = self.next_own(at) else {
                 if wrapped {
+                    around = true;
                     break;
                 }
                 (wrapped, at) = (true, 0);
@@ -98,6 +108,7 @@ impl Inner {
             };
             at = va + PAGE;
             if wrapped && at > self.hand {
+                around = true;
                 break;
             }
             if leaf.flags & PTE_A == 0 {
@@ -107,6 +118,9 @@ impl Inner {
             }
         }
         self.hand = at;
+        if around && chosen.len() + spared.len() < KEPT {
+            return Vec::new();
+        }
         let missing = (TOGETHER - chosen.len().min(TOGETHER)).min(spared.len());
         // Where all were accessed the first ones go.
         chosen.extend(spared.drain(..missing));
