@@ -14,6 +14,7 @@ use crate::platform::{GuestRam, Injection};
 const GATE: u64 = 16;
 const RSP0: u64 = 4;
 const IST: u64 = 36;
+const AVAILABLE_TSS: u8 = 9;
 /// TF, IF, NT, RF.
 const CLEARED: u64 = 1 << 8 | 1 << 9 | 1 << 14 | 1 << 16;
 
@@ -51,11 +52,23 @@ pub fn deliver(fd: &VcpuFd, memory: &GuestRam, event: Injection) -> Result<(), V
     }
     if program {
         (system.cs, system.ss) = kvm::kernel_segments();
+        if is_amd() {
+            // KVM tells of a busy TSS where the CPU has none (`svm_get_segment`), and an emulated CPU minds.
+            system.tr.type_ = AVAILABLE_TSS;
+        }
         fd.set_sregs(&system).step("setting a vCPU's system registers")?;
     }
     (general.rip, general.rsp) = (handler, stack);
     general.rflags &= !CLEARED;
     fd.set_regs(&general).step("setting a vCPU's registers")
+}
+
+fn is_amd() -> bool {
+    let name = std::arch::x86_64::__cpuid(0);
+    [name.ebx, name.edx, name.ecx]
+        .map(u32::to_le_bytes)
+        .as_flattened()
+        == b"AuthenticAMD"
 }
 
 /// An address of the kernel's: what it has of its own is in its image, or in its window on memory.
