@@ -191,9 +191,9 @@ pub fn load_tables(index: usize) {
 
 /// Gives this vCPU the interrupt descriptor table at `base`, all of whose gates name the first stack of the interrupt stack
 /// table. It is the one that traps from CPL 3 take anyway.
-pub fn load_interrupts(index: usize, base: u64, bytes: usize) {
+pub fn load_interrupts(index: usize, base: u64) {
     let idt = Pointer {
-        limit: bytes as u16 - 1,
+        limit: entry::IDT_BYTES as u16 - 1,
         base,
     };
     // SAFETY: this vCPU's own element, after `load_tables`; the table is complete and lives as long as the VM.

@@ -15,14 +15,29 @@ use cloak_abi::vcpu::VcpuBlock;
 use super::cpu::{Cpu, KERNEL_CS, USER_CS, USER_SS};
 
 /// All that there are: an interrupt beyond the table would be a fault of whom it interrupts.
-const VECTORS: usize = 256;
+pub const VECTORS: usize = 256;
 /// Bytes of the interrupt descriptor table.
 pub const IDT_BYTES: usize = VECTORS * 16;
 /// The linker script puts the stubs first: 16 bytes for each vector.
 const STUBS: u64 = KERNEL_VA;
 
+/// An interrupt descriptor table.
 #[repr(align(16))]
-struct Idt([[u64; 2]; VECTORS]);
+pub struct Idt(pub [[u64; 2]; VECTORS]);
+
+/// A gate to `handler` in the kernel's code, on stack `ist` of the interrupt stack table unless that is 0, which code of level
+/// `dpl` and above may call by an instruction.
+pub const fn gate_to(handler: u64, ist: u64, dpl: u64) -> [u64; 2] {
+    let flags: u64 = 0x8e | dpl << 5;
+    [
+        handler & 0xffff
+            | (KERNEL_CS as u64) << 16
+            | ist << 32
+            | flags << 40
+            | (handler >> 16 & 0xffff) << 48,
+        handler >> 32,
+    ]
+}
 
 const fn gate(vector: u64) -> [u64; 2] {
     let handler = STUBS + 16 * vector;
@@ -34,15 +49,7 @@ const fn gate(vector: u64) -> [u64; 2] {
         2 => 2,
         _ => 0,
     };
-    let flags: u64 = 0x8e | dpl << 5;
-    [
-        handler & 0xffff
-            | (KERNEL_CS as u64) << 16
-            | ist << 32
-            | flags << 40
-            | (handler >> 16 & 0xffff) << 48,
-        handler >> 32,
-    ]
+    gate_to(handler, ist, dpl)
 }
 
 static IDT: Idt = Idt({

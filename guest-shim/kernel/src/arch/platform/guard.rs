@@ -23,18 +23,13 @@ use core::arch::global_asm;
 use cloak_abi::layout::{KERNEL_VA, KICK_VECTOR};
 use cloak_abi::vcpu::VcpuBlock;
 
-use crate::arch::cpu::{Cpu, KERNEL_CS, above_stack};
+use crate::arch::cpu::{Cpu, above_stack};
+use crate::arch::entry::{Idt, VECTORS, gate_to};
 
-const VECTORS: usize = 256;
-/// Bytes of the table.
-pub const IDT_BYTES: usize = VECTORS * 16;
 /// The linker script puts the stubs here, behind those of plain KVM's table: 16 bytes for each exception, then one for the kick,
 /// and one for all others.
 const STUBS: u64 = KERNEL_VA + 16 * VECTORS as u64;
 const EXCEPTIONS: u64 = 32;
-
-#[repr(align(16))]
-struct Idt([[u64; 2]; VECTORS]);
 
 const fn gate(vector: u64) -> [u64; 2] {
     let stub = if vector < EXCEPTIONS {
@@ -47,11 +42,7 @@ const fn gate(vector: u64) -> [u64; 2] {
     let handler = STUBS + 16 * stub;
     // INT3 may be executed at CPL 3; all run on the first stack of the interrupt stack table.
     let dpl = if vector == 3 { 3 } else { 0 };
-    let flags: u64 = 0x8e | dpl << 5;
-    [
-        handler & 0xffff | (KERNEL_CS as u64) << 16 | 1 << 32 | flags << 40 | (handler >> 16 & 0xffff) << 48,
-        handler >> 32,
-    ]
+    gate_to(handler, 1, dpl)
 }
 
 static IDT: Idt = Idt({

@@ -162,7 +162,7 @@ fn further(state: &mut State, index: u32) -> ! {
 
 /// From here on this vCPU takes no event that a hypervisor makes up.
 fn guard(index: u32) {
-    cpu::load_interrupts(index as usize, guard::idt(), guard::IDT_BYTES);
+    cpu::load_interrupts(index as usize, guard::idt());
 }
 
 impl Platform for Snp {
