@@ -8,20 +8,8 @@ use kvm_bindings::{
     kvm_sev_snp_launch_update,
 };
 
+use crate::cases::cases;
 use crate::live::VC;
-
-macro_rules! cases {
-    ($($(#[$doc:meta])* $name:ident = $text:literal,)*) => {
-        /// What it does.
-        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-        pub enum Hostile { $($(#[$doc])* $name,)* }
-
-        impl Hostile {
-            /// All of them, by name.
-            pub const ALL: &[(&str, Self)] = &[$(($text, Self::$name)),*];
-        }
-    };
-}
 
 cases! {
     /// It speaks version 1 of the GHCB protocol only.
@@ -95,15 +83,6 @@ cases! {
 }
 
 impl Hostile {
-    /// The one of this name.
-    #[must_use]
-    pub fn named(name: &str) -> Option<Self> {
-        Self::ALL
-            .iter()
-            .find(|(known, _)| *known == name)
-            .map(|(_, case)| *case)
-    }
-
     /// What it injects in the place of #VC where code at CPL 3 executes an OUT; `before` is how many events it has made up.
     pub(crate) fn event(self, out: Out, before: u64) -> Option<Injection> {
         let vc = |error| Injection {

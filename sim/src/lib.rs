@@ -19,6 +19,7 @@
 //! real firmware it doesn't have (`docs/platforms.md`).
 #![forbid(unsafe_code)]
 
+mod cases;
 mod cipher;
 #[cfg(not(fuzzing))]
 pub mod hostile;

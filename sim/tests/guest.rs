@@ -184,6 +184,16 @@ fn an_answer_opens_under_its_own_number_only() {
     assert!(Sealed::parse(&response).expect("well-formed").open(&KEY).is_err());
 }
 
+/// A key of the chip, the measurement and the policy.
+const BY_MEASUREMENT: KeyRequest = KeyRequest {
+    root_key_select: 0,
+    reserved: 0,
+    field_select: fields::MEASUREMENT | fields::POLICY,
+    vmpl: 0,
+    guest_svn: 0,
+    tcb: [0; 8],
+};
+
 fn derived(machine: &mut Machine, sequence: u64, request: KeyRequest) -> (u32, [u8; 32]) {
     let page = message(sequence, MessageType::KeyRequest, request.as_bytes());
     let payload = opened(
@@ -196,14 +206,7 @@ fn derived(machine: &mut Machine, sequence: u64, request: KeyRequest) -> (u32, [
 
 #[test]
 fn derived_keys_depend_on_the_chip_and_on_what_was_chosen() {
-    let all = KeyRequest {
-        root_key_select: 0,
-        reserved: 0,
-        field_select: fields::MEASUREMENT | fields::POLICY,
-        vmpl: 0,
-        guest_svn: 0,
-        tcb: [0; 8],
-    };
+    let all = BY_MEASUREMENT;
     let policy = KeyRequest {
         field_select: fields::POLICY,
         ..all
@@ -259,14 +262,7 @@ fn derived_keys_depend_on_the_chip_and_on_what_was_chosen() {
 /// root of another manifest's keys. With the first key every guest of this measurement would get it, whatever its HOST_DATA.
 #[test]
 fn the_key_of_a_lower_level_gets_no_key_of_the_highest() {
-    let wanted = KeyRequest {
-        root_key_select: 0,
-        reserved: 0,
-        field_select: fields::MEASUREMENT | fields::POLICY,
-        vmpl: 0,
-        guest_svn: 0,
-        tcb: [0; 8],
-    };
+    let wanted = BY_MEASUREMENT;
     let (_, victims) = derived(&mut running(1), 1, wanted);
     let mut attacker = machine(1);
     let other = Options {

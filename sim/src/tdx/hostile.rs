@@ -5,20 +5,8 @@
 use cloak_abi::layout::PARAMETERS_GPA;
 use kvm_bindings::CpuId;
 
+use crate::cases::cases;
 use crate::memory::PageBytes;
-
-macro_rules! cases {
-    ($($(#[$doc:meta])* $name:ident = $text:literal,)*) => {
-        /// What it does.
-        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-        pub enum Hostile { $($(#[$doc])* $name,)* }
-
-        impl Hostile {
-            /// All of them, by name.
-            pub const ALL: &[(&str, Self)] = &[$(($text, Self::$name)),*];
-        }
-    };
-}
 
 cases! {
     /// The page of parameters has more memory than there can be, which would reach into what is shared.
@@ -84,13 +72,6 @@ cases! {
 }
 
 impl Hostile {
-    /// The one of this name.
-    #[must_use]
-    pub fn named(name: &str) -> Option<Self> {
-        let mut all = Self::ALL.iter();
-        all.find(|(known, _)| *known == name).map(|(_, case)| *case)
-    }
-
     /// What it makes of the page of parameters.
     pub(super) fn change(self, gpa: u64, page: &mut PageBytes) {
         if gpa != PARAMETERS_GPA {
