@@ -5,6 +5,9 @@ use crate::peer::Peer;
 use crate::results::Results;
 use crate::rows::{self, Row, Target};
 use std::fmt::Write;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::{env, fs, io};
 
 /// What a person wrote about the figures stands below this line and survives a new run.
 const NOTES: &str = "## Notes";
@@ -91,6 +94,22 @@ pub fn introduction(rounds: usize) -> String {
         "# Benchmarks\n\n`make bench` wrote this page: medians of {rounds} interleaved rounds, each figure with its ratio to \
          native in the same run. Costs are better when smaller, rates (`/s`) when larger. A figure in bold reaches what it has to."
     )
+}
+
+/// The whole of a program that measures and writes the document that its only argument names. `document` is given what was there.
+pub fn write_document(usage: &str, document: impl FnOnce(&str) -> io::Result<String>) -> ExitCode {
+    let mut arguments = env::args().skip(1).map(PathBuf::from);
+    let (Some(file), None) = (arguments.next(), arguments.next()) else {
+        eprintln!("usage: {usage}");
+        return ExitCode::from(2);
+    };
+    match document(&fs::read_to_string(&file).unwrap_or_default()).and_then(|text| fs::write(&file, text)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{}: {error}", file.display());
+            ExitCode::FAILURE
+        }
+    }
 }
 
 /// The whole document; the notes of the `old` one are kept.

@@ -1,8 +1,7 @@
 //! Measures verification and the key broker, by the benches of their own crates, and writes the document.
 
-use std::path::PathBuf;
 use std::process::{Command, ExitCode, Stdio};
-use std::{env, fs, io};
+use std::{env, io};
 
 use cloak_bench::{machine, table};
 
@@ -32,18 +31,7 @@ const PARTS: [(&str, &str, &str); 2] = [
 ];
 
 fn main() -> ExitCode {
-    let mut arguments = env::args().skip(1).map(PathBuf::from);
-    let (Some(file), None) = (arguments.next(), arguments.next()) else {
-        eprintln!("usage: {USAGE}");
-        return ExitCode::from(2);
-    };
-    match document(&fs::read_to_string(&file).unwrap_or_default()).and_then(|text| fs::write(&file, text)) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("{}: {error}", file.display());
-            ExitCode::FAILURE
-        }
-    }
+    table::write_document(USAGE, document)
 }
 
 fn document(old: &str) -> io::Result<String> {

@@ -1,9 +1,8 @@
 //! Measures what differs between kinds of machine: launch by phase, memory that is accepted, evidence; and writes the document.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 use std::process::{Command, ExitCode};
-use std::{env, fs, io};
+use std::{env, io};
 
 use cloak_bench::{machine, table};
 
@@ -37,18 +36,7 @@ const EVIDENCE: &str = "import os, time\n\
     print(time.perf_counter() - t)";
 
 fn main() -> ExitCode {
-    let mut arguments = env::args().skip(1).map(PathBuf::from);
-    let (Some(file), None) = (arguments.next(), arguments.next()) else {
-        eprintln!("usage: {USAGE}");
-        return ExitCode::from(2);
-    };
-    match document(&fs::read_to_string(&file).unwrap_or_default()).and_then(|text| fs::write(&file, text)) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("{}: {error}", file.display());
-            ExitCode::FAILURE
-        }
-    }
+    table::write_document(USAGE, document)
 }
 
 fn document(old: &str) -> io::Result<String> {
