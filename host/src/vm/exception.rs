@@ -3,6 +3,8 @@
 //! The event is delivered by hand, as the CPU does it (AMD64 Architecture Programmer's Manual, volume 2, section 8.9): KVM's own
 //! injection knows no error code for #VC where the host is Intel's or emulated.
 
+use std::sync::LazyLock;
+
 use cloak_abi::layout::{KERNEL_GPA, KERNEL_PHYS_VA, KERNEL_VA};
 use kvm_ioctls::VcpuFd;
 
@@ -52,7 +54,7 @@ pub fn deliver(fd: &VcpuFd, memory: &GuestRam, event: Injection) -> Result<(), V
     }
     if program {
         (system.cs, system.ss) = kvm::kernel_segments();
-        if is_amd() {
+        if *IS_AMD {
             // KVM tells of a busy TSS where the CPU has none (`svm_get_segment`), and an emulated CPU minds.
             system.tr.type_ = AVAILABLE_TSS;
         }
@@ -63,13 +65,14 @@ pub fn deliver(fd: &VcpuFd, memory: &GuestRam, event: Injection) -> Result<(), V
     fd.set_regs(&general).step("setting a vCPU's registers")
 }
 
-fn is_amd() -> bool {
+/// Asked once: the instruction is an exit where the host is a guest itself.
+static IS_AMD: LazyLock<bool> = LazyLock::new(|| {
     let name = std::arch::x86_64::__cpuid(0);
     [name.ebx, name.edx, name.ecx]
         .map(u32::to_le_bytes)
         .as_flattened()
         == b"AuthenticAMD"
-}
+});
 
 /// An address of the kernel's: what it has of its own is in its image, or in its window on memory.
 fn physical(va: u64) -> Result<u64, VmError> {

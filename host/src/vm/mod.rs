@@ -362,7 +362,7 @@ impl Prepared {
             entry,
             placed,
             below,
-            mut made,
+            made,
         } = match snp {
             Some(snp) => load_snp(&kvm, snp, &borders, &mut phases, &mut options)?,
             None => load_vm(&kvm, &vm, &borders, &mut phases, &mut options)?,
@@ -422,7 +422,7 @@ impl Prepared {
             cpuid,
             entry,
             below,
-            made: std::mem::take(&mut made),
+            made,
             early: None,
             sender,
             events,

@@ -137,16 +137,11 @@ impl Runner {
         let exit = self.fd.run();
         match exit {
             Ok(VcpuExit::IoOut(port, data)) if matches!(self.below, Below::Simulated(..)) => {
-                let out = Out {
-                    port,
-                    size: data.len() as u8,
-                    value: value_of(data),
-                    user: false,
-                };
+                let (size, value) = (data.len() as u8, value_of(data));
                 if port == SIM_PORT {
-                    self.hardware_call(out.value)
+                    self.hardware_call(value)
                 } else {
-                    self.intercept(out).map(|()| None)
+                    self.intercept(port, size, value).map(|()| None)
                 }
             }
             Ok(VcpuExit::IoOut(port, data)) if ports.contains(&port) => {
@@ -212,7 +207,7 @@ impl Runner {
     }
 
     /// An OUT that the guest executes itself, which is not for it to do: the hardware says what comes of it.
-    fn intercept(&mut self, mut out: Out) -> Result<(), VmError> {
+    fn intercept(&mut self, port: u16, size: u8, value: u32) -> Result<(), VmError> {
         // Where the instruction is depends on the host, until it is over.
         self.fd.set_kvm_immediate_exit(1);
         if let Ok(other) = self.fd.run() {
@@ -222,7 +217,12 @@ impl Runner {
         self.fd.set_kvm_immediate_exit(0);
         let system = self.fd.get_sregs().step("reading a vCPU's system registers")?;
         let mut general = self.fd.get_regs().step("reading a vCPU's registers")?;
-        out.user = system.cs.selector & 3 != 0;
+        let out = Out {
+            port,
+            size,
+            value,
+            user: system.cs.selector & 3 != 0,
+        };
         let event = self.hardware()?.intercept(self.index as u32, out);
         if !event.behind {
             general.rip = general.rip.wrapping_sub(out.instruction_len());
