@@ -52,12 +52,27 @@ pub fn redis(_: &World, peer: &Peer) -> Result<Vec<Figure>, MeasureError> {
     Ok(figures)
 }
 
+/// What nginx may do with the files that it serves.
+#[derive(Debug, Clone, Copy)]
+enum Files {
+    /// Read them, as it is deployed as a rule.
+    ReadOnly,
+    /// They are shared for writing, so that nothing of them is cached.
+    Shared,
+}
+
 /// A file of 1 KiB, by 32 connections.
 ///
 /// # Errors
 /// When the server or its client fails.
 pub fn nginx(world: &World, peer: &Peer) -> Result<Vec<Figure>, MeasureError> {
-    nginx_with(world, peer, "nginx-1k", "master_process off;")
+    let processes = "master_process off;";
+    let read = nginx_with(world, peer, Files::ReadOnly, processes)?;
+    let shared = nginx_with(world, peer, Files::Shared, processes)?;
+    Ok(vec![
+        ("nginx-1k".into(), read),
+        ("nginx-1k-shared".into(), shared),
+    ])
 }
 
 /// The same with two worker processes, as a distribution sets it up.
@@ -67,25 +82,35 @@ pub fn nginx(world: &World, peer: &Peer) -> Result<Vec<Figure>, MeasureError> {
 pub fn nginx_workers(world: &World, peer: &Peer) -> Result<Vec<Figure>, MeasureError> {
     // Its own user may not reach the files.
     let processes = "user root root; worker_processes 2;";
-    nginx_with(world, peer, "nginx-1k-workers", processes)
+    let read = nginx_with(world, peer, Files::ReadOnly, processes)?;
+    let shared = nginx_with(world, peer, Files::Shared, processes)?;
+    Ok(vec![
+        ("nginx-1k-workers".into(), read),
+        ("nginx-1k-workers-shared".into(), shared),
+    ])
 }
 
-fn nginx_with(world: &World, peer: &Peer, key: &str, processes: &str) -> Result<Vec<Figure>, MeasureError> {
+fn nginx_with(world: &World, peer: &Peer, files: Files, processes: &str) -> Result<f64, MeasureError> {
     let (port, own) = (free_port(), Scratch::new());
-    let (root, files) = (own.path().display(), world.folder().display());
+    let (root, served) = (own.path().display(), world.folder().display());
     let settings = format!(
         "daemon off; {processes} pid {root}/pid; error_log {root}/error.log; events {{ worker_connections 256; }}\n\
          http {{ access_log off; client_body_temp_path {root}/1; proxy_temp_path {root}/2; fastcgi_temp_path {root}/3;\n\
          uwsgi_temp_path {root}/4; scgi_temp_path {root}/5; sendfile on; keepalive_requests 1000000;\n\
-         server {{ listen 127.0.0.1:{port}; root {files}; }} }}\n"
+         server {{ listen 127.0.0.1:{port}; root {served}; }} }}\n"
     );
     let file = own.write("nginx.conf", settings);
     let case = Case::new("/usr/sbin/nginx")
         .arg("-e")
         .arg(own.join("error.log"))
         .arg("-c")
-        .arg(file);
-    let mut started = peer.start(&case.volume(own.path()).volume(world.folder()))?;
+        .arg(file)
+        .volume(own.path());
+    let case = match files {
+        Files::ReadOnly => case.option("--volume").option(&format!("{served}:{served}:ro")),
+        Files::Shared => case.volume(world.folder()),
+    };
+    let mut started = peer.start(&case)?;
     let _server = Server::attach(started.running.take().expect("it was just started"), port)?;
     let table = client(
         "/usr/bin/wrk",
@@ -95,11 +120,10 @@ fn nginx_with(world: &World, peer: &Peer, key: &str, processes: &str) -> Result<
         .lines()
         .find_map(|line| line.trim().strip_prefix("Requests/sec:"));
     let figure = figure.and_then(|figure| figure.trim().parse().ok());
-    let figure = figure.ok_or(MeasureError::NoFigure {
+    figure.ok_or(MeasureError::NoFigure {
         what: "nginx",
         output: table,
-    })?;
-    Ok(vec![(key.into(), figure)])
+    })
 }
 
 /// A load generator on the host, the same for every peer.

@@ -18,8 +18,10 @@ use super::flags::{O_APPEND, SEEK_CUR, SEEK_DATA, SEEK_END, SEEK_HOLE, SEEK_SET}
 use super::hostfd::HostFd;
 use super::hostops;
 use super::node::Node;
+use super::open_cache::{self, Opened};
 use super::read_cache::{self, Content, Source};
 use super::shared_pages::{self, SharedPages};
+use crate::arch;
 use crate::errno::{Errno, SysResult};
 use crate::host::{CAPACITY, Request};
 use crate::mem::pages::{Frame, PageCache};
@@ -46,6 +48,8 @@ pub struct HostFile {
     shared: Mutex<Option<Arc<SharedPages>>>,
     /// What was read, if it is on a read-only mount.
     content: Option<Arc<Content>>,
+    /// Its attributes, and until when they are believed, if it is on a read-only mount.
+    seen: Option<(Stat, u64)>,
     /// The node that it is the content of: a file of an overlay's lower layer.
     node: Option<Arc<dyn Node>>,
 }
@@ -54,24 +58,34 @@ impl HostFile {
     /// A file that was opened with `flags` and had these attributes.
     #[must_use]
     pub fn new(fd: HostFd, stat: &Stat, flags: u32, position: Position) -> Self {
+        Self::over(Arc::new(fd), stat, flags, position)
+    }
+
+    fn over(fd: Arc<HostFd>, stat: &Stat, flags: u32, position: Position) -> Self {
         Self {
-            fd: Arc::new(fd),
+            fd,
             position,
             appends: flags & O_APPEND != 0,
             writable: flags & 3 != 0,
             key: (stat.dev, stat.ino),
             shared: Mutex::new(None),
             content: None,
+            seen: None,
             node: None,
         }
     }
 
-    /// The same, of a mount that nobody inside can write: its content is cached.
+    /// A file of a mount that nobody inside can write: its content is cached.
     #[must_use]
-    pub fn cached(mut self, stat: &Stat) -> Self {
-        self.content = Some(read_cache::content(self.key, stat));
-        self.fd.set_unnoticed(true);
-        self
+    pub fn read_only(opened: Opened, flags: u32) -> Self {
+        let Opened { fd, stat, until } = opened;
+        fd.set_unnoticed(true);
+        let mut file = Self::over(fd, &stat, flags, Position::Guest);
+        if Opened::has_content(&stat) {
+            file.content = Some(read_cache::content(file.key, &stat, until));
+            file.seen = Some((stat, until));
+        }
+        file
     }
 
     /// The same, as the content of `node`, which knows its attributes.
@@ -84,6 +98,7 @@ impl HostFile {
     /// It is locked on the host: its close ends that, which others wait for.
     pub fn locked(&self) {
         self.fd.set_unnoticed(false);
+        open_cache::forget(&self.fd);
     }
 
     fn transfer_in(&self, op: HostOp, mut offset: u64, to: &mut Buf) -> SysResult<usize> {
@@ -292,9 +307,10 @@ impl File for HostFile {
     }
 
     fn stat(&self) -> SysResult<Stat> {
-        match &self.node {
-            Some(node) => node.stat(),
-            None => hostops::fstat(&self.fd),
+        match (&self.node, self.seen) {
+            (Some(node), _) => node.stat(),
+            (None, Some((stat, until))) if arch::ticks() < until => Ok(stat),
+            (None, _) => hostops::fstat(&self.fd),
         }
     }
 

@@ -1,6 +1,6 @@
 //! What the host said about names on read-only mounts, for a second: attributes, access, and that there is
 //! nothing of a name. Programs ask the same again and again (look-ups along a search path most of all). As with
-//! [`super::read_cache`], what others change is seen at the next look, at most [`FRESH_NS`] later.
+//! [`super::read_cache`], what others change is seen at the next look, at most a second later.
 
 use alloc::vec::Vec;
 
@@ -9,11 +9,10 @@ use spin::{Lazy, Mutex};
 
 use super::attributes::Statx;
 use super::mount::Dir;
-use super::read_cache::FRESH_NS;
+use super::read_cache::believed_until;
 use super::walk::HostPlace;
 use crate::arch;
 use crate::errno::SysResult;
-use crate::sched::clock::deadline_in;
 
 /// Most answers kept: beyond that all are forgotten.
 const MOST: usize = 4096;
@@ -70,7 +69,7 @@ pub fn answer(
     {
         return known.answer;
     }
-    let until = deadline_in(FRESH_NS);
+    let until = believed_until();
     let answer = ask();
     let mut answers = ANSWERS.lock();
     if answers.len() >= MOST {
@@ -84,6 +83,7 @@ pub fn answer(
 mod tests {
     use super::*;
     use crate::errno::Errno;
+    use crate::fs::read_cache::FRESH_NS;
 
     fn place(name: &[u8], dir: Dir, read_only: bool) -> HostPlace {
         HostPlace {

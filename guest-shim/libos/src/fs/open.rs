@@ -18,7 +18,9 @@ use super::hostops;
 use super::hoststream::HostStream;
 use super::inotify::{self, event};
 use super::node::{self, New, Node};
+use super::open_cache::{self, Asked, Opened, Sharing};
 use super::pathfile::PathFile;
+use super::read_cache::believed_until;
 use super::walk::{self, HostPlace, Last, Links, NodePlace, Place, Start};
 use super::{OpenFile, path};
 use crate::errno::{Errno, SysResult};
@@ -116,6 +118,18 @@ fn open_host(place: &HostPlace, flags: u32, mode: u32) -> SysResult<Arc<OpenFile
     }
     let directory = if place.must_be_directory { O_DIRECTORY } else { 0 };
     let asked = flags & HOST_FLAGS | directory;
+    let opening = Asked {
+        dir: &place.dir,
+        path: &place.name,
+        how: place.how,
+        flags: asked,
+    };
+    let only_read = place.read_only && asked & !O_NOFOLLOW == 0;
+    let opened = |file| OpenFile::new(file, flags & !CREATION_FLAGS, place.path.clone());
+    if only_read && let Some(known) = open_cache::known(&opening, Sharing::One) {
+        return Ok(opened(Arc::new(HostFile::read_only(known, flags))));
+    }
+    let until = believed_until();
     let (fd, stat) = match hostops::open(place.at(), asked, mode) {
         // On a read-only mount what exists can be opened with O_CREAT all the same.
         Err(Errno::EROFS) if flags & (O_CREAT | O_EXCL | O_TRUNC | O_ACCMODE) == O_CREAT => {
@@ -128,11 +142,13 @@ fn open_host(place: &HostPlace, flags: u32, mode: u32) -> SysResult<Arc<OpenFile
     if truncates {
         truncated(&stat)?;
     }
-    let open = OpenFile::new(
-        host_file(fd, &stat, flags, place.read_only),
-        flags & !CREATION_FLAGS,
-        place.path.clone(),
-    );
+    let open = opened(if only_read && Opened::has_content(&stat) {
+        let known = Opened::new(fd, stat, until);
+        open_cache::keep(&opening, known.clone());
+        Arc::new(HostFile::read_only(known, flags))
+    } else {
+        host_file(fd, &stat, flags)
+    });
     if truncates {
         calls_change::ends_at(&open, 0);
     }
@@ -147,16 +163,12 @@ fn truncated(stat: &Stat) -> SysResult<()> {
     }
 }
 
-fn host_file(fd: HostFd, stat: &Stat, flags: u32, read_only: bool) -> Arc<dyn File> {
+fn host_file(fd: HostFd, stat: &Stat, flags: u32) -> Arc<dyn File> {
     if flags & O_PATH != 0 {
         return Arc::new(PathFile::Host(fd));
     }
     match stat.mode & S_IFMT {
         S_IFDIR => Arc::new(HostDir::new(fd)),
-        // Files that are made up when they are read say that they are empty.
-        S_IFREG if read_only && stat.size > 0 => {
-            Arc::new(HostFile::new(fd, stat, flags, Position::Guest).cached(stat))
-        }
         S_IFREG | S_IFBLK => Arc::new(HostFile::new(fd, stat, flags, Position::Guest)),
         _ => Arc::new(HostStream::new(fd)),
     }

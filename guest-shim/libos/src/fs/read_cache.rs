@@ -1,9 +1,9 @@
 //! Content of files on read-only mounts, kept in guest memory.
 //!
 //! Such a file can't be changed from inside, so what was read once is read again without the host. Somebody
-//! else may change it there: as with network file systems, an open looks whether the file is still the one
-//! that is cached (size, modification and change times), and so does a read when the last look is more than
-//! [`FRESH_NS`] ago or when it comes to the end. Between looks a read gives what the file was.
+//! else may change it there: as with network file systems, an open or a read looks whether the file is still the one
+//! that is cached (size, modification and change times) when the last look is more than [`FRESH_NS`] ago. Between
+//! looks a read gives what the file was.
 //!
 //! Files with a writable mount never come here: what two parties change is asked for each time.
 
@@ -32,6 +32,12 @@ const SHARE: u64 = 8;
 static CONTENTS: Lazy<Mutex<HashMap<Key, Arc<Content>>>> = Lazy::new(|| Mutex::new(HashMap::new()));
 /// Bytes in all blocks.
 static USED: AtomicUsize = AtomicUsize::new(0);
+
+/// Until when is believed what the host answers to a question that is asked now, ticks.
+#[must_use]
+pub fn believed_until() -> u64 {
+    deadline_in(FRESH_NS)
+}
 
 /// Bytes that are kept.
 #[must_use]
@@ -97,9 +103,9 @@ struct Inner {
     blocks: BTreeMap<u64, Arc<Block>>,
 }
 
-/// The content of the file with this key, which was just opened and has these attributes.
+/// The content of the file with this key, which has these attributes; they are believed `until` then, ticks.
 #[must_use]
-pub fn content(key: Key, stat: &Stat) -> Arc<Content> {
+pub fn content(key: Key, stat: &Stat, until: u64) -> Arc<Content> {
     let content = CONTENTS
         .lock()
         .entry(key)
@@ -114,7 +120,7 @@ pub fn content(key: Key, stat: &Stat) -> Arc<Content> {
             })
         })
         .clone();
-    content.saw(Version::of(stat));
+    content.saw(Version::of(stat), until);
     content
 }
 
@@ -134,26 +140,30 @@ impl Content {
         [version.size, modified[0], modified[1], changed[0], changed[1]]
     }
 
-    fn saw(&self, version: Version) {
+    fn saw(&self, version: Version, until: u64) {
         let mut inner = self.inner.lock();
-        inner.fresh_until = deadline_in(FRESH_NS);
+        if until < inner.fresh_until {
+            return; // an answer of before the last one
+        }
+        inner.fresh_until = until;
         if inner.version != version {
             inner.version = version;
             inner.blocks.clear();
         }
     }
 
-    /// Size, after a look at the host when the last one is long ago or `offset` is not before the end.
-    fn size(&self, source: &impl Source, offset: u64) -> SysResult<u64> {
+    /// Size, after a look at the host when the last one is long ago.
+    fn size(&self, source: &impl Source) -> SysResult<u64> {
         let (size, fresh_until) = {
             let inner = self.inner.lock();
             (inner.version.size, inner.fresh_until)
         };
-        if arch::ticks() < fresh_until && offset < size {
+        if arch::ticks() < fresh_until {
             return Ok(size);
         }
+        let until = believed_until();
         let version = Version::of(&source.attributes()?);
-        self.saw(version);
+        self.saw(version, until);
         Ok(version.size)
     }
 
@@ -217,7 +227,7 @@ impl Content {
     /// # Errors
     /// EFAULT; what the host reports.
     pub fn step(&self, source: &impl Source, offset: u64, to: &mut Buf) -> SysResult<usize> {
-        let size = self.size(source, offset)?;
+        let size = self.size(source)?;
         if offset >= size {
             return Ok(0);
         }
@@ -324,37 +334,40 @@ mod tests {
     fn what_was_read_is_not_fetched_again() {
         let _one = ONE.lock();
         let host = Host::new(200_000);
-        let content = content((1, 1), &host.stat());
+        let content = content((1, 1), &host.stat(), believed_until());
         assert_eq!(host.read(&content, 10, 100_000), host.data[10..100_010]);
         assert_eq!(host.read(&content, 0, 131_072), host.data[..131_072]);
         assert_eq!((host.fetches.get(), host.looks.get()), (2, 0));
         assert_eq!(host.read(&content, 131_072, 1 << 20), host.data[131_072..]);
         assert_eq!(host.read(&content, 200_000, 10), b"");
-        assert_eq!(host.fetches.get(), 4);
-        assert!(host.looks.get() >= 1, "the end is looked for");
+        assert_eq!((host.fetches.get(), host.looks.get()), (4, 0));
     }
 
     #[test]
-    fn an_open_and_the_end_see_a_change() {
+    fn an_open_and_a_look_later_see_a_change() {
         let _one = ONE.lock();
         let mut host = Host::new(1000);
-        let first = content((1, 2), &host.stat());
+        let first = content((1, 2), &host.stat(), believed_until());
         assert_eq!(host.read(&first, 0, 1000), host.data);
         host.data = vec![7; 1500];
         host.version = 2;
-        assert_eq!(host.read(&first, 1000, 1000), [7; 500], "a read at the old end");
-        assert_eq!(host.read(&first, 0, 2), [7, 7], "and from then on everywhere");
+        assert_eq!(host.read(&first, 1000, 1000), b"", "what it was a moment ago");
+        std::thread::sleep(std::time::Duration::from_nanos(FRESH_NS));
+        assert_eq!(host.read(&first, 1000, 1000), [7; 500]);
+        assert_eq!(host.read(&first, 0, 2), [7, 7]);
         host.data = vec![9; 1500];
         host.version = 3;
-        let again = content((1, 2), &host.stat());
+        let again = content((1, 2), &host.stat(), believed_until());
         assert_eq!(host.read(&again, 0, 2), [9, 9], "an open");
+        let _older = content((1, 2), &Stat::default(), 0);
+        assert_eq!(host.read(&again, 0, 2), [9, 9], "an answer that comes late");
     }
 
     #[test]
     fn a_file_that_shrinks_meanwhile_reads_short() {
         let _one = ONE.lock();
         let mut host = Host::new(100_000);
-        let content = content((1, 3), &host.stat());
+        let content = content((1, 3), &host.stat(), believed_until());
         host.data.truncate(70_000);
         assert_eq!(host.read(&content, 65_000, 50_000), host.data[65_000..]);
     }
@@ -364,7 +377,7 @@ mod tests {
         let _one = ONE.lock();
         let host = Host::new(3 << 20);
         for file in 10..20 {
-            let content = content((1, file), &host.stat());
+            let content = content((1, file), &host.stat(), believed_until());
             assert_eq!(host.read(&content, 0, 3 << 20), host.data);
             assert!(USED.load(Ordering::Relaxed) <= memory() / SHARE as usize);
         }

@@ -4,9 +4,12 @@ use std::ffi::CString;
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::Duration;
 
 use super::dirent;
-use super::fake::{SERVED, service};
+use super::fake::{SERVED, Service, service};
 use super::file::Stat;
 use super::flags::*;
 use crate::errno::{Errno, SysResult};
@@ -98,30 +101,66 @@ fn a_file_of_the_host_costs_the_requests_that_it_must() {
 }
 
 #[test]
-fn a_file_on_a_read_only_mount_is_read_once() {
+fn a_file_on_a_read_only_mount_is_opened_and_read_once_in_a_second() {
     let host = service();
     fs::write(host.root.join("library/f"), vec![7; 100_000]).expect("written");
-    let before = SERVED.load(Ordering::Relaxed);
+    let counts = counted(&host);
     for _ in 0..3 {
         let fd = open("/mnt/library/f", 0).expect("opened");
         for _ in 0..10 {
             assert_eq!(read(fd, 10_000).expect("read"), [7; 10_000]);
         }
+        assert_eq!(read(fd, 10), Ok(Vec::new()));
+        let mut stat = Stat::default();
+        call(5, &[fd, &raw mut stat as u64]).expect("open");
+        assert_eq!(stat.size, 100_000);
         close(fd);
     }
-    fs::write(host.root.join("library/f"), vec![8; 100_001]).expect("written");
-    let fd = open("/mnt/library/f", 0).expect("opened");
-    assert_eq!(read(fd, 1).expect("read"), [8], "an open sees what changed");
-    // Closing waits for nobody: let the last one be served.
-    while SERVED.load(Ordering::Relaxed) - before < 10 {
-        std::thread::yield_now();
-    }
     assert_eq!(
-        SERVED.load(Ordering::Relaxed) - before,
-        10,
-        "four opens, three closes, two blocks and one"
+        *counts.lock().unwrap(),
+        [HostOp::Open, HostOp::PRead, HostOp::PRead]
+    );
+    fs::write(host.root.join("library/f"), vec![8; 100_001]).expect("written");
+    thread::sleep(Duration::from_millis(1100));
+    let fd = open("/mnt/library/f", 0).expect("opened");
+    assert_eq!(
+        read(fd, 1).expect("read"),
+        [8],
+        "an open a second later sees what changed"
     );
     close(fd);
+}
+
+/// The operations that are served from now on, closes left out: nobody waits for them.
+fn counted(host: &Service) -> Arc<Mutex<Vec<HostOp>>> {
+    let counts = Arc::new(Mutex::new(Vec::new()));
+    let seen = counts.clone();
+    host.twist(move |op, _, _, _| {
+        if op != HostOp::Close {
+            seen.lock().unwrap().push(op);
+        }
+    });
+    counts
+}
+
+#[test]
+fn an_open_file_of_a_read_only_mount_has_its_locks_for_itself() {
+    let host = service();
+    fs::write(host.root.join("library/locked"), b"content").expect("written");
+    let counts = counted(&host);
+    let first = open("/mnt/library/locked", 0).expect("opened");
+    let second = open("/mnt/library/locked", 0).expect("opened");
+    assert_eq!(call(73, &[second, 1]), Ok(0), "flock, shared");
+    close(second);
+    let third = open("/mnt/library/locked", 0).expect("opened");
+    let expected = [HostOp::Open, HostOp::Open, HostOp::Flock, HostOp::Open];
+    assert_eq!(
+        *counts.lock().unwrap(),
+        expected,
+        "none is shared with one that has a lock"
+    );
+    close(third);
+    close(first);
 }
 
 #[test]

@@ -16,7 +16,7 @@ use crate::fs::flags::{O_DIRECTORY, O_NOFOLLOW, O_PATH, S_IFMT, S_IFREG};
 use crate::fs::hostfd::HostFd;
 use crate::fs::hostops::{self, At};
 use crate::fs::path;
-use crate::fs::read_cache;
+use crate::fs::read_cache::{self, believed_until};
 use crate::host::{CAPACITY, Request};
 use crate::sched::Lock;
 #[cfg(test)]
@@ -202,7 +202,7 @@ impl Content {
                 .collect(),
         };
         // From here on they are what the digest stands for.
-        let content = read_cache::content(cache, &stat_of(length));
+        let content = read_cache::content(cache, &stat_of(length), believed_until());
         for (number, chunk) in (0..).zip(kept) {
             content.keep(number, chunk);
         }

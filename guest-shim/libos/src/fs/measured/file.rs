@@ -14,7 +14,7 @@ use crate::fs::file::{File, Mapping, Stat};
 use crate::fs::hostfd::HostFd;
 use crate::fs::hostfile::seek_without_holes;
 use crate::fs::node::Node;
-use crate::fs::read_cache::{self, Source};
+use crate::fs::read_cache::{self, Source, believed_until};
 use crate::mem::pages::{Frame, PageCache};
 use crate::user::Buf;
 
@@ -36,7 +36,7 @@ impl MeasuredFile {
         let (known, fd) = inode.content.open(inode.key())?;
         Ok(Self {
             node: inode.clone(),
-            cached: read_cache::content(inode.key(), &stat_of(known.length)),
+            cached: read_cache::content(inode.key(), &stat_of(known.length), believed_until()),
             inode,
             known,
             fd,

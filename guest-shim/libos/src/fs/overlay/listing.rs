@@ -1,23 +1,26 @@
 //! Directories with the entries of both layers.
 //!
 //! A listing is made when the first entry is read, and again after a rewind, as in the overlay of Linux: positions
-//! are places in it.
+//! are places in it. What the host listed is believed for a second, as all that it says of its tree.
 
-use alloc::sync::Arc;
+use alloc::sync::{Arc, Weak};
 use alloc::vec;
 use alloc::vec::Vec;
 use core::any::Any;
 
 use cloak_abi::hostop::HostOp;
-use hashbrown::HashSet;
-use spin::Mutex;
+use hashbrown::{HashMap, HashSet};
+use spin::{Lazy, Mutex};
 
+use super::lower::Lower;
 use super::{Entry, OverlayNode};
+use crate::arch;
 use crate::errno::{Errno, SysResult};
 use crate::fs::file::{File, Stat};
 use crate::fs::flags::{O_DIRECTORY, S_IFDIR, SEEK_CUR, SEEK_SET, d_type};
 use crate::fs::hostfile::seek_from;
 use crate::fs::node::Node;
+use crate::fs::read_cache::believed_until;
 use crate::fs::{OpenFile, dirent};
 use crate::host::{CAPACITY, Request};
 use crate::user::Buf;
@@ -25,7 +28,23 @@ use crate::user::Buf;
 /// Most bytes of records made for one call.
 const RECORDS_MAX: usize = 64 << 10;
 
+/// Most directories of the lower layer whose entries are kept: beyond that all are forgotten.
+const KEPT: usize = 64;
+/// Most entries of such a directory.
+const KEPT_ENTRIES: usize = 1024;
+
+/// Entries of a directory of the lower layer, as the host listed them.
+struct Kept {
+    /// While this is there, the address that is the key is no other node's.
+    _of: Weak<OverlayNode>,
+    until: u64,
+    entries: Arc<Vec<Listed>>,
+}
+
+static LISTINGS: Lazy<Mutex<HashMap<usize, Kept>>> = Lazy::new(|| Mutex::new(HashMap::new()));
+
 /// An entry of a listing.
+#[derive(Clone)]
 pub struct Listed {
     ino: u64,
     kind: u8,
@@ -35,7 +54,7 @@ pub struct Listed {
 impl OverlayNode {
     /// All entries, without `.` and `..`.
     pub(super) fn list(&self) -> SysResult<Vec<Listed>> {
-        let mut all = self.lower_entries()?;
+        let mut all = Vec::clone(&*self.lower_entries()?);
         let own: Vec<(Vec<u8>, Option<Arc<OverlayNode>>)> = {
             let entries = self.entries.lock();
             let differs = entries.iter().filter_map(|(name, entry)| match entry {
@@ -64,12 +83,36 @@ impl OverlayNode {
         self.list().map(|all| all.is_empty())
     }
 
-    /// The entries of the lower layer.
-    fn lower_entries(&self) -> SysResult<Vec<Listed>> {
-        let mut all = Vec::new();
+    /// The entries of the lower layer, as of a moment ago.
+    fn lower_entries(&self) -> SysResult<Arc<Vec<Listed>>> {
         let Some(lower) = &self.lower else {
-            return Ok(all);
+            return Ok(Arc::default());
         };
+        let key = core::ptr::from_ref(self).addr();
+        if let Some(kept) = LISTINGS.lock().get(&key)
+            && arch::ticks() < kept.until
+        {
+            return Ok(kept.entries.clone());
+        }
+        let until = believed_until();
+        let entries = Arc::new(Self::ask_entries(lower)?);
+        if entries.len() <= KEPT_ENTRIES {
+            let kept = Kept {
+                _of: self.this.clone(),
+                until,
+                entries: entries.clone(),
+            };
+            let mut listings = LISTINGS.lock();
+            if listings.len() >= KEPT {
+                listings.clear();
+            }
+            listings.insert(key, kept);
+        }
+        Ok(entries)
+    }
+
+    fn ask_entries(lower: &Lower) -> SysResult<Vec<Listed>> {
+        let mut all = Vec::new();
         let (fd, _) = lower.open(O_DIRECTORY)?;
         fd.set_unnoticed(true);
         let mut request = Request::new();

@@ -12,6 +12,8 @@ use crate::fs::flags::{AT_NO_AUTOMOUNT, AT_SYMLINK_NOFOLLOW, O_DIRECTORY, O_NOFO
 use crate::fs::hostfd::HostFd;
 use crate::fs::hostops::{self, At};
 use crate::fs::mount::Dir;
+use crate::fs::open_cache::{self, Asked, Opened, Sharing};
+use crate::fs::read_cache::believed_until;
 
 /// A place: the whole path from the mount's root, so that it takes one request, however deep it lies. No component of
 /// it was a symbolic link when it was looked up. Where another file system of the host is mounted, paths begin anew.
@@ -117,6 +119,30 @@ impl Lower {
     /// ESTALE when something else is there by now; what the host reports.
     pub fn open(&self, flags: u32) -> SysResult<(HostFd, Stat)> {
         hostops::open(self.at(), flags | O_NOFOLLOW, 0).map_err(stale)
+    }
+
+    /// Opens it for its content, or takes what was opened a moment ago and is `still` the same.
+    ///
+    /// # Errors
+    /// ESTALE when something else is there by now; what the host reports.
+    pub fn open_content(&self, still: impl FnOnce(&Stat) -> bool) -> SysResult<Opened> {
+        let asked = Asked {
+            dir: &self.dir,
+            path: &self.path,
+            how: self.how,
+            flags: O_NOFOLLOW,
+        };
+        match open_cache::known(&asked, Sharing::Many) {
+            Some(known) if still(&known.stat) => return Ok(known),
+            _ => {}
+        }
+        let until = believed_until();
+        let (fd, stat) = self.open(0)?;
+        let opened = Opened::new(fd, stat, until);
+        if Opened::has_content(&stat) {
+            open_cache::keep(&asked, opened.clone());
+        }
+        Ok(opened)
     }
 
     /// Where it leads, as a symbolic link.

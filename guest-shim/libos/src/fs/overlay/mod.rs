@@ -53,11 +53,10 @@ use super::file::Stat;
 use super::flags::{S_IFMT, is_dir};
 use super::mount::Dir;
 use super::node::Node;
-use super::read_cache::FRESH_NS;
+use super::read_cache::believed_until;
 use super::tmpfs::{Inode, Tmpfs};
 use crate::arch;
 use crate::errno::{Errno, SysResult};
-use crate::sched::clock::deadline_in;
 
 /// First number of files that are not of the lower layer. No file system of Linux gets that far by counting.
 const OWN_NUMBERS: u64 = 1 << 56;
@@ -206,7 +205,7 @@ impl Overlay {
 impl OverlayNode {
     /// Of the lower layer, with these attributes.
     fn of_lower(fs: &Arc<Overlay>, lower: Lower, stat: Stat, home: Home) -> Arc<Self> {
-        let until = deadline_in(FRESH_NS);
+        let until = believed_until();
         Self::with(fs, Some(lower), Known { stat, until }, Once::new(), home)
     }
 
@@ -286,11 +285,12 @@ impl OverlayNode {
         (known.stat.dev, known.stat.ino, known.stat.mode & S_IFMT) == (stat.dev, stat.ino, stat.mode & S_IFMT)
     }
 
-    fn learn(&self, stat: Stat) {
-        *self.known.lock() = Known {
-            stat,
-            until: deadline_in(FRESH_NS),
-        };
+    /// Takes over what the host said, unless it is of before what is known.
+    fn learn(&self, stat: Stat, until: u64) {
+        let mut known = self.known.lock();
+        if until >= known.until {
+            *known = Known { stat, until };
+        }
     }
 
     /// Attributes in the lower layer, as of a moment ago.
@@ -301,6 +301,7 @@ impl OverlayNode {
         let Some(lower) = self.lower.as_ref().filter(|_| arch::ticks() >= known.until) else {
             return Ok(known.stat);
         };
+        let until = believed_until();
         match lower.attributes() {
             Ok(stat) if stat.mode & S_IFMT == known.stat.mode & S_IFMT => {
                 // Its number stays, once somebody may know it by that.
@@ -313,7 +314,7 @@ impl OverlayNode {
                 } else {
                     stat
                 };
-                self.learn(stat);
+                self.learn(stat, until);
                 Ok(stat)
             }
             // Somebody has it open that the host has removed since.

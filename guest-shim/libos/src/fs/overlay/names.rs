@@ -15,9 +15,8 @@ use crate::fs::file::Stat;
 use crate::fs::flags::*;
 use crate::fs::node::{self, New, Node};
 use crate::fs::providers;
-use crate::fs::read_cache::FRESH_NS;
+use crate::fs::read_cache::believed_until;
 use crate::process::Credentials;
-use crate::sched::clock::deadline_in;
 
 /// What a directory had of a name when it was looked up.
 type Seen = Option<Arc<OverlayNode>>;
@@ -39,6 +38,7 @@ impl OverlayNode {
         if !self.is_directory() {
             return Err(Errno::ENOTDIR);
         }
+        let until = believed_until();
         let found = match lower.look_up(name) {
             Ok(found) => Some(found),
             Err(Errno::ENOENT) => None,
@@ -49,11 +49,16 @@ impl OverlayNode {
             let home = Some((self.this.clone(), name.to_vec()));
             (OverlayNode::of_lower(&self.fs, lower, stat, home), stat)
         });
-        self.settle(name, fresh)
+        self.settle(name, fresh, until)
     }
 
-    /// Puts into the table what the host said of a name.
-    fn settle(&self, name: &[u8], fresh: Option<(Arc<OverlayNode>, Stat)>) -> SysResult<Arc<OverlayNode>> {
+    /// Puts into the table what the host said of a name, which is believed `until` then.
+    fn settle(
+        &self,
+        name: &[u8],
+        fresh: Option<(Arc<OverlayNode>, Stat)>,
+        until: u64,
+    ) -> SysResult<Arc<OverlayNode>> {
         let mut replaced = None; // dropped outside of the lock
         let result = {
             let mut entries = self.entries.lock();
@@ -61,7 +66,7 @@ impl OverlayNode {
                 (Some(Entry::Whiteout), _) => Err(Errno::ENOENT),
                 (Some(Entry::Node { node, .. }), _) if node.is_pinned() => Ok(node.clone()),
                 (Some(Entry::Node { node, .. }), Some((_, stat))) if node.is_same(&stat) => {
-                    node.learn(stat);
+                    node.learn(stat, until);
                     Ok(node.clone())
                 }
                 (_, Some((node, _))) => {
@@ -73,7 +78,7 @@ impl OverlayNode {
                     Ok(node)
                 }
                 (_, None) => {
-                    let entry = Entry::Absent(deadline_in(FRESH_NS));
+                    let entry = Entry::Absent(believed_until());
                     replaced = entries.insert(name.to_vec(), entry);
                     Err(Errno::ENOENT)
                 }

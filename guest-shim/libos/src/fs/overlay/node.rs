@@ -12,7 +12,7 @@ use crate::fs::attributes::StatFs;
 use crate::fs::dirent::Entry;
 use crate::fs::file::{File, Stat};
 use crate::fs::flags::*;
-use crate::fs::hostfile::{HostFile, Position};
+use crate::fs::hostfile::HostFile;
 use crate::fs::node::{Link, New, Node};
 use crate::fs::open::wanted;
 
@@ -54,19 +54,20 @@ impl OverlayNode {
         let (None, Some(lower)) = (self.upper.get(), &self.lower) else {
             return self.copy_up(Content::Whole)?.clone().open_as(self.clone(), flags);
         };
-        let (fd, stat) = match lower.open(0) {
+        let opened = match lower.open_content(|stat| self.is_same(stat)) {
             Err(Errno::ESTALE | Errno::ENOENT) => return Err(self.fs.stale()),
             result => result?,
         };
+        let (stat, until) = (opened.stat, opened.until);
         if stat.mode & S_IFMT != S_IFREG {
             return Err(self.fs.stale());
         }
         if self.is_same(&stat) || !self.is_pinned() {
-            self.learn(stat);
+            self.learn(stat, until);
         }
-        let file = HostFile::new(fd, &stat, flags & !O_ACCMODE, Position::Guest).of(self.clone());
-        // Files that are made up when they are read say that they are empty.
-        Ok(Arc::new(if stat.size > 0 { file.cached(&stat) } else { file }))
+        Ok(Arc::new(
+            HostFile::read_only(opened, flags & !O_ACCMODE).of(self.clone()),
+        ))
     }
 }
 

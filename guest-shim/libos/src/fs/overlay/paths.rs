@@ -13,10 +13,9 @@ use spin::{Lazy, Mutex};
 
 use crate::arch;
 use crate::fs::node;
-use crate::fs::read_cache::FRESH_NS;
+use crate::fs::read_cache::believed_until;
 use crate::fs::walk::{NodePlace, Place};
 use crate::process::Credentials;
-use crate::sched::clock::deadline_in;
 
 /// Most paths kept: beyond that all are forgotten.
 const MOST: usize = 4096;
@@ -58,7 +57,7 @@ pub fn moment() -> Moment {
     Moment {
         changed: CHANGED.load(Ordering::SeqCst),
         made: MADE.load(Ordering::SeqCst),
-        until: deadline_in(FRESH_NS),
+        until: believed_until(),
     }
 }
 

@@ -98,7 +98,7 @@ fn watch(service: &Service) -> Arc<AtomicBool> {
 }
 
 #[test]
-fn a_warm_file_of_the_lower_layer_costs_what_one_of_a_host_mount_does() {
+fn a_warm_file_of_the_lower_layer_needs_no_request() {
     let service = service();
     let (host, here) = folder(&service, "warm");
     fs::create_dir_all(host.join("a/b")).expect("folders");
@@ -111,11 +111,20 @@ fn a_warm_file_of_the_lower_layer_costs_what_one_of_a_host_mount_does() {
     service.twist(move |op, _, _, _| {
         seen.fetch_add(usize::from(op != HostOp::Close), Ordering::Relaxed);
     });
-    assert_eq!(content(&file), Ok(b"content".to_vec()));
+    for _ in 0..3 {
+        let fd = open(&file, 0).expect("opened");
+        assert_eq!(read(fd, 100), Ok(b"content".to_vec()));
+        assert_eq!(read(fd, 100), Ok(Vec::new()), "the end");
+        close(fd);
+    }
+    assert_eq!(served.load(Ordering::Relaxed), 0);
+    for _ in 0..3 {
+        assert_eq!(listed(&at(&here, "a")), ["b"]);
+    }
     assert_eq!(
         served.swap(0, Ordering::Relaxed),
-        2,
-        "it is opened, and its end looked for"
+        3,
+        "it is opened, listed, and at its end"
     );
     assert!(stat(&file).is_ok() && on_path(21, &file, &[4]).is_ok());
     assert_eq!(stat(&at(&here, "a/none")), Err(Errno::ENOENT));
