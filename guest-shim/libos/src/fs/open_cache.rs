@@ -16,7 +16,7 @@ use super::mount::Dir;
 use crate::arch;
 
 /// Most files kept open: beyond that those of which nothing is believed any more are closed, or all.
-const MOST: usize = 64;
+const MOST: usize = 256;
 
 /// Who may have one open file of the host's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
