@@ -16,9 +16,15 @@ pub use lock::{Guard, Lock};
 pub use wait::{Key, WaitQueue, Waker};
 
 #[cfg(feature = "bare")]
+mod queue;
+#[cfg(feature = "bare")]
 mod run;
 #[cfg(feature = "bare")]
-pub use run::*;
+mod thread;
+#[cfg(feature = "bare")]
+mod vcpus;
+#[cfg(feature = "bare")]
+pub use {queue::*, run::*, thread::*, vcpus::*};
 
 #[cfg(not(feature = "bare"))]
 mod hosted;
