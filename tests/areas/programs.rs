@@ -63,6 +63,7 @@ conformance! {
     syscall_sites: Dynamic Static Musl;
     sites_of_threads: Static;
     descriptors: Dynamic Static;
+    name_ends: Dynamic;
     directories: Dynamic Static;
     sockets: Dynamic Static Musl;
     sockets1000: Dynamic Static;

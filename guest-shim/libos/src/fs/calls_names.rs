@@ -57,6 +57,7 @@ fn masked(mode: u32) -> u32 {
 
 fn make_dir(dirfd: i32, path: &[u8], mode: u32) -> SysResult {
     let mode = masked(mode & 0o1777);
+    check_last(dirfd, path, Nameless::always(Errno::EEXIST))?;
     walk::with(dirfd, path, Last::Name, |place| match place {
         Place::Host(place) => {
             hostops::make_dir(place.at(), mode)?;
@@ -88,6 +89,7 @@ fn make_node(dirfd: i32, path: &[u8], mode: u32, device: u32) -> SysResult {
         return Err(Errno::EPERM);
     }
     let mode = kind | masked(mode & 0o7777);
+    check_last(dirfd, path, Nameless::always(Errno::EEXIST))?;
     walk::with(dirfd, path, Last::Name, |place| match place {
         Place::Host(place) => {
             hostops::make_node(place.at(), mode, u64::from(device))?;
@@ -114,25 +116,49 @@ fn mknodat(args: &Args) -> SysResult {
     )
 }
 
-/// The last component, when it is a name that can be removed or moved.
-fn check_last(path: &[u8], dot: Errno, dot_dot: Errno) -> SysResult<()> {
-    let end = path.iter().rposition(|&b| b != b'/').map_or(0, |i| i + 1);
-    let name = path[..end].rsplit(|&b| b == b'/').next().unwrap_or_default();
-    match name {
-        b"." => Err(dot),
-        b".." => Err(dot_dot),
-        b"" if !path.is_empty() => Err(Errno::EBUSY),
-        _ => path::check_name(name),
+/// What a call on a name says when the path ends in none.
+#[derive(Clone, Copy)]
+struct Nameless {
+    dot: Errno,
+    dot_dot: Errno,
+    root: Errno,
+}
+
+impl Nameless {
+    const fn always(errno: Errno) -> Self {
+        Self {
+            dot: errno,
+            dot_dot: errno,
+            root: errno,
+        }
     }
+}
+
+/// Checks that a path ends in a name that can be made, removed or moved. What is before it is looked up first, as by Linux.
+fn check_last(dirfd: i32, path: &[u8], nameless: Nameless) -> SysResult<()> {
+    let (parent, name) = path::last_component(path);
+    let errno = match name {
+        b"." => nameless.dot,
+        b".." => nameless.dot_dot,
+        b"" if !path.is_empty() => nameless.root,
+        _ => return path::check_name(name),
+    };
+    walk::directory(dirfd, parent)?;
+    Err(errno)
 }
 
 fn remove(dirfd: i32, path: &[u8], flags: u32) -> SysResult {
     let directory = flags & AT_REMOVEDIR != 0;
-    if directory {
-        check_last(path, Errno::EINVAL, Errno::ENOTEMPTY)?;
+    let nameless = if directory {
+        Nameless {
+            dot: Errno::EINVAL,
+            dot_dot: Errno::ENOTEMPTY,
+            root: Errno::EBUSY,
+        }
     } else {
-        check_last(path, Errno::EISDIR, Errno::EISDIR)?;
-    }
+        Nameless::always(Errno::EISDIR)
+    };
+    check_last(dirfd, path, nameless)?;
     walk::with(dirfd, path, Last::Name, |place| match place {
         Place::Host(place) => {
             hostops::unlink(place.at(), flags)?;
@@ -170,13 +196,13 @@ fn move_name(from: (i32, &[u8]), to: (i32, &[u8]), flags: u32) -> SysResult {
     if flags & !(known | RENAME_WHITEOUT) != 0 || flags & known == known || flags & RENAME_WHITEOUT != 0 {
         return Err(Errno::EINVAL);
     }
-    check_last(from.1, Errno::EBUSY, Errno::EBUSY)?;
+    check_last(from.0, from.1, Nameless::always(Errno::EBUSY))?;
     let taken = if flags & RENAME_NOREPLACE != 0 {
         Errno::EEXIST
     } else {
         Errno::EBUSY
     };
-    check_last(to.1, taken, taken)?;
+    check_last(to.0, to.1, Nameless::always(taken))?;
     walk::with(from.0, from.1, Last::Name, |source| {
         walk::with(to.0, to.1, Last::Name, |target| match (source, target) {
             (Place::Host(source), Place::Host(target)) => {
@@ -242,6 +268,7 @@ fn link_at(from: (i32, &[u8]), to: (i32, &[u8]), flags: u32) -> SysResult {
     } else {
         Last::Itself
     };
+    check_last(to.0, to.1, Nameless::always(Errno::EEXIST))?;
     walk::with_object(from.0, from.1, last, |source| {
         if let Place::Node(source) = source {
             source.node()?;
@@ -268,6 +295,9 @@ fn link_at(from: (i32, &[u8]), to: (i32, &[u8]), flags: u32) -> SysResult {
 fn link_node(node: &alloc::sync::Arc<dyn node::Node>, target: &NodePlace) -> SysResult {
     if target.node.is_some() {
         return Err(Errno::EEXIST);
+    }
+    if target.must_be_directory {
+        return Err(Errno::ENOENT);
     }
     let parent = target.parent()?;
     node::permit_entries(&parent.stat()?, &node::credentials())?;
@@ -313,6 +343,7 @@ fn symlink_at(target: &[u8], dirfd: i32, path: &[u8]) -> SysResult {
     if target.is_empty() {
         return Err(Errno::ENOENT);
     }
+    check_last(dirfd, path, Nameless::always(Errno::EEXIST))?;
     walk::with(dirfd, path, Last::Name, |place| match place {
         Place::Host(place) => {
             hostops::symlink(target, place.at())?;

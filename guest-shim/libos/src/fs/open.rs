@@ -57,6 +57,7 @@ pub fn open_from(start: &Start, path: &[u8], flags: u32, mode: u32) -> SysResult
     };
     let creates = flags & O_CREAT != 0;
     if creates && path::must_be_directory(path) {
+        walk::directory_from(start, path::last_component(path).0)?;
         return Err(Errno::EISDIR);
     }
     if flags & O_TMPFILE == O_TMPFILE && flags & O_ACCMODE == 0 {

@@ -77,6 +77,20 @@ pub fn split_last(path: &[u8]) -> Option<(&[u8], &[u8])> {
     Some((if slash == 0 { b"/" } else { &path[..slash] }, name))
 }
 
+/// What is before the last component of a path as it was given (`.`: nothing is), and that component: `.` and `..` are
+/// ones, too. Empty for the root.
+#[must_use]
+pub fn last_component(path: &[u8]) -> (&[u8], &[u8]) {
+    let end = path.iter().rposition(|&b| b != b'/').map_or(0, |i| i + 1);
+    let start = path[..end].iter().rposition(|&b| b == b'/').map_or(0, |i| i + 1);
+    let before = match (start, end) {
+        (0, 0) if !path.is_empty() => path,
+        (0, _) => b".",
+        _ => &path[..start],
+    };
+    (before, &path[start..end])
+}
+
 /// Checks a name's length.
 ///
 /// # Errors
@@ -108,6 +122,15 @@ mod tests {
         assert_eq!(below(b"/tmp", b"/tmpx"), None);
         assert_eq!(below(b"/", b"/x/y"), Some(&b"x/y"[..]));
         assert_eq!(below(b"/", b"/"), Some(&b""[..]));
+    }
+
+    #[test]
+    fn last_components_are_those_of_the_text() {
+        assert_eq!(last_component(b"a"), (&b"."[..], &b"a"[..]));
+        assert_eq!(last_component(b"a/b//"), (&b"a/"[..], &b"b"[..]));
+        assert_eq!(last_component(b"a/."), (&b"a/"[..], &b"."[..]));
+        assert_eq!(last_component(b"/.."), (&b"/"[..], &b".."[..]));
+        assert_eq!(last_component(b"//"), (&b"//"[..], &b""[..]));
     }
 
     #[test]

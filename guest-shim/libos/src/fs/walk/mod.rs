@@ -137,8 +137,16 @@ fn walk(start: &Start, path: &[u8], last: Last) -> SysResult<Place> {
 /// # Errors
 /// Those of the look-up; ENOTDIR.
 pub fn directory(dirfd: i32, path: &[u8]) -> SysResult<Vec<u8>> {
+    directory_from(&Start::of(dirfd, path)?, path)
+}
+
+/// [`directory`] from a start that is known.
+///
+/// # Errors
+/// As [`directory`].
+pub fn directory_from(start: &Start, path: &[u8]) -> SysResult<Vec<u8>> {
     check(path)?;
-    match walk(&Start::of(dirfd, path)?, path, Last::Follow)? {
+    match walk(start, path, Last::Follow)? {
         Place::Host(place) => {
             let statx = hostops::statx(place.at(), 0, 0x7ff)?;
             // Search permission, as chdir asks for it.

@@ -174,6 +174,12 @@ impl Walker<'_> {
     }
 
     fn up(&mut self) -> SysResult<()> {
+        // On the host only directories are gone into.
+        if let Spot::Node(node) = &self.spot
+            && !is_dir(node.search_stat()?.mode)
+        {
+            return Err(Errno::ENOTDIR);
+        }
         if self.start.bounds.beneath && self.at == self.start.base {
             return Err(Errno::EXDEV);
         }
@@ -255,6 +261,11 @@ impl Walker<'_> {
             _ => {}
         }
         let (read_only, must_be_directory) = (self.read_only, self.must_be_directory);
+        let mut name = name;
+        if must_be_directory && self.last == Last::Name {
+            // The host says of a name with a slash what Linux does.
+            name.push(b'/');
+        }
         let place = HostPlace {
             dir,
             name,
