@@ -62,6 +62,9 @@ enum Command {
 const FAILED: u8 = 125;
 
 fn main() -> ExitCode {
+    if let Some(code) = cloak_host::tdvmcall::courier::main_if_courier() {
+        return code;
+    }
     if let Some(code) = cloak_host::os::main_if_service() {
         return code;
     }

@@ -15,6 +15,8 @@ use cloak_host::run::{
     self, Environment, Network, Outcome, Published, Resident, RootTree, RunOptions, Volume,
 };
 
+use cloak_host::tdvmcall::service::Address;
+
 use self::platform::Platform;
 
 /// Exit code of Cloak's own failures.
@@ -94,6 +96,10 @@ pub struct Args {
     /// Certificates to give out beside a guest's reports, as a table of the GHCB protocol (see docs/deploy-snp.md)
     #[arg(long, value_name = "FILE")]
     certificates: Option<PathBuf>,
+    /// Where the quotes of a TDX domain come from: unix:PATH or vsock:CID:PORT (default: Intel's quoting service on this
+    /// machine, see docs/deploy-tdx.md)
+    #[arg(long, value_name = "ADDRESS")]
+    quote_service: Option<Address>,
     /// Tell what the machine is
     #[arg(long)]
     verbose: bool,
@@ -168,6 +174,7 @@ pub fn run(args: Args) -> ExitCode {
         args.platform,
         args.hostile.as_deref(),
         args.certificates.as_deref(),
+        args.quote_service.as_ref(),
         args.verbose,
     );
     let options = machine.map_err(|error| error.to_string()).and_then(|machine| {

@@ -544,6 +544,10 @@ fn what_is_not_there_is_refused_before_anything_starts() {
             "not a simulated one",
         ),
         (&["--platform", "tdx"], "--platform tdx"),
+        (
+            &["--platform", "sim-tdx", "--quote-service", "vsock:2:4050"],
+            "--quote-service is for --platform tdx",
+        ),
         (&["--platform", "sim-snp", "--hostile", "nothing"], "no such case"),
         (&["--platform", "sim-tdx", "--hostile", "c-bit"], "no such case"),
         (&["--platform", "sim-snp", "--kernel-tables"], "several contexts"),

@@ -1,7 +1,8 @@
 use std::fmt::Write as _;
 use std::path::Path;
 
-use super::calls::{Backing, Refusal};
+use kvm_bindings::{KVM_MEM_GUEST_MEMFD, KVM_MEMORY_ATTRIBUTE_PRIVATE, kvm_userspace_memory_region2};
+
 use super::*;
 use crate::image::registers::Registers;
 use crate::kvm::headers;
@@ -220,7 +221,7 @@ fn the_calls_are_those_of_the_golden_trace() {
     };
     let mut guest = launch(calls).expect("a launch");
     let wish = page_state::PageState::parse(&[0x40_0000, 1, 0, 0, 0, 0], MEMORY).expect("own memory");
-    wish.grant(guest.calls()).expect("granted");
+    wish.grant(&mut guest).expect("granted");
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/snp-launch.txt");
     if std::env::var_os("CLOAK_WRITE_GOLDEN").is_some() {
         std::fs::write(&file, &guest.calls.trace).expect("the golden file");
