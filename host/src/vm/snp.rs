@@ -16,8 +16,6 @@ use crate::kvm::snp::Launched;
 use crate::kvm::snp::calls::LaunchCalls;
 use crate::platform::GuestRam;
 
-/// `KVM_EXIT_SNP_REQ_CERTS` (Linux 7.0), which `kvm-ioctls` does not know.
-pub const EXIT_REQ_CERTS: u32 = 43;
 /// GHCB protocol: a guest ends itself, with a set of reasons and one of them.
 const TERMINATE: u64 = 0x100;
 const OURS: u64 = 0xc;

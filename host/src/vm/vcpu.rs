@@ -18,7 +18,7 @@ use super::exec::Execs;
 use super::shared::SharedRegion;
 use super::ticker::Ticker;
 use super::{Below, Event, clock, exception, pages, snp, tdx};
-use crate::kvm::snp::KVM_HC_MAP_GPA_RANGE;
+use crate::kvm::snp::{KVM_EXIT_SNP_REQ_CERTS, KVM_HC_MAP_GPA_RANGE};
 use crate::kvm::tdx::abi::{KVM_EXIT_TDX, KVM_SYSTEM_EVENT_TDX_FATAL};
 use crate::kvm::tdx::kernel;
 use crate::platform::{GuestRam, Injection, Out, Reply, Simulated};
@@ -156,7 +156,7 @@ impl Runner {
                 let arguments = call.args;
                 self.page_state(&arguments)
             }
-            Ok(VcpuExit::Unsupported(snp::EXIT_REQ_CERTS)) => self.certificates(),
+            Ok(VcpuExit::Unsupported(KVM_EXIT_SNP_REQ_CERTS)) => self.certificates(),
             Ok(VcpuExit::Unsupported(KVM_EXIT_TDX)) => self.domain_call(),
             Ok(VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_TDX_FATAL, data)) => Err(tdx::gave_up(data)),
             Ok(VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_SEV_TERM, data)) => {

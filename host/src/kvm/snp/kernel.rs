@@ -124,10 +124,8 @@ impl LaunchCalls for KvmSnp {
     }
 
     fn enable_certificates(&mut self) -> Result<(), Refusal> {
-        // Linux 7.0; `kvm-bindings` is older.
-        const ENABLE_REQ_CERTS: sev_cmd_id = sev_cmd_id_KVM_SEV_SNP_LAUNCH_FINISH + 1;
         // SAFETY: the command takes no data.
-        unsafe { self.command(ENABLE_REQ_CERTS, &mut 0u64) }
+        unsafe { self.command(super::KVM_SEV_SNP_ENABLE_REQ_CERTS, &mut 0u64) }
     }
 
     fn add_memory(&mut self, region: kvm_userspace_memory_region2) -> Result<(), Refusal> {

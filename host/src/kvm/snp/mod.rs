@@ -43,6 +43,10 @@ use crate::kvm::protected::slot;
 
 /// Number of the hypercall by which a guest changes the state of its pages.
 pub const KVM_HC_MAP_GPA_RANGE: u64 = 12;
+/// Extended guest requests ask for certificates by an exit (Linux 7.0), which `kvm-bindings` does not know.
+pub const KVM_SEV_SNP_ENABLE_REQ_CERTS: u32 = kvm_bindings::sev_cmd_id_KVM_SEV_SNP_LAUNCH_FINISH + 1;
+/// That exit: address, number of pages, result.
+pub const KVM_EXIT_SNP_REQ_CERTS: u32 = 43;
 /// The GHCB protocol that the shim speaks.
 const GHCB_VERSION: u16 = 2;
 const PAGE: u64 = 4096;

@@ -475,6 +475,38 @@ fn structures_are_those_of_the_kernels_headers() {
         ("KVM_SET_MEMORY_ATTRIBUTES", 0x4020_aed2),
         ("KVM_CREATE_GUEST_MEMFD", 0xc040_aed4),
     ] {
+/// What newer kernels have: by a C compiler, against those of the headers that know it.
+#[test]
+fn requests_for_certificates_are_those_of_the_kernels_headers() {
+    let mut c = headers::Asserted::including(&["linux/kvm.h"]);
+    c.equal("KVM_SEV_SNP_ENABLE_REQ_CERTS", KVM_SEV_SNP_ENABLE_REQ_CERTS);
+    c.equal("KVM_EXIT_SNP_REQ_CERTS", KVM_EXIT_SNP_REQ_CERTS);
+    c.equal("sizeof(struct kvm_exit_snp_req_certs)", 24u32);
+    // The three words in the order in which they are read and answered.
+    let exit = std::mem::offset_of!(kvm_bindings::kvm_run, __bindgen_anon_1) as u64;
+    for (word, name) in (0..).zip(["gpa", "npages", "ret"]) {
+        let at = format!("__builtin_offsetof(struct kvm_run, snp_req_certs.{name})");
+        c.equal(&at, exit + word * 8);
+    }
+    for include in headers::knowing("KVM_SEV_SNP_ENABLE_REQ_CERTS") {
+        c.check(&include);
+    }
+}
+
+/// The watch itself can fail: another number is another ABI.
+#[test]
+#[should_panic(expected = "KVM_EXIT_SNP_REQ_CERTS")]
+fn another_number_of_an_exit_would_be_noticed() {
+    let mut c = headers::Asserted::including(&["linux/kvm.h"]);
+    c.equal("KVM_EXIT_SNP_REQ_CERTS", KVM_EXIT_SNP_REQ_CERTS + 1);
+    let found = headers::knowing("KVM_SEV_SNP_ENABLE_REQ_CERTS");
+    assert!(
+        !found.is_empty(),
+        "skipped, as there is no KVM_EXIT_SNP_REQ_CERTS here"
+    );
+    found.iter().for_each(|include| c.check(include));
+}
+
         c.equal(name, value);
     }
     for include in headers::knowing("KVM_SEV_SNP_LAUNCH_FINISH") {
