@@ -34,6 +34,12 @@ pub enum Machine {
 }
 
 impl Machine {
+    /// Whether its firmware takes an ID block.
+    #[must_use]
+    pub const fn has_id_block(&self) -> bool {
+        matches!(self, Self::Snp(_) | Self::SimulatedSnp(_))
+    }
+
     /// Whether it is one in software.
     #[must_use]
     pub const fn is_simulated(&self) -> bool {

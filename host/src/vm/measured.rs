@@ -88,7 +88,7 @@ impl Measured {
             host_data: context.host_data,
             cpuid: cpuid_page(cpuid),
             parameters: self.parameters(context, tsc_khz)?,
-            id: None,
+            id: context.id_block.clone(),
             certificates,
         };
         let guest = snp::Configured::new(calls, self.image.clone(), options)?;

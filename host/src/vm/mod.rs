@@ -61,6 +61,7 @@ use crate::image::Measuring;
 use crate::image::registers::Registers;
 use crate::jail;
 use crate::kvm;
+use crate::kvm::snp::IdBlock;
 use crate::kvm::snp::kernel::KvmSnp;
 use crate::kvm::tdx::kernel::KvmTdx;
 use crate::os::handed;
@@ -101,6 +102,8 @@ pub struct ContextOptions {
     pub host_data: [u8; 32],
     /// The same of a domain: SHA-384.
     pub config_id: [u8; 48],
+    /// Who vouches for an SNP guest, if there is somebody.
+    pub id_block: Option<IdBlock>,
     /// Key that guest memory is sealed under; none: one for this run.
     pub memory_key: Option<Box<Zeroizing<[u8; 32]>>>,
     /// Anchors of protected volumes, by the numbers that the configuration names.

@@ -17,6 +17,7 @@ use kvm_bindings::{
 };
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 
+use super::IdBlock;
 use super::calls::{Backing, LaunchCalls, Refusal, RunCalls};
 use super::error::{At, SnpError, Step};
 use crate::image::registers::Registers;
@@ -155,8 +156,14 @@ impl LaunchCalls for KvmSnp {
         Ok(())
     }
 
-    fn finish(&mut self, data: &mut kvm_sev_snp_launch_finish) -> Result<(), Refusal> {
-        // SAFETY: the command's own type; `Ready::finish` keeps the blocks that it points to until the call is over.
+    fn finish(&mut self, data: &mut kvm_sev_snp_launch_finish, id: Option<&IdBlock>) -> Result<(), Refusal> {
+        if let Some(id) = id {
+            data.id_block_en = 1;
+            data.id_block_uaddr = id.block.as_ptr() as u64;
+            data.id_auth_uaddr = id.auth.as_ptr() as u64;
+            data.auth_key_en = u8::from(id.author_key);
+        }
+        // SAFETY: the command's own type; the blocks that it points to are borrowed until the call is over.
         unsafe { self.command(sev_cmd_id_KVM_SEV_SNP_LAUNCH_FINISH, data) }
     }
 }

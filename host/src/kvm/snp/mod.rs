@@ -286,16 +286,11 @@ impl<C: LaunchCalls> Ready<C> {
         let Configured {
             mut calls, options, ..
         } = self.0;
-        let id = options.id.as_ref();
         let mut data = kvm_sev_snp_launch_finish {
-            id_block_uaddr: id.map_or(0, |id| id.block.as_ptr() as u64),
-            id_auth_uaddr: id.map_or(0, |id| id.auth.as_ptr() as u64),
-            id_block_en: u8::from(id.is_some()),
-            auth_key_en: u8::from(id.is_some_and(|id| id.author_key)),
             host_data: options.host_data,
             ..Default::default()
         };
-        calls.finish(&mut data).at(Step::Finish)?;
+        calls.finish(&mut data, options.id.as_ref()).at(Step::Finish)?;
         Ok(Launched { calls })
     }
 }

@@ -124,21 +124,14 @@ impl LaunchCalls for Recorder {
         )
     }
 
-    fn finish(&mut self, d: &mut kvm_sev_snp_launch_finish) -> Result<(), Refusal> {
-        let bytes = |at: u64, len: usize| match at {
-            0 => "none".to_owned(),
-            // SAFETY: `Ready::finish` keeps the block for as long as the call lasts.
-            _ => format!("{:?}", unsafe {
-                std::slice::from_raw_parts(at as *const u8, len)
-            }),
-        };
+    fn finish(&mut self, d: &mut kvm_sev_snp_launch_finish, id: Option<&IdBlock>) -> Result<(), Refusal> {
+        let block = id.map_or_else(|| "none".to_owned(), |id| format!("{:?}", &id.block[..2]));
         self.line(
             "KVM_SEV_SNP_LAUNCH_FINISH",
             format_args!(
-                "id {} {} author {} vcek_disabled {} host data {:x?} flags {:#x}",
-                d.id_block_en,
-                bytes(d.id_block_uaddr, 2),
-                d.auth_key_en,
+                "id {} {block} author {} vcek_disabled {} host data {:x?} flags {:#x}",
+                u8::from(id.is_some()),
+                u8::from(id.is_some_and(|id| id.author_key)),
                 d.vcek_disabled,
                 &d.host_data[..4],
                 d.flags
@@ -475,6 +468,13 @@ fn structures_are_those_of_the_kernels_headers() {
         ("KVM_SET_MEMORY_ATTRIBUTES", 0x4020_aed2),
         ("KVM_CREATE_GUEST_MEMFD", 0xc040_aed4),
     ] {
+        c.equal(name, value);
+    }
+    for include in headers::knowing("KVM_SEV_SNP_LAUNCH_FINISH") {
+        c.check(&include);
+    }
+}
+
 /// What newer kernels have: by a C compiler, against those of the headers that know it.
 #[test]
 fn requests_for_certificates_are_those_of_the_kernels_headers() {
@@ -505,13 +505,6 @@ fn another_number_of_an_exit_would_be_noticed() {
         "skipped, as there is no KVM_EXIT_SNP_REQ_CERTS here"
     );
     found.iter().for_each(|include| c.check(include));
-}
-
-        c.equal(name, value);
-    }
-    for include in headers::knowing("KVM_SEV_SNP_LAUNCH_FINISH") {
-        c.check(&include);
-    }
 }
 
 /// The sizes that the kernel reads, from its sources: 6.11 and later. One of the libraries has a shorter last one, by
