@@ -7,8 +7,8 @@ use super::error::VmError;
 use crate::kvm::snp::calls::{Backing, RunCalls};
 use crate::kvm::snp::page_state::PageState;
 
-/// What the hypercall returns for a wish that is none. The kernel takes this number and no other: with a negative one, KVM
-/// gives the vCPU up (`kvm_is_valid_map_gpa_range_ret`, Linux 7.0).
+/// What the hypercall returns for a wish that is none. Older kernels take any number but 0 for a refusal; with a negative one, Linux
+/// 7.3 gives the vCPU up (`kvm_is_valid_map_gpa_range_ret`).
 pub const REFUSED: u64 = libc::EINVAL as u64;
 
 /// The guest's pages.
