@@ -23,7 +23,7 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Run a program in a cloaked VM
-    Run(commands::run::Args),
+    Run(Box<commands::run::Args>),
     /// Run several programs in one VM, each in a context of its own
     Pod(commands::pod::Args),
     /// List running VMs that have a name (cloak run --name)
@@ -62,6 +62,9 @@ enum Command {
 const FAILED: u8 = 125;
 
 fn main() -> ExitCode {
+    if let Some(code) = cloak_host::tdvmcall::courier::main_if_courier() {
+        return code;
+    }
     if let Some(code) = cloak_host::os::main_if_service() {
         return code;
     }
@@ -79,7 +82,7 @@ fn main() -> ExitCode {
         }
     };
     match cli.command {
-        Command::Run(args) => commands::run::run(args),
+        Command::Run(args) => commands::run::run(*args),
         Command::Pod(args) => commands::pod::run(args),
         Command::Ps(args) => commands::ps::run(&args),
         Command::Exec(args) => commands::exec::run(args),

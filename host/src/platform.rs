@@ -6,6 +6,7 @@
 use std::fmt::Debug;
 use std::io;
 
+use cloak_abi::layout::{PLATFORM_GPA, PLATFORM_LEN};
 use cloak_abi::sim::SimCall;
 use cloak_abi::stop::Stop;
 use kvm_bindings::CpuId;
@@ -13,6 +14,8 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 use crate::image::registers::Registers;
 use crate::kvm::{ram, snp, tdx};
+use crate::tdvmcall::buffer::SharedMemory;
+use crate::tdvmcall::courier::Courier;
 
 /// A kind of machine.
 #[derive(Debug, Default)]
@@ -22,6 +25,8 @@ pub enum Machine {
     Plain,
     /// SEV-SNP.
     Snp(Certificates),
+    /// TDX, and who fetches its domains' quotes.
+    Tdx(Courier),
     /// SEV-SNP in software.
     SimulatedSnp(Box<dyn SimulatedSnp>),
     /// TDX in software.
@@ -29,6 +34,12 @@ pub enum Machine {
 }
 
 impl Machine {
+    /// Whether its firmware takes an ID block.
+    #[must_use]
+    pub const fn has_id_block(&self) -> bool {
+        matches!(self, Self::Snp(_) | Self::SimulatedSnp(_))
+    }
+
     /// Whether it is one in software.
     #[must_use]
     pub const fn is_simulated(&self) -> bool {
@@ -162,5 +173,35 @@ impl GuestRam {
         self.memory
             .write_slice(bytes, GuestAddress(gpa))
             .map_err(io::Error::other)
+    }
+}
+
+/// Where a domain has its quotes left: what it shares with the hypervisor, and nothing else of its memory.
+#[derive(Debug)]
+pub struct Window(GuestRam);
+
+impl Window {
+    /// Of this memory.
+    #[must_use]
+    pub const fn new(memory: GuestRam) -> Self {
+        Self(memory)
+    }
+
+    fn check(gpa: u64, len: usize) -> io::Result<()> {
+        let end = gpa.checked_add(len as u64);
+        let inside = gpa >= PLATFORM_GPA && end.is_some_and(|end| end <= PLATFORM_GPA + PLATFORM_LEN);
+        inside.then_some(()).ok_or(io::ErrorKind::NotFound.into())
+    }
+}
+
+impl SharedMemory for Window {
+    fn read(&self, gpa: u64, into: &mut [u8]) -> io::Result<()> {
+        Self::check(gpa, into.len())?;
+        self.0.read(gpa, into)
+    }
+
+    fn write(&self, gpa: u64, bytes: &[u8]) -> io::Result<()> {
+        Self::check(gpa, bytes.len())?;
+        self.0.write(gpa, bytes)
     }
 }

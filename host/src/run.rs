@@ -23,6 +23,7 @@ use crate::control::folder::{self, Folder, Name};
 use crate::control::wire::ContextInfo;
 use crate::jail::calls;
 use crate::jail::privileges::Identity;
+use crate::kvm::snp::IdBlock;
 use crate::os::{self, Access, OsService, Root, SpawnConfig};
 use crate::platform::Machine;
 use crate::user;
@@ -168,6 +169,8 @@ pub struct RunOptions {
     pub control: Option<Name>,
     /// Kind of machine.
     pub machine: Machine,
+    /// Who vouches for an SNP guest, if there is somebody.
+    pub id_block: Option<IdBlock>,
     /// One line per system call.
     pub trace: bool,
     /// Turn system-call sites into jumps.
@@ -203,11 +206,22 @@ impl RunOptions {
             name: None,
             control: None,
             machine: Machine::Plain,
+            id_block: None,
             trace: false,
             patch: true,
             kernel_tables: false,
             command,
         }
+    }
+
+    /// How many vCPUs there will be.
+    #[must_use]
+    pub fn vcpus(&self) -> usize {
+        self.cpus.unwrap_or_else(|| {
+            thread::available_parallelism()
+                .map_or(1, usize::from)
+                .min(MAX_VCPUS)
+        })
     }
 }
 
@@ -361,11 +375,13 @@ fn context<'a>(
             why: "the host is not to have it; with a manifest it comes from inside",
         });
     }
-    let vcpus = options.cpus.unwrap_or_else(|| {
-        thread::available_parallelism()
-            .map_or(1, usize::from)
-            .min(MAX_VCPUS)
-    });
+    let vcpus = options.vcpus();
+    if options.id_block.is_some() && !options.machine.has_id_block() {
+        return Err(VmError::NotOnPlatform {
+            what: "an ID block",
+            why: "only the firmware of SEV-SNP takes one",
+        });
+    }
     // A run without a manifest is its owner's to add to; a manifest says so, or it is not.
     let exec = options.stated.as_ref().is_none_or(|stated| stated.exec);
     let stated = match options.stated.take() {
@@ -389,6 +405,7 @@ fn context<'a>(
         identity: *stated.identity.as_bytes(),
         host_data: stated.host_data,
         config_id: stated.config_id,
+        id_block: options.id_block.take(),
         memory_key: options.memory_key.take(),
         anchors: std::mem::take(&mut options.protected)
             .into_iter()

@@ -19,6 +19,7 @@ use cloak_abi::stop::Stop;
 use cloak_attestation::snp::CertTable;
 use cloak_host::image::C_BIT;
 use cloak_host::image::registers::Registers;
+use cloak_host::kvm::snp::IdBlock;
 use cloak_host::kvm::snp::calls::{Backing, LaunchCalls, Refusal, RunCalls};
 use cloak_host::kvm::snp::page_state::PageState;
 use cloak_host::platform::{GuestRam, Injection, Out, Reply, Simulated};
@@ -631,13 +632,13 @@ impl LaunchCalls for Live {
         self.machine.add_vcpu(index, registers)
     }
 
-    fn finish(&mut self, data: &mut kvm_sev_snp_launch_finish) -> Result<(), Refusal> {
+    fn finish(&mut self, data: &mut kvm_sev_snp_launch_finish, id: Option<&IdBlock>) -> Result<(), Refusal> {
         if self.is(Hostile::OtherHostData) {
             data.host_data[0] ^= 1;
         }
         if self.is(Hostile::OtherProgram) {
             self.change_program();
         }
-        self.machine.finish(data)
+        self.machine.finish(data, id)
     }
 }

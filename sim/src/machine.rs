@@ -7,6 +7,7 @@ use std::io;
 use cloak_attestation::measure::{PageKind, Segment, Vmsa};
 use cloak_attestation::sim::{Endorsement, VekSpec};
 use cloak_host::image::registers::Registers;
+use cloak_host::kvm::snp::IdBlock;
 use cloak_host::kvm::snp::calls::{Backing, LaunchCalls, Refusal, RunCalls};
 use cloak_host::kvm::start_state;
 use kvm_bindings::{
@@ -16,7 +17,7 @@ use kvm_bindings::{
 };
 
 use crate::memory::{Fault, Gfn, Memory, PAGE, Ram};
-use crate::processor::{Processor, Status};
+use crate::processor::{Processor, Status, Vouched};
 
 /// Pages that one update takes: fewer than a launch has, so that the caller has to ask again.
 const AT_ONCE: usize = 64;
@@ -232,9 +233,9 @@ impl<R: Ram> LaunchCalls for Machine<R> {
         Ok(())
     }
 
-    fn finish(&mut self, data: &mut kvm_sev_snp_launch_finish) -> Result<(), Refusal> {
+    fn finish(&mut self, data: &mut kvm_sev_snp_launch_finish, id: Option<&IdBlock>) -> Result<(), Refusal> {
         self.expect(Stage::Launching)?;
-        if data.flags != 0 || data.id_block_en != 0 {
+        if data.flags != 0 {
             return Err(errno(libc::EINVAL));
         }
         for registers in &self.vcpus {
@@ -242,7 +243,12 @@ impl<R: Ram> LaunchCalls for Machine<R> {
                 .update_state(&state(*registers))
                 .map_err(firmware)?;
         }
-        self.processor.finish(data.host_data).map_err(firmware)?;
+        let id = id.map(|id| Vouched {
+            block: &id.block,
+            auth: &id.auth[..],
+            author_key: id.author_key,
+        });
+        self.processor.finish(data.host_data, id).map_err(firmware)?;
         self.stage = Stage::Finished;
         Ok(())
     }

@@ -5,10 +5,10 @@
 //! ```
 //! Any other command is refused with the firmware's own status, and changes nothing.
 
-use cloak_attestation::bytes::{Bytes32, Bytes48, Bytes64};
+use cloak_attestation::bytes::{Bytes, Bytes32, Bytes48, Bytes64};
 use cloak_attestation::measure::{Gpa, LaunchDigest, Page, PageKind};
 use cloak_attestation::sim::{Endorsement, VekSpec};
-use cloak_attestation::snp::GuestPolicy;
+use cloak_attestation::snp::{GuestPolicy, IdAuth, IdBlock, IdBlockError};
 use hkdf::Hkdf;
 use sha2::Sha384;
 use zeroize::Zeroizing;
@@ -24,6 +24,9 @@ pub enum Status {
     /// The guest is not in the state that the command needs.
     #[error("INVALID_GUEST_STATE")]
     InvalidGuestState = 0x02,
+    /// A signature of the ID block.
+    #[error("BAD_SIGNATURE")]
+    BadSignature = 0x0a,
     /// The policy can't be met.
     #[error("POLICY_FAILURE")]
     PolicyFailure = 0x07,
@@ -62,12 +65,46 @@ impl From<MessageError> for Status {
     }
 }
 
+/// The ID block of a launch, as the host gives it: bytes of no proven shape.
+#[derive(Debug, Clone, Copy)]
+pub struct Vouched<'h> {
+    /// The block.
+    pub block: &'h [u8],
+    /// What vouches for it.
+    pub auth: &'h [u8],
+    /// Whether the author key counts (AUTHOR_KEY_EN).
+    pub author_key: bool,
+}
+
+/// What an ID block brought.
+#[derive(Debug, Clone)]
+struct Identity {
+    family_id: Bytes<16>,
+    image_id: Bytes<16>,
+    guest_svn: u32,
+    id_key_digest: Bytes48,
+    author_key_digest: Option<Bytes48>,
+}
+
+impl Default for Identity {
+    fn default() -> Self {
+        Self {
+            family_id: Bytes::ZERO,
+            image_id: Bytes::ZERO,
+            guest_svn: 0,
+            id_key_digest: Bytes48::ZERO,
+            author_key_digest: None,
+        }
+    }
+}
+
 /// What the launch fixed.
 #[derive(Debug, Clone)]
 struct Guest {
     policy: u64,
     host_data: [u8; 32],
     measurement: Bytes48,
+    identity: Identity,
 }
 
 #[derive(Debug, Clone)]
@@ -184,18 +221,23 @@ impl Processor {
         Ok(())
     }
 
-    /// SNP_LAUNCH_FINISH.
+    /// SNP_LAUNCH_FINISH. Where it is refused, the launch is not over.
     ///
     /// # Errors
     /// [`Status`].
-    pub fn finish(&mut self, host_data: [u8; 32]) -> Result<(), Status> {
+    pub fn finish(&mut self, host_data: [u8; 32], id: Option<Vouched<'_>>) -> Result<(), Status> {
         let State::Launching { policy, digest } = self.state else {
             return Err(Status::InvalidGuestState);
+        };
+        let identity = match id {
+            Some(id) => identified(id, digest.measurement(), GuestPolicy(policy))?,
+            None => Identity::default(),
         };
         self.state = State::Running(Guest {
             policy,
             host_data,
             measurement: digest.measurement(),
+            identity,
         });
         Ok(())
     }
@@ -253,6 +295,13 @@ impl Processor {
             fields.report_data = Bytes64::from(request.report_data);
             fields.measurement = guest.measurement;
             fields.host_data = Bytes32::from(guest.host_data);
+            let identity = &guest.identity;
+            fields.family_id = identity.family_id;
+            fields.image_id = identity.image_id;
+            fields.guest_svn = identity.guest_svn;
+            fields.id_key_digest = identity.id_key_digest;
+            fields.author_key_digest = identity.author_key_digest.unwrap_or(Bytes48::ZERO);
+            fields.key_info |= u32::from(identity.author_key_digest.is_some());
             self.endorsement.attest(&fields).report
         });
         let (status, report) = status_of(report);
@@ -263,7 +312,8 @@ impl Processor {
     /// MSG_KEY_RSP: status, 28 bytes reserved, key.
     fn key(&self, guest: &Guest, payload: &[u8], asker: u8) -> Vec<u8> {
         let tcb = self.committed_tcb();
-        let key = KeyRequest::parse(payload, asker, 0, tcb).map(|request| self.derive(guest, &request));
+        let key = KeyRequest::parse(payload, asker, guest.identity.guest_svn, tcb)
+            .map(|request| self.derive(guest, &request));
         let (status, mut key) = status_of(key);
         key.resize(32, 0);
         [&status.to_le_bytes()[..], &[0; 28], &key].concat()
@@ -291,6 +341,8 @@ impl Processor {
             }
         };
         mix(fields::POLICY, &guest.policy.to_le_bytes());
+        mix(fields::IMAGE_ID, &guest.identity.image_id.0);
+        mix(fields::FAMILY_ID, &guest.identity.family_id.0);
         mix(fields::MEASUREMENT, &guest.measurement.0);
         mix(fields::GUEST_SVN, &request.guest_svn.to_le_bytes());
         mix(fields::TCB, &request.tcb);
@@ -308,6 +360,38 @@ impl Processor {
         cloak_attestation::evidence::SnpEvidence {
             report,
             ..self.endorsement.attest(&self.endorsement.fields(&self.spec))
+        }
+    }
+}
+
+/// What an ID block says of a guest, once its signatures and what it expects hold (SNP ABI, SNP_LAUNCH_FINISH).
+fn identified(id: Vouched<'_>, measurement: Bytes48, policy: GuestPolicy) -> Result<Identity, Status> {
+    let block = IdBlock::parse(id.block)?;
+    let auth = IdAuth::parse(id.auth)?;
+    auth.verify(&block)?;
+    // An author key that the host does not speak of, or speaks of where there is none.
+    if auth.has_author() != id.author_key {
+        return Err(Status::InvalidParam);
+    }
+    block.agree(measurement, policy)?;
+    Ok(Identity {
+        family_id: block.family_id(),
+        image_id: block.image_id(),
+        guest_svn: block.guest_svn(),
+        id_key_digest: auth.id_key_digest(),
+        author_key_digest: auth.author_key_digest(),
+    })
+}
+
+impl From<IdBlockError> for Status {
+    fn from(error: IdBlockError) -> Self {
+        match error {
+            IdBlockError::Length { .. } | IdBlockError::Version(_) | IdBlockError::Algorithm(_) => {
+                Self::InvalidParam
+            }
+            IdBlockError::Signature(_) => Self::BadSignature,
+            IdBlockError::Measurement { .. } => Self::BadMeasurement,
+            IdBlockError::Policy { .. } => Self::PolicyFailure,
         }
     }
 }

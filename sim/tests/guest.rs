@@ -3,17 +3,17 @@
 
 use std::sync::LazyLock;
 
-use cloak_attestation::bytes::Bytes64;
+use cloak_attestation::bytes::{Bytes48, Bytes64};
 use cloak_attestation::evidence::Attestation;
-use cloak_attestation::sim::SnpWorld;
-use cloak_attestation::snp::{Product, Report, VekKind};
+use cloak_attestation::sim::{IdSigner, SnpWorld};
+use cloak_attestation::snp::{GuestPolicy, IdAuth, Product, Report, VekKind};
 use cloak_attestation::time::Timestamp;
 use cloak_attestation::{Evidence, Policy, Request, Verifier};
 use cloak_host::image::program::Shim;
 use cloak_host::image::{LaunchImage, Measuring};
 use cloak_host::kvm::snp::calls::LaunchCalls;
 use cloak_host::kvm::snp::error::SnpError;
-use cloak_host::kvm::snp::{Configured, Options, POLICY};
+use cloak_host::kvm::snp::{Configured, IdBlock, Options, POLICY};
 use cloak_sim::machine::{Machine, Secrets};
 use cloak_sim::memory::{Gfn, PAGE};
 use cloak_sim::message::{HEADER, Header, MessageType, Sealed, seal};
@@ -302,7 +302,7 @@ fn a_launch_out_of_order_is_refused() {
     assert!(machine.update(&mut update, &mut []).is_err());
     assert!(
         machine
-            .finish(&mut kvm_bindings::kvm_sev_snp_launch_finish::default())
+            .finish(&mut kvm_bindings::kvm_sev_snp_launch_finish::default(), None)
             .is_err()
     );
     assert_eq!(
@@ -321,7 +321,7 @@ fn a_launch_out_of_order_is_refused() {
     assert_eq!(late, Err(Status::InvalidGuestState));
     assert!(
         machine
-            .finish(&mut kvm_bindings::kvm_sev_snp_launch_finish::default())
+            .finish(&mut kvm_bindings::kvm_sev_snp_launch_finish::default(), None)
             .is_err()
     );
     assert_eq!(machine.processor.measurement(), measured);
@@ -374,4 +374,97 @@ proptest! {
         prop_assert!(machine.processor.request(&changed).is_err());
         prop_assert!(machine.processor.request(&good).is_ok());
     }
+}
+
+/// An ID block of `signer`'s for a guest of this measurement, as the host takes it, and what vouches for it.
+fn vouched(signer: &IdSigner, measurement: Bytes48, policy: u64) -> (IdBlock, IdAuth) {
+    let (block, auth) = signer.sign(measurement, GuestPolicy(policy), 3);
+    let id = IdBlock {
+        block: *block.raw(),
+        auth: Box::new(*auth.raw()),
+        author_key: auth.has_author(),
+    };
+    (id, auth)
+}
+
+#[test]
+fn a_report_names_who_vouched_for_the_guest() {
+    let measurement = running(1).processor.measurement().expect("launched");
+    for author in [false, true] {
+        let (id, auth) = vouched(&IdSigner::new(author), measurement, POLICY);
+        let mut machine = machine(1);
+        let id = Some(id);
+        launched(&mut machine, Options { id, ..options(1) }).expect("a launch");
+        let response = machine
+            .processor
+            .request(&report_request(1, 9))
+            .expect("an answer");
+        let report = Report::parse(&opened(&response, 2)[32..]).expect("a report");
+        assert_eq!(report.measurement(), measurement, "it is not measured itself");
+        assert_eq!(report.id_key_digest(), auth.id_key_digest());
+        assert_eq!(report.key_info().author_key_enabled(), author);
+        let digest = auth.author_key_digest().unwrap_or(Bytes48::ZERO);
+        assert_eq!(report.author_key_digest(), digest);
+        assert_eq!(report.family_id().0, *b"a family of imag");
+        assert_eq!(
+            (report.image_id().0, report.guest_svn()),
+            (*b"an image of them", 3)
+        );
+    }
+}
+
+/// What the block is for: a host that starts another image gets no guest. Without the block it gets one.
+#[test]
+fn the_firmware_starts_no_guest_but_the_one_that_was_vouched_for() {
+    let measurement = running(1).processor.measurement().expect("launched");
+    let signer = IdSigner::new(true);
+    let attempt = |id: IdBlock, vcpus| {
+        let mut machine = machine(1);
+        let id = Some(id);
+        let refused = launched(&mut machine, Options { id, ..options(vcpus) }).expect_err("refused");
+        assert_eq!(machine.processor.measurement(), None, "nothing runs");
+        assert_eq!(
+            machine.processor.request(&report_request(1, 1)),
+            Err(Status::InvalidGuestState)
+        );
+        refused.to_string()
+    };
+    let (good, _) = vouched(&signer, measurement, POLICY);
+    // One vCPU more is another guest.
+    let text = attempt(good.clone(), 2);
+    assert!(
+        text.contains("BAD_MEASUREMENT") && text.contains("LAUNCH_FINISH"),
+        "{text}"
+    );
+    launched(&mut machine(1), options(2)).expect("without a block anything is launched");
+    let (other, _) = vouched(&signer, measurement, POLICY | 1 << 19);
+    assert!(attempt(other, 1).contains("POLICY_FAILURE"));
+    // A block that was changed to fit, and one that somebody else's key is put to.
+    for at in [0, 0x30, 0x54, 0x58] {
+        let mut changed = good.clone();
+        changed.block[at] ^= 1;
+        assert!(attempt(changed, 1).contains("BAD_SIGNATURE"), "{at:#x}");
+    }
+    for at in [0x40, 0x88, 0x244, 0x680, 0x884] {
+        let mut changed = good.clone();
+        changed.auth[at] ^= 1;
+        assert!(attempt(changed, 1).contains("BAD_SIGNATURE"), "{at:#x}");
+    }
+    let (theirs, _) = vouched(&IdSigner::new(true), measurement, POLICY);
+    let mut mixed = good.clone();
+    mixed.auth[0x240..0x644].copy_from_slice(&theirs.auth[0x240..0x644]);
+    assert!(attempt(mixed, 1).contains("BAD_SIGNATURE"));
+    for author_key in [false, true] {
+        let (id, _) = vouched(&IdSigner::new(!author_key), measurement, POLICY);
+        let id = IdBlock { author_key, ..id };
+        assert!(attempt(id, 1).contains("INVALID_PARAM"), "{author_key}");
+    }
+    launched(
+        &mut machine(1),
+        Options {
+            id: Some(good),
+            ..options(1)
+        },
+    )
+    .expect("its own");
 }

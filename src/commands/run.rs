@@ -1,5 +1,6 @@
 //! `cloak run`: one program in one VM.
 
+mod id_block;
 mod platform;
 pub(super) mod protected;
 pub(super) mod publish;
@@ -14,6 +15,8 @@ use cloak_host::platform::Machine;
 use cloak_host::run::{
     self, Environment, Network, Outcome, Published, Resident, RootTree, RunOptions, Volume,
 };
+
+use cloak_host::tdvmcall::service::Address;
 
 use self::platform::Platform;
 
@@ -94,6 +97,17 @@ pub struct Args {
     /// Certificates to give out beside a guest's reports, as a table of the GHCB protocol (see docs/deploy-snp.md)
     #[arg(long, value_name = "FILE")]
     certificates: Option<PathBuf>,
+    /// ID block of an SNP guest: a structure of 96 bytes as the firmware takes it (see docs/deploy-snp.md). The firmware starts no
+    /// other image, and reports name who signed it
+    #[arg(long, value_name = "FILE", requires = "id_auth")]
+    id_block: Option<PathBuf>,
+    /// Its signature and keys, perhaps with an author key: a structure of 4096 bytes
+    #[arg(long, value_name = "FILE", requires = "id_block")]
+    id_auth: Option<PathBuf>,
+    /// Where the quotes of a TDX domain come from: unix:PATH or vsock:CID:PORT (default: Intel's quoting service on this
+    /// machine, see docs/deploy-tdx.md)
+    #[arg(long, value_name = "ADDRESS")]
+    quote_service: Option<Address>,
     /// Tell what the machine is
     #[arg(long)]
     verbose: bool,
@@ -162,12 +176,14 @@ impl From<NetworkArg> for Network {
 }
 
 /// Runs the program; gives its exit code, or ends by its signal.
-pub fn run(args: Args) -> ExitCode {
+pub fn run(mut args: Args) -> ExitCode {
     let stats = args.stats;
+    let id = args.id_block.take().zip(args.id_auth.take());
     let machine = platform::machine(
         args.platform,
         args.hostile.as_deref(),
         args.certificates.as_deref(),
+        args.quote_service.as_ref(),
         args.verbose,
     );
     let options = machine.map_err(|error| error.to_string()).and_then(|machine| {
@@ -176,6 +192,12 @@ pub fn run(args: Args) -> ExitCode {
         } else {
             plain(args, machine)
         }
+    });
+    let options = options.and_then(|mut options| {
+        if let Some((block, auth)) = &id {
+            id_block::add(&mut options, block, auth).map_err(|error| error.to_string())?;
+        }
+        Ok(options)
     });
     let options = match options {
         Ok(options) => options,

@@ -2,7 +2,10 @@
 //! and nowhere else, and a hypervisor that lies gets a stop with a reason and nothing else.
 
 use cloak_attestation::Evidence;
+use cloak_attestation::bytes::Bytes48;
 use cloak_attestation::evidence::Attestation;
+use cloak_attestation::sim::IdSigner;
+use cloak_attestation::snp::GuestPolicy;
 use cloak_attestation::time::Timestamp;
 use cloak_tests::programs::{Linkage, built};
 use cloak_tests::scratch::Scratch;
@@ -207,6 +210,83 @@ fn a_report_has_the_predicted_measurement_and_verifies_where_it_is_trusted_only(
         std::fs::write(&policy_file, policy.replace(predicted.trim(), &"0".repeat(96))).expect("a file");
         refused(&trusted, "reference.measurement.unknown");
     }
+}
+
+/// `--id-block` and `--id-auth`: refused with a reason where the firmware would refuse, and named in reports, which a policy may
+/// ask for.
+#[test]
+fn an_id_block_is_held_against_the_launch_and_named_in_reports() {
+    let scratch = Scratch::new();
+    let folder = scratch.path();
+    let predicted = cloak(&["measure", "--platform", "snp", "--cpus", "2"]);
+    let measurement: Bytes48 = predicted.trim().parse().expect("a digest");
+    let [block_file, auth_file] = ["block", "auth"].map(|name| folder.join(name));
+    let [block_option, auth_option] = [("--id-block", &block_file), ("--id-auth", &auth_file)]
+        .map(|(option, file)| format!("{option}={}", file.display()));
+    let options = [block_option.as_str(), auth_option.as_str()];
+    let put = |block: &[u8], auth: &[u8]| {
+        std::fs::write(&block_file, block).expect("a file");
+        std::fs::write(&auth_file, auth).expect("a file");
+    };
+    let (block, auth) = IdSigner::new(true).sign(measurement, GuestPolicy(0x30000), 3);
+    put(block.raw(), auth.raw());
+    attest(SNP, folder, 2, &options);
+    let report = std::fs::read(folder.join("report")).expect("a report");
+    assert_eq!(field(&report, 0x90, 48), predicted.trim(), "MEASUREMENT");
+    assert_eq!(field(&report, 0x04, 4), "03000000", "GUEST_SVN");
+    assert_eq!(field(&report, 0x48, 1), "01", "AUTHOR_KEY_EN");
+    let id_key = auth.id_key_digest().to_string();
+    assert_eq!(field(&report, 0xe0, 48), id_key, "ID_KEY_DIGEST");
+    let author_key = auth.author_key_digest().expect("there is one").to_string();
+    assert_eq!(field(&report, 0x110, 48), author_key, "AUTHOR_KEY_DIGEST");
+
+    let verified = |digest: &str| {
+        let policy = format!(
+            "platforms = [\"simulated-snp\"]\n[snp]\nmaximum_vmpl = 1\nid_key_digests = [\"{digest}\"]\n\
+             [simulated]\nroot_digests = [\"{}\"]\n",
+            root_digest(),
+        );
+        std::fs::write(folder.join("policy.toml"), policy).expect("a file");
+        let [report, aux, policy] =
+            ["report", "aux", "policy.toml"].map(|name| folder.join(name).display().to_string());
+        let arguments = [
+            "verify",
+            &report,
+            "--cert-table",
+            &aux,
+            "--simulated",
+            "--policy",
+            &policy,
+        ];
+        command(&arguments).output().expect("cloak runs").status.code()
+    };
+    assert_eq!(verified(&id_key), Some(0));
+    assert_eq!(verified(&author_key), Some(1), "another's key");
+
+    let refused = |platform: &str, cpus: &str| {
+        let run = ["run", "--platform", platform, "--cpus", cpus];
+        let output = command(&[&run[..], &options, &["--", "/bin/true"]].concat())
+            .output()
+            .expect("cloak runs");
+        assert_eq!(output.status.code(), Some(125));
+        String::from_utf8_lossy(&output.stderr).into_owned()
+    };
+    let said = refused(SNP, "1");
+    assert!(
+        said.contains("BAD_MEASUREMENT") && said.contains("cloak measure --platform snp --cpus 1"),
+        "{said}"
+    );
+    assert!(refused("plain", "2").contains("--id-block is for"));
+    assert!(refused(TDX, "2").contains("--id-block is for"));
+    let mut changed = *auth.raw();
+    changed[0x40] ^= 1;
+    put(block.raw(), &changed);
+    assert!(refused(SNP, "2").contains("BAD_SIGNATURE"));
+    put(&block.raw()[1..], auth.raw());
+    assert!(refused(SNP, "2").contains("has 95 bytes"));
+    let (block, auth) = IdSigner::new(false).sign(measurement, GuestPolicy(0xb0000), 0);
+    put(block.raw(), auth.raw());
+    assert!(refused(SNP, "2").contains("POLICY_FAILURE"));
 }
 
 /// Where MRTD, MRCONFIGID and the run-time registers 2 and 3 are in a quote of version 4.
@@ -544,6 +624,10 @@ fn what_is_not_there_is_refused_before_anything_starts() {
             "not a simulated one",
         ),
         (&["--platform", "tdx"], "--platform tdx"),
+        (
+            &["--platform", "sim-tdx", "--quote-service", "vsock:2:4050"],
+            "--quote-service is for --platform tdx",
+        ),
         (&["--platform", "sim-snp", "--hostile", "nothing"], "no such case"),
         (&["--platform", "sim-tdx", "--hostile", "c-bit"], "no such case"),
         (&["--platform", "sim-snp", "--kernel-tables"], "several contexts"),

@@ -5,6 +5,7 @@
 //! kinds `simulated-snp` and `simulated-tdx`, which pass no policy that does not name them. A world can also be told
 //! to make what no genuine one makes; that is how the refusals are tested.
 
+mod id_block;
 mod names;
 mod rsa_key;
 mod snp_report;
@@ -14,6 +15,7 @@ mod tdx_quote;
 mod tdx_world;
 mod x509;
 
+pub use id_block::IdSigner;
 pub use rsa_key::{RsaKey, RsaKeyError};
 pub use snp_report::ReportFields;
 pub use snp_world::{Endorsement, SnpFault, SnpWorld, VekSpec};

@@ -15,6 +15,10 @@ pub struct ReportFields {
     pub version: u32,
     /// Guest SVN.
     pub guest_svn: u32,
+    /// FAMILY_ID.
+    pub family_id: Bytes<16>,
+    /// IMAGE_ID.
+    pub image_id: Bytes<16>,
     /// Guest policy.
     pub policy: GuestPolicy,
     /// Who asks.
@@ -62,6 +66,8 @@ impl ReportFields {
         Self {
             version: if product == Product::Turin { 5 } else { 3 },
             guest_svn: 0,
+            family_id: Bytes::ZERO,
+            image_id: Bytes::ZERO,
             policy: GuestPolicy(0x30000),
             vmpl: 0,
             key_info: 0,
@@ -90,6 +96,8 @@ impl ReportFields {
         put(0x00, &self.version.to_le_bytes());
         put(0x04, &self.guest_svn.to_le_bytes());
         put(0x08, &self.policy.0.to_le_bytes());
+        put(0x10, &self.family_id.0);
+        put(0x20, &self.image_id.0);
         put(0x30, &self.vmpl.to_le_bytes());
         put(0x34, &1u32.to_le_bytes());
         put(0x38, &self.current_tcb.encode(product).0);
@@ -121,10 +129,15 @@ impl ReportFields {
 /// Signs whatever `report` says, in place.
 pub(super) fn sign(report: &mut [u8], key: &SigningKey) {
     let signature: Signature = key.sign(&report[..SIGNED_BYTES]);
+    put_signature(report, SIGNED_BYTES, &signature);
+}
+
+/// Two numbers of 72 bytes, little-endian.
+pub(super) fn put_signature(bytes: &mut [u8], at: usize, signature: &Signature) {
     let (r, s) = signature.split_bytes();
-    for (offset, scalar) in [(SIGNED_BYTES, r), (SIGNED_BYTES + 72, s)] {
+    for (offset, scalar) in [(at, r), (at + 72, s)] {
         for (index, byte) in scalar.iter().rev().enumerate() {
-            report[offset + index] = *byte;
+            bytes[offset + index] = *byte;
         }
     }
 }

@@ -205,6 +205,18 @@ const MONITOR: &[Allowed] = &calls![
     SYS_writev,
 ];
 
+/// Families of sockets on which a quoting service listens.
+const QUOTING: &[u32] = &[libc::AF_UNIX as u32, libc::AF_VSOCK as u32];
+
+/// What the process that fetches quotes needs besides.
+const QUOTES: &[Allowed] = &calls![
+    SYS_connect,
+    SYS_sendmsg,
+    SYS_sendto,
+    SYS_setsockopt,
+    SYS_socket(When::OneOf(0, QUOTING), "Unix sockets and vsock"),
+];
+
 /// One rule for each way to be accepted; none: any arguments are.
 fn accepted(when: When) -> Result<Vec<SeccompRule>, seccompiler::BackendError> {
     let one = |arg, len, op, value| {
@@ -293,6 +305,13 @@ pub const OFFLINE: Party = Party {
 /// The monitor, once the VM has started.
 pub const VM: Party = Party {
     own: MONITOR,
+    refused: &[CLONE3, OPEN],
+    without: &[],
+};
+
+/// The process that fetches the quotes of a TDX domain.
+pub const COURIER: Party = Party {
+    own: QUOTES,
     refused: &[CLONE3, OPEN],
     without: &[],
 };

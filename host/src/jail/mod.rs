@@ -12,6 +12,8 @@
 //! | limits ([`limits`]) | memory, and what it has no use for | what it has no use for |
 //! | calls ([`calls`], seccomp) | those that it uses | those that it uses |
 //!
+//! A third process, which fetches the quotes of a TDX domain, has a smaller jail yet ([`crate::tdvmcall::courier`]).
+//!
 //! A call that is not in the table ends the process: it was made by nobody of ours. `docs/jail.md` shows the tables; a
 //! test compares the two, another tries every call.
 

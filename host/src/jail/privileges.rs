@@ -11,6 +11,9 @@ pub const KEPT: [(u32, &str); 5] = [
     (10, "CAP_NET_BIND_SERVICE"),
 ];
 
+/// What of them the process keeps that fetches quotes: the quoting service's socket may be in a folder of others.
+pub const COURIER: [(u32, &str); 1] = [(1, "CAP_DAC_OVERRIDE")];
+
 /// Numbers of a user.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Identity {

@@ -156,8 +156,13 @@ fn the_monitor_makes_the_calls_of_its_table_and_no_other() {
 }
 
 #[test]
+fn the_courier_makes_the_calls_of_its_table_and_no_other() {
+    every_call(&calls::COURIER);
+}
+
+#[test]
 fn a_thread_starts_and_ends_inside() {
-    for party in [&calls::SERVICE, &calls::VM] {
+    for party in [&calls::SERVICE, &calls::VM, &calls::COURIER] {
         let end = child(|| match calls::close(party) {
             Ok(()) => std::thread::spawn(|| 5).join().unwrap_or(98),
             Err(_) => 99,
@@ -317,9 +322,13 @@ fn tables() -> String {
         let _ = writeln!(text, "| `{}` | {note} |", one.name);
     };
     let titled = [
-        ("Calls that both make", COMMON),
+        ("Calls that all make", COMMON),
         ("Calls of the OS service", calls::SERVICE.own),
         ("Calls of the monitor, once the VM has started", calls::VM.own),
+        (
+            "Calls of the process that fetches quotes (TDX)",
+            calls::COURIER.own,
+        ),
     ];
     for (title, calls) in titled {
         let _ = writeln!(text, "\n### {title}\n\n| call | arguments |\n|---|---|");
@@ -329,7 +338,11 @@ fn tables() -> String {
         text,
         "\n### Calls that get an error\n\n| call | whose | error | why it is made |\n|---|---|---|---|"
     );
-    for (whose, party) in [("OS service", &calls::SERVICE), ("monitor", &calls::VM)] {
+    for (whose, party) in [
+        ("OS service", &calls::SERVICE),
+        ("monitor", &calls::VM),
+        ("courier", &calls::COURIER),
+    ] {
         for refused in party.refused {
             let error = if refused.errno == libc::ENOSYS {
                 "ENOSYS"

@@ -1,10 +1,11 @@
 //! KVM: opening it, and the registers that a vCPU starts with.
 //!
-//! One of the crate's unsafe islands, together with [`ram`], [`private`], [`snp::kernel`] and [`tdx::kernel`].
+//! One of the crate's unsafe islands, together with [`ram`], [`private`], [`protected`], [`snp::kernel`] and [`tdx::kernel`].
 
 #[cfg(test)]
 mod headers;
 pub mod private;
+pub mod protected;
 #[cfg(test)]
 mod protected_tests;
 pub mod ram;

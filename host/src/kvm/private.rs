@@ -148,20 +148,25 @@ impl PrivateMemory {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use kvm_bindings::{KVM_CAP_GUEST_MEMFD, KVM_MEM_GUEST_MEMFD};
+    use kvm_bindings::{
+        KVM_CAP_GUEST_MEMFD, KVM_MEM_GUEST_MEMFD, KVM_X86_DEFAULT_VM, KVM_X86_SW_PROTECTED_VM,
+    };
     use kvm_ioctls::Kvm;
 
     const START: u64 = 0x10_0000;
     const LEN: u64 = 0x10_0000;
 
-    /// An ordinary VM with memory of both kinds, where this kernel has guest_memfd.
+    /// A VM with memory of both kinds, where this kernel has one: an ordinary VM, or a software-protected one.
     fn memory() -> Option<(VmFd, PrivateMemory)> {
         let kvm = Kvm::new().ok()?;
-        if kvm.check_extension_raw(KVM_CAP_GUEST_MEMFD.into()) <= 0 {
-            crate::skipped::skip("this kernel has no guest_memfd");
+        let made = [KVM_X86_DEFAULT_VM, KVM_X86_SW_PROTECTED_VM]
+            .map(|kind| kvm.create_vm_with_type(kind.into()).ok());
+        // Of a VM: that some kind of VM has it says nothing of another.
+        let has = |vm: &VmFd| vm.check_extension_raw(KVM_CAP_GUEST_MEMFD.into()) > 0;
+        let Some(vm) = made.into_iter().flatten().find(has) else {
+            crate::skipped::skip("this kernel has no VM with guest_memfd");
             return None;
-        }
-        let vm = kvm.create_vm().expect("a VM");
+        };
         let mut memory = PrivateMemory::default();
         let region = kvm_userspace_memory_region2 {
             flags: KVM_MEM_GUEST_MEMFD,

@@ -49,7 +49,7 @@ mod spawn;
 mod spin;
 mod stdio;
 mod streams;
-mod sys;
+pub(crate) mod sys;
 mod table;
 mod terminal;
 mod unix;

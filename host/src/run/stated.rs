@@ -231,6 +231,7 @@ fn kind(machine: &Machine) -> (PlatformKind, &'static str) {
     match machine {
         Machine::Plain => (PlatformKind::Plain, "plain KVM"),
         Machine::Snp(_) => (PlatformKind::Snp, "SEV-SNP"),
+        Machine::Tdx(_) => (PlatformKind::Tdx, "TDX"),
         Machine::SimulatedSnp(_) => (PlatformKind::Snp, "SEV-SNP, simulated"),
         Machine::SimulatedTdx(_) => (PlatformKind::Tdx, "TDX, simulated"),
     }

@@ -193,7 +193,7 @@ fn finish(memory: &impl SharedMemory, gpa: u64, size: u64, quote: Result<Vec<u8>
             })
         }
         Ok(_) => failed(status::ERROR),
-        Err(QuoteError::Unreachable { .. }) => failed(status::UNAVAILABLE),
+        Err(error) if error.is_unreachable() => failed(status::UNAVAILABLE),
         Err(_) => failed(status::ERROR),
     };
     if let Err(error) = header.write(memory, gpa) {

@@ -3,11 +3,13 @@
 //! The kernel answers the base calls itself, and turns `MapGPA` into `KVM_EXIT_HYPERCALL` as on SNP (`kvm::snp::page_state`).
 //! What comes here are the rest (Guest-Host Communication Interface, section 3; `Documentation/virt/kvm/api.rst`,
 //! `KVM_EXIT_TDX`). A quote is fetched in three parts: [`buffer`] is the guest's side of it, [`qgs`] the quoting service's
-//! messages, [`service`] the way there.
+//! messages, [`service`] the way there, [`courier`] the process that goes it.
 //!
 //! Apart from `kvm`, so that the parsers can be fuzzed without a VM.
 
 pub mod buffer;
+#[cfg(not(fuzzing))]
+pub mod courier;
 pub mod qgs;
 pub mod service;
 

@@ -7,7 +7,7 @@ use std::io::{self, Read, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::PathBuf;
 use std::str::FromStr;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
@@ -16,8 +16,8 @@ use super::qgs::{self, REPORT_BYTES};
 
 /// Where Intel's package listens.
 pub const DEFAULT: &str = "unix:/var/run/tdx-qgs/qgs.socket";
-/// Longest wait for any step; a service that asks Intel for certificates takes seconds.
-const PATIENCE: Duration = Duration::from_secs(30);
+/// Longest wait for a quote; a service that asks Intel for certificates takes seconds.
+pub const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Where a quoting service listens.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -31,6 +31,13 @@ pub enum Address {
         /// Its port; 4050 by custom.
         port: u32,
     },
+}
+
+impl Default for Address {
+    /// [`DEFAULT`].
+    fn default() -> Self {
+        Self::Unix(DEFAULT.trim_start_matches("unix:").into())
+    }
 }
 
 /// A text that is no address.
@@ -90,6 +97,17 @@ pub enum QuoteError {
     /// What came is no answer.
     #[error("not an answer of a quoting service: {0}")]
     Answer(&'static str),
+    /// The process that asks for us says this.
+    #[error("{text}")]
+    Told {
+        /// Whether nobody listens.
+        unreachable: bool,
+        /// Its words.
+        text: String,
+    },
+    /// The process that asks for us does not answer.
+    #[error("the process that fetches quotes does not answer: {0}")]
+    Courier(io::Error),
     /// It refuses.
     #[error("the quoting service refuses, with code {code:#x}: {meaning}")]
     Service {
@@ -98,6 +116,21 @@ pub enum QuoteError {
         /// What that is.
         meaning: &'static str,
     },
+}
+
+impl QuoteError {
+    /// Whether nobody listens.
+    #[must_use]
+    pub const fn is_unreachable(&self) -> bool {
+        matches!(
+            self,
+            Self::Unreachable { .. }
+                | Self::Told {
+                    unreachable: true,
+                    ..
+                }
+        )
+    }
 }
 
 /// Who makes quotes of reports.
@@ -111,6 +144,14 @@ pub trait QuoteSource {
 
 impl QuoteSource for Address {
     fn quote(&self, report: &[u8; REPORT_BYTES]) -> Result<Vec<u8>, QuoteError> {
+        self.ask(report, PATIENCE)
+    }
+}
+
+impl Address {
+    /// Fetches a quote in at most this time, however the service divides what it says.
+    fn ask(&self, report: &[u8; REPORT_BYTES], patience: Duration) -> Result<Vec<u8>, QuoteError> {
+        let until = Instant::now() + patience;
         let broken = |doing| {
             move |source| QuoteError::Broken {
                 address: self.clone(),
@@ -118,10 +159,11 @@ impl QuoteSource for Address {
                 source,
             }
         };
-        let mut stream = Stream(self.connect().map_err(|source| QuoteError::Unreachable {
+        let fd = self.connect().map_err(|source| QuoteError::Unreachable {
             address: self.clone(),
             source,
-        })?);
+        })?;
+        let mut stream = Stream { fd, until };
         stream
             .write_all(&qgs::request(report))
             .map_err(broken("does not take the request"))?;
@@ -132,9 +174,7 @@ impl QuoteSource for Address {
         stream.read_exact(&mut message).map_err(broken(no_answer))?;
         qgs::parse_response(&message)
     }
-}
 
-impl Address {
     /// Connects, with a bound for each step.
     ///
     /// # Errors
@@ -172,21 +212,37 @@ fn connect_vsock(fd: &OwnedFd, cid: u32, port: u32) -> io::Result<()> {
     }
 }
 
-struct Stream(OwnedFd);
+struct Stream {
+    fd: OwnedFd,
+    until: Instant,
+}
+
+impl Stream {
+    /// Bounds the next step by the time that is left.
+    fn bound(&self, step: Timeout) -> io::Result<()> {
+        let left = self.until.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        Ok(set_socket_timeout(&self.fd, step, Some(left))?)
+    }
+}
 
 impl Read for Stream {
     fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        self.bound(Timeout::Recv)?;
         Ok(rustix::io::retry_on_intr(|| {
-            rustix::io::read(&self.0, &mut *into)
+            rustix::io::read(&self.fd, &mut *into)
         })?)
     }
 }
 
 impl Write for Stream {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.bound(Timeout::Send)?;
         let flags = rustix::net::SendFlags::NOSIGNAL;
         Ok(rustix::io::retry_on_intr(|| {
-            rustix::net::send(&self.0, bytes, flags)
+            rustix::net::send(&self.fd, bytes, flags)
         })?)
     }
 
@@ -247,6 +303,28 @@ mod tests {
         );
     }
 
+    /// One that says nothing, and one that goes on saying a little: each step would be in time.
+    #[test]
+    fn a_service_that_never_comes_to_an_end_is_given_up() {
+        for chatty in [false, true] {
+            let folder = tempfile::tempdir().expect("a folder");
+            let path = folder.path().join("qgs.socket");
+            let listener = UnixListener::bind(&path).expect("a socket");
+            std::thread::spawn(move || {
+                let (mut stream, _) = listener.accept().expect("a connection");
+                // The length of the longest message, and then a byte of it at a time until nobody listens.
+                let _ = stream.write_all(&(qgs::MOST as u32).to_be_bytes());
+                while chatty && stream.write_all(&[0]).is_ok() {
+                    std::thread::sleep(Duration::from_millis(2));
+                }
+                let _ = stream.read_to_end(&mut Vec::new());
+            });
+            let asked = Address::Unix(path).ask(&[0; REPORT_BYTES], Duration::from_millis(100));
+            let error = asked.expect_err("no quote");
+            assert!(matches!(error, QuoteError::Broken { .. }), "{error}");
+        }
+    }
+
     #[test]
     fn a_vsock_that_nobody_serves_is_unreachable() {
         // CID 1 is this machine's own, where the kernel has that; port 1 is no service's.
@@ -257,6 +335,7 @@ mod tests {
 
     #[test]
     fn addresses_are_read_as_they_are_written() {
+        assert_eq!(Address::default().to_string(), DEFAULT);
         for text in [DEFAULT, "vsock:2:4050"] {
             let address: Address = text.parse().expect("an address");
             assert_eq!(address.to_string(), text);

@@ -129,6 +129,14 @@ pub enum VmError {
     /// The launch of a domain.
     #[error(transparent)]
     Tdx(#[from] crate::kvm::tdx::error::TdxError),
+    /// A page that a guest touched as what it is not.
+    #[error("the page at {gpa:#x}: {problem}")]
+    Touched {
+        /// Which page.
+        gpa: u64,
+        /// How.
+        problem: &'static str,
+    },
     /// More configuration than there is room for.
     #[error("arguments and environment have {bytes} bytes; on this platform {most} are possible")]
     ConfigTooLarge {

@@ -88,7 +88,7 @@ impl Measured {
             host_data: context.host_data,
             cpuid: cpuid_page(cpuid),
             parameters: self.parameters(context, tsc_khz)?,
-            id: None,
+            id: context.id_block.clone(),
             certificates,
         };
         let guest = snp::Configured::new(calls, self.image.clone(), options)?;
@@ -105,7 +105,7 @@ impl Measured {
         calls: C,
         context: &ContextOptions,
         tsc_khz: u64,
-    ) -> Result<(u64, Placed), VmError> {
+    ) -> Result<(tdx::Finalized<C>, u64, Placed), VmError> {
         let options = tdx::Options {
             attributes: SEPT_VE_DISABLE,
             vcpus: context.vcpus as u32,
@@ -113,8 +113,8 @@ impl Measured {
             parameters: self.parameters(context, tsc_khz)?,
         };
         let domain = tdx::Configured::new(calls, self.image.clone(), options)?;
-        domain.init()?.vcpus()?.back(&self.private)?.add()?.finalize()?;
-        Ok((self.image.first.rip, self.placed(context)))
+        let domain = domain.init()?.vcpus()?.back(&self.private)?.add()?.finalize()?;
+        Ok((domain, self.image.first.rip, self.placed(context)))
     }
 
     /// Leaves the configuration where the guest takes it; gives the page of parameters.

@@ -16,11 +16,14 @@ pub mod exec;
 mod hidden;
 pub mod load;
 mod measured;
+pub(crate) mod pages;
 pub mod phases;
+mod protected;
 pub mod resident;
 pub mod shared;
 pub mod signals;
 mod snp;
+mod tdx;
 mod ticker;
 mod vcpu;
 pub mod view;
@@ -47,6 +50,7 @@ use self::exec::Execs;
 use self::load::{Layout, Placed, Segment, Share};
 use self::measured::{Backing, Measured};
 use self::phases::Phases;
+use self::protected::Protected;
 use self::resident::{Paging, Resident};
 use self::shared::SharedRegion;
 use self::view::View;
@@ -57,9 +61,12 @@ use crate::image::Measuring;
 use crate::image::registers::Registers;
 use crate::jail;
 use crate::kvm;
+use crate::kvm::snp::IdBlock;
 use crate::kvm::snp::kernel::KvmSnp;
+use crate::kvm::tdx::kernel::KvmTdx;
 use crate::os::handed;
 use crate::platform::{GuestRam, Machine, Simulated, SimulatedSnp, SimulatedTdx};
+use crate::tdvmcall::courier::Courier;
 
 /// A VM.
 #[derive(Debug)]
@@ -95,6 +102,8 @@ pub struct ContextOptions {
     pub host_data: [u8; 32],
     /// The same of a domain: SHA-384.
     pub config_id: [u8; 48],
+    /// Who vouches for an SNP guest, if there is somebody.
+    pub id_block: Option<IdBlock>,
     /// Key that guest memory is sealed under; none: one for this run.
     pub memory_key: Option<Box<Zeroizing<[u8; 32]>>>,
     /// Anchors of protected volumes, by the numbers that the configuration names.
@@ -194,6 +203,8 @@ pub(crate) enum Below {
     Simulated(Hardware, Measuring),
     /// SEV-SNP.
     Snp(Arc<snp::Guest<KvmSnp>>),
+    /// TDX.
+    Tdx(Arc<tdx::Domain<KvmTdx, Courier>>),
 }
 
 impl Below {
@@ -207,7 +218,7 @@ impl Below {
 pub struct Prepared {
     kvm: Kvm,
     vm: Arc<VmFd>,
-    snp: Option<KvmSnp>,
+    protected: Option<Protected>,
     /// By index of the context.
     pub borders: Vec<Border>,
     /// Where the time goes.
@@ -219,17 +230,14 @@ pub struct Prepared {
 ///
 /// # Errors
 /// Which step failed and what to try.
-pub fn prepare(options: Options) -> Result<Prepared, VmError> {
+pub fn prepare(mut options: Options) -> Result<Prepared, VmError> {
     let mut phases = Phases::default();
     hidden::hide()?;
     let kvm = kvm::open(&options.device)?;
     check(&kvm, &options)?;
-    let snp = match &options.machine {
-        Machine::Snp(_) => Some(KvmSnp::create(&kvm)?),
-        _ => None,
-    };
-    let vm = match &snp {
-        Some(snp) => snp.vm(),
+    let protected = Protected::of(&kvm, &mut options.machine)?;
+    let vm = match &protected {
+        Some(protected) => protected.vm(),
         None => Arc::new(kvm.create_vm().step("creating a VM (KVM_CREATE_VM)")?),
     };
     let borders = options
@@ -241,7 +249,7 @@ pub fn prepare(options: Options) -> Result<Prepared, VmError> {
     Ok(Prepared {
         kvm,
         vm,
-        snp,
+        protected,
         borders,
         phases,
         options,
@@ -350,7 +358,7 @@ impl Prepared {
         let Self {
             kvm,
             vm,
-            snp,
+            protected,
             borders,
             mut phases,
             mut options,
@@ -363,8 +371,8 @@ impl Prepared {
             placed,
             below,
             made,
-        } = match snp {
-            Some(snp) => load_snp(&kvm, snp, &borders, &mut phases, &mut options)?,
+        } = match protected {
+            Some(protected) => protected.load(&kvm, &borders, &mut phases, &options)?,
             None => load_vm(&kvm, &vm, &borders, &mut phases, &mut options)?,
         };
         let Options {
@@ -492,7 +500,7 @@ impl Running {
         if let Some(made) = self.made.get_mut(number as usize).and_then(Option::take) {
             return Ok(made);
         }
-        if matches!(self.below, Below::Snp(_)) {
+        if matches!(self.below, Below::Snp(_) | Below::Tdx(_)) {
             return Err(VmError::Shim("start of a vCPU that was not launched"));
         }
         self.kvm_vm
@@ -546,8 +554,8 @@ impl Running {
                 kvm::prepare_domain_vcpu(&fd, &self.cpuid, number)
                     .step("setting the registers of a domain's vCPU")?;
             }
-            // Its state is the guest's, since the launch measured it or the guest made it.
-            Below::Snp(_) => {}
+            // Its state is the guest's, since the launch measured it or the guest made it; or the module's.
+            Below::Snp(_) | Below::Tdx(_) => {}
         }
         let ram = GuestRam::new(self.memory.clone());
         context.start_vcpu(own, fd, self.sender.clone(), self.below.clone(), ram)
@@ -607,7 +615,7 @@ fn load_vm(
     let shares: Vec<Share<'_>> = contexts.iter().map(ContextOptions::share).collect();
     let plan = match machine {
         Machine::Plain => Plan::Plain(Layout::new(&shares, &options.segments, options.own_tables)?),
-        Machine::Snp(_) => return Err(VmError::Shim("a plain VM for SEV-SNP")),
+        Machine::Snp(_) | Machine::Tdx(_) => return Err(VmError::Shim("a plain VM for protected memory")),
         Machine::SimulatedSnp(hardware) => Plan::Snp(
             hardware,
             Measured::new(&contexts[0], Measuring::Snp, Backing::Ram)?,
@@ -653,7 +661,7 @@ fn load_vm(
         Plan::Tdx(mut hardware, measured) => {
             eprintln!("cloak: {}", hardware.notice());
             hardware.bind(GuestRam::new(measured.memory.clone()));
-            let (entry, placed) = measured.launch_tdx(&mut *hardware, &contexts[0], tsc_khz)?;
+            let (_, entry, placed) = measured.launch_tdx(&mut *hardware, &contexts[0], tsc_khz)?;
             let below = Below::simulated(hardware, Measuring::Tdx, &mut cpuid);
             (entry, vec![placed], below)
         }
@@ -667,48 +675,6 @@ fn load_vm(
         placed,
         below,
         made: vec![Some(first)],
-    })
-}
-
-/// The same on SEV-SNP: what the guest has for itself is in guest_memfd, and all vCPUs are measured.
-fn load_snp(
-    kvm: &Kvm,
-    snp: KvmSnp,
-    borders: &[Border],
-    phases: &mut Phases,
-    options: &mut Options,
-) -> Result<Loaded, VmError> {
-    let certificates = match std::mem::take(&mut options.machine) {
-        Machine::Snp(certificates) => certificates.0,
-        _ => Vec::new(),
-    };
-    let context = &options.contexts[0];
-    let measured = Measured::new(context, Measuring::Snp, Backing::GuestMemfd)?;
-    let memory = measured.memory.clone();
-    let vm = snp.vm();
-    add_memory(&vm, measured.private.len() as u32, &memory, borders)?;
-    for (index, border) in (0..).zip(borders) {
-        add_doorbells(&vm, index, border)?;
-    }
-    phases.done("guest memory and its slots");
-    let cpuid = kvm
-        .get_supported_cpuid(kvm_bindings::KVM_MAX_CPUID_ENTRIES)
-        .step("reading KVM's CPUID")?;
-    let tsc_khz = snp.tsc_khz()?;
-    let (mut guest, entry, placed) =
-        measured.launch_snp(snp, context, &cpuid, tsc_khz, !certificates.is_empty())?;
-    let (vcpus, offset) = guest.take_vcpus();
-    let shared = GuestRam::new(memory.clone());
-    let guest = snp::Guest::new(guest, measured.private, certificates, shared);
-    phases.done("loading the shim");
-    Ok(Loaded {
-        memory,
-        cpuid,
-        clock: Clock::new(tsc_khz, offset),
-        entry,
-        placed: vec![placed],
-        below: Below::Snp(Arc::new(guest)),
-        made: vcpus.into_iter().map(Some).collect(),
     })
 }
 

@@ -2,25 +2,20 @@
 //!
 //! | exit | wish |
 //! |---|---|
-//! | `KVM_EXIT_HYPERCALL`, `KVM_HC_MAP_GPA_RANGE` | pages become private or shared ([`PageState`]) |
+//! | `KVM_EXIT_HYPERCALL`, `KVM_HC_MAP_GPA_RANGE` | pages become private or shared ([`Pages`]) |
 //! | `KVM_EXIT_SNP_REQ_CERTS` | certificates to a report |
 //! | `KVM_EXIT_SYSTEM_EVENT`, `KVM_SYSTEM_EVENT_SEV_TERM` | the kernel stops, and says why |
 //! | `KVM_EXIT_MEMORY_FAULT` | none: a page is touched as what it is not, which our kernel does not do |
-
-use std::sync::Mutex;
 
 use cloak_abi::layout::{CERTIFICATES_GPA, CERTIFICATES_LEN, PAGE};
 use cloak_abi::stop::Stop;
 
 use super::error::VmError;
+use super::pages::Pages;
 use crate::kvm::snp::Launched;
 use crate::kvm::snp::calls::LaunchCalls;
-use crate::kvm::snp::error::SnpError;
-use crate::kvm::snp::page_state::PageState;
 use crate::platform::GuestRam;
 
-/// `KVM_EXIT_SNP_REQ_CERTS` (Linux 7.0), which `kvm-ioctls` does not know.
-pub const EXIT_REQ_CERTS: u32 = 43;
 /// GHCB protocol: a guest ends itself, with a set of reasons and one of them.
 const TERMINATE: u64 = 0x100;
 const OURS: u64 = 0xc;
@@ -28,39 +23,20 @@ const OURS: u64 = 0xc;
 /// The guest.
 #[derive(Debug)]
 pub struct Guest<C> {
-    calls: Mutex<Launched<C>>,
-    /// Memory that can be private.
-    ranges: Vec<[u64; 2]>,
+    /// Its pages.
+    pub pages: Pages<Launched<C>>,
     certificates: Vec<u8>,
     shared: GuestRam,
 }
 
 impl<C: LaunchCalls> Guest<C> {
-    /// After its launch. `shared` is what it shares with the monitor.
-    pub fn new(calls: Launched<C>, ranges: Vec<[u64; 2]>, certificates: Vec<u8>, shared: GuestRam) -> Self {
+    /// After its launch. `own` is memory that can be private, `shared` what it shares with the monitor.
+    pub fn new(calls: Launched<C>, own: Vec<[u64; 2]>, certificates: Vec<u8>, shared: GuestRam) -> Self {
         Self {
-            calls: Mutex::new(calls),
-            ranges,
+            pages: Pages::new(calls, own, Vec::new()),
             certificates,
             shared,
         }
-    }
-
-    /// Grants a page-state change. Gives what the hypercall returns.
-    ///
-    /// # Errors
-    /// The kernel's refusal: it would leave pages half-way.
-    pub fn page_state(&self, arguments: &[u64; 6]) -> Result<u64, VmError> {
-        const INVALID: u64 = (-(libc::EINVAL as i64)) as u64;
-        let Ok(wish) = PageState::parse(arguments, &self.ranges) else {
-            return Ok(INVALID);
-        };
-        let mut calls = self
-            .calls
-            .lock()
-            .map_err(|_| VmError::Shim("a page-state change failed"))?;
-        wish.grant(calls.calls())?;
-        Ok(0)
     }
 
     /// Leaves certificates where the guest wants them. Gives the number of pages, and what is returned.
@@ -88,22 +64,12 @@ pub fn terminated(register: u64) -> VmError {
     VmError::Stopped(stop.map_or("for a reason that is not known", Stop::text))
 }
 
-/// A page that was touched as what it is not.
-#[must_use]
-pub fn touched(gpa: u64, private: bool) -> VmError {
-    let problem = if private {
-        "the guest touched a page as private that it shares; a kernel of ours does not"
-    } else {
-        "the guest touched a page as shared that is private; a kernel of ours does not"
-    };
-    VmError::Snp(SnpError::Touched { gpa, problem })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::kvm::ram;
     use crate::kvm::snp::tests::{Recorder, launched};
+    use crate::vm::pages::REFUSED;
 
     fn guest(forbid: Option<&'static str>, certificates: Vec<u8>) -> Guest<Recorder> {
         let (ranges, memory) = ram::reserve_shared(64 << 20).expect("address space");
@@ -111,22 +77,24 @@ mod tests {
     }
 
     fn trace(guest: &Guest<Recorder>) -> String {
-        let calls = guest.calls.lock().expect("one thread");
-        calls.recorded()
+        guest.pages.look(Launched::recorded)
     }
 
     #[test]
     fn pages_of_the_guests_own_change_their_state_and_no_others() {
         let guest = guest(None, Vec::new());
         assert_eq!(
-            guest.page_state(&[2 << 20, 512, 0x11, 0, 0, 0]).expect("granted"),
+            guest
+                .pages
+                .change(&[2 << 20, 512, 0x11, 0, 0, 0])
+                .expect("granted"),
             0
         );
         assert_eq!(
             trace(&guest),
             "KVM_SET_MEMORY_ATTRIBUTES 0x200000+0x200000 attributes 0x8\ndiscard 0x200000+0x200000 Shared\n"
         );
-        assert_eq!(guest.page_state(&[2 << 20, 1, 0, 0, 0, 0]).expect("granted"), 0);
+        assert_eq!(guest.pages.change(&[2 << 20, 1, 0, 0, 0, 0]).expect("granted"), 0);
         assert!(trace(&guest).ends_with("attributes 0x0\ndiscard 0x200000+0x1000 Private\n"));
         let before = trace(&guest);
         for arguments in [
@@ -135,8 +103,8 @@ mod tests {
             [0, u64::MAX, 0, 0, 0, 0],
             [1, 1, 0, 0, 0, 0],
         ] {
-            let answer = guest.page_state(&arguments).expect("an answer");
-            assert_eq!(answer as i64, -i64::from(libc::EINVAL), "{arguments:x?}");
+            let answer = guest.pages.change(&arguments).expect("an answer");
+            assert_eq!(answer, REFUSED, "{arguments:x?}");
         }
         assert_eq!(trace(&guest), before, "nothing was done");
     }
@@ -146,7 +114,8 @@ mod tests {
         for call in ["KVM_SET_MEMORY_ATTRIBUTES", "discard"] {
             let guest = guest(Some(call), Vec::new());
             let error = guest
-                .page_state(&[2 << 20, 512, 0x11, 0, 0, 0])
+                .pages
+                .change(&[2 << 20, 512, 0x11, 0, 0, 0])
                 .expect_err("refused");
             assert!(error.to_string().contains("page-state change"), "{error}");
         }

@@ -17,8 +17,10 @@ use super::error::{Step, VmError};
 use super::exec::Execs;
 use super::shared::SharedRegion;
 use super::ticker::Ticker;
-use super::{Below, Event, clock, exception, snp};
-use crate::kvm::snp::KVM_HC_MAP_GPA_RANGE;
+use super::{Below, Event, clock, exception, pages, snp, tdx};
+use crate::kvm::snp::{KVM_EXIT_SNP_REQ_CERTS, KVM_HC_MAP_GPA_RANGE};
+use crate::kvm::tdx::abi::{KVM_EXIT_TDX, KVM_SYSTEM_EVENT_TDX_FATAL};
+use crate::kvm::tdx::kernel;
 use crate::platform::{GuestRam, Injection, Out, Reply, Simulated};
 
 /// The signal that makes a vCPU thread leave the guest. Its handler does nothing.
@@ -154,11 +156,13 @@ impl Runner {
                 let arguments = call.args;
                 self.page_state(&arguments)
             }
-            Ok(VcpuExit::Unsupported(snp::EXIT_REQ_CERTS)) => self.certificates(),
+            Ok(VcpuExit::Unsupported(KVM_EXIT_SNP_REQ_CERTS)) => self.certificates(),
+            Ok(VcpuExit::Unsupported(KVM_EXIT_TDX)) => self.domain_call(),
+            Ok(VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_TDX_FATAL, data)) => Err(tdx::gave_up(data)),
             Ok(VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_SEV_TERM, data)) => {
                 Err(snp::terminated(data.first().copied().unwrap_or_default()))
             }
-            Ok(VcpuExit::MemoryFault { flags, gpa, .. }) => Err(snp::touched(
+            Ok(VcpuExit::MemoryFault { flags, gpa, .. }) => Err(pages::touched(
                 gpa,
                 flags & u64::from(KVM_MEMORY_EXIT_FLAG_PRIVATE) != 0,
             )),
@@ -178,6 +182,14 @@ impl Runner {
     fn prepare_kick(&mut self) -> Result<(), VmError> {
         self.fd.set_kvm_immediate_exit(0);
         if !self.handle.kick.load(Ordering::SeqCst) {
+            return Ok(());
+        }
+        if let Below::Tdx(domain) = &self.below {
+            self.handle.kick.store(false, Ordering::SeqCst);
+            // One that comes before the vCPU has turned its interrupts on is lost, and raised again at the next exit.
+            if !domain.kick(self.index as u32)? {
+                self.handle.kick.store(true, Ordering::SeqCst);
+            }
             return Ok(());
         }
         let run = self.fd.get_kvm_run();
@@ -240,10 +252,11 @@ impl Runner {
 
     /// `KVM_EXIT_HYPERCALL`: pages are to be private, or shared.
     fn page_state(&mut self, arguments: &[u64; 6]) -> Result<Option<Event>, VmError> {
-        let Below::Snp(guest) = &self.below else {
-            return Err(self.stuck("a page-state change on this machine".to_owned()));
+        let result = match &self.below {
+            Below::Snp(guest) => guest.pages.change(arguments)?,
+            Below::Tdx(domain) => domain.pages.change(arguments)?,
+            _ => return Err(self.stuck("a page-state change on this machine".to_owned())),
         };
-        let result = guest.page_state(arguments)?;
         // The exit was a hypercall's, so this is the part of the union that counts.
         self.fd.get_kvm_run().__bindgen_anon_1.hypercall.ret = result;
         Ok(None)
@@ -265,6 +278,18 @@ impl Runner {
         for (to, byte) in padding.iter_mut().zip(answer.as_flattened()) {
             *to = *byte as _;
         }
+        Ok(None)
+    }
+
+    /// `KVM_EXIT_TDX`: a call of the domain's that is not KVM's to answer.
+    fn domain_call(&mut self) -> Result<Option<Event>, VmError> {
+        let Below::Tdx(domain) = &self.below else {
+            return Err(self.stuck("a domain's call on this machine".to_owned()));
+        };
+        let run = self.fd.get_kvm_run();
+        let mut exit = kernel::exit(run);
+        domain.call(self.index as u32, &mut exit);
+        kernel::answer(run, &exit);
         Ok(None)
     }
 

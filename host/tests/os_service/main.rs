@@ -1,10 +1,11 @@
-//! The OS service as a process, driven by a guest in miniature.
+//! The OS service as a process, driven by a guest in miniature; and the process that fetches quotes.
 
 mod files;
 mod flow;
 mod guest;
 mod handed;
 mod hostile;
+mod quotes;
 mod ring;
 mod sockets;
 mod streams;
@@ -16,6 +17,9 @@ use libtest_mimic::{Arguments, Trial};
 
 fn main() -> ExitCode {
     if let Some(code) = cloak_host::os::main_if_service() {
+        return code;
+    }
+    if let Some(code) = cloak_host::tdvmcall::courier::main_if_courier() {
         return code;
     }
     if let Some(code) = streams::main_if_probe() {
@@ -31,6 +35,7 @@ fn main() -> ExitCode {
         hostile::TESTS,
         streams::TESTS,
         handed::TESTS,
+        quotes::TESTS,
     ]
     .concat()
     {

@@ -8,10 +8,9 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::io;
 use std::sync::Arc;
 
-use cloak_abi::layout::{KERNEL_GPA, LARGE, PLATFORM_GPA, PLATFORM_LEN, SHARED_GPA};
+use cloak_abi::layout::{KERNEL_GPA, LARGE, PLATFORM_GPA, SHARED_GPA};
 use cloak_abi::ring::SHARED_LEN;
 use cloak_abi::sim::{SimCall, TdRegisters};
 use cloak_abi::stop::Stop;
@@ -21,8 +20,8 @@ use cloak_host::kvm::snp::page_state::PageState;
 use cloak_host::kvm::tdx::abi::{CpuidEntry, kvm_tdx_init_mem_region, kvm_tdx_init_vm};
 use cloak_host::kvm::tdx::calls::{Backing, LaunchCalls, Offered, Refusal, RunCalls};
 use cloak_host::kvm::tdx::config::SHARED_BIT;
-use cloak_host::platform::{GuestRam, Injection, Out, Reply, Simulated};
-use cloak_host::tdvmcall::buffer::{Quoter, SharedMemory, status};
+use cloak_host::platform::{GuestRam, Injection, Out, Reply, Simulated, Window};
+use cloak_host::tdvmcall::buffer::{Quoter, status};
 use cloak_host::tdvmcall::qgs::REPORT_BYTES;
 use cloak_host::tdvmcall::service::{QuoteError, QuoteSource};
 use cloak_host::tdvmcall::{Call, Exit, Status};
@@ -62,7 +61,7 @@ pub struct Live {
     machine: Machine<LiveMemory>,
     /// Until there is memory to leave quotes in.
     enclave: Option<Enclave>,
-    quoter: Option<Quoter<Platform, Enclave>>,
+    quoter: Option<Quoter<Window, Enclave>>,
     /// Why each vCPU has an exception, until it asks.
     causes: HashMap<u32, Out>,
     hostile: Option<Hostile>,
@@ -77,30 +76,6 @@ impl fmt::Debug for Live {
         f.debug_struct("Live")
             .field("machine", &self.machine)
             .finish_non_exhaustive()
-    }
-}
-
-/// What the domain shares with the hypervisor, of its memory: where quotes are.
-#[derive(Debug)]
-struct Platform(GuestRam);
-
-impl Platform {
-    fn check(gpa: u64, len: usize) -> io::Result<()> {
-        let end = gpa.checked_add(len as u64);
-        let inside = gpa >= PLATFORM_GPA && end.is_some_and(|end| end <= PLATFORM_GPA + PLATFORM_LEN);
-        inside.then_some(()).ok_or(io::ErrorKind::NotFound.into())
-    }
-}
-
-impl SharedMemory for Platform {
-    fn read(&self, gpa: u64, into: &mut [u8]) -> io::Result<()> {
-        Self::check(gpa, into.len())?;
-        self.0.read(gpa, into)
-    }
-
-    fn write(&self, gpa: u64, bytes: &[u8]) -> io::Result<()> {
-        Self::check(gpa, bytes.len())?;
-        self.0.write(gpa, bytes)
     }
 }
 
@@ -387,7 +362,7 @@ impl Simulated for Live {
     fn bind(&mut self, memory: GuestRam) {
         self.machine.module.memory.ram = Some(memory.clone());
         let enclave = self.enclave.take();
-        self.quoter = enclave.map(|enclave| Quoter::new(Arc::new(Platform(memory)), enclave));
+        self.quoter = enclave.map(|enclave| Quoter::new(Arc::new(Window::new(memory)), enclave));
     }
 
     fn call(&mut self, vcpu: u32, call: SimCall, [first, _]: [u64; 2]) -> Reply {

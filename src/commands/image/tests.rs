@@ -176,6 +176,109 @@ fn the_simulated_launch_measures_what_is_predicted_on_every_product() {
     }
 }
 
+/// A host that sets other registers at the start launches another guest: the measurement is the one that those registers have, and
+/// a policy for this build refuses its report.
+#[test]
+fn other_initial_registers_are_another_measurement_as_predicted_and_refused() {
+    use cloak_attestation::bytes::Bytes64;
+    use cloak_attestation::evidence::Attestation;
+    use cloak_attestation::sim::SnpWorld;
+    use cloak_attestation::snp::{Product, VekKind};
+    use cloak_attestation::time::Timestamp;
+    use cloak_attestation::{Evidence, Policy, Request, Verifier};
+    use cloak_host::kvm::snp::{Configured, Options, POLICY};
+    use cloak_sim::machine::{Machine, Secrets};
+    use cloak_sim::message::{Header, MessageType, Sealed, seal};
+    use cloak_sim::requests::ReportRequest;
+    use zerocopy::IntoBytes as _;
+
+    const KEY: [u8; 32] = [3; 32];
+    let now = Timestamp::now();
+    let world = SnpWorld::new(Product::Genoa, now).expect("keys");
+    let own = || LaunchImage::new(&Shim::embedded().expect("own"), Measuring::Snp).expect("an image");
+    // What the launch measures, and evidence that its guest asks for.
+    let launched = |image: LaunchImage| {
+        let spec = world.vek_spec(VekKind::Vcek);
+        let secrets = Secrets {
+            memory: [1; 64],
+            chip: [2; 32],
+            messages: [KEY; 4],
+        };
+        let mut machine = Machine::new(&secrets, world.endorse(&spec).expect("a key"), spec);
+        let options = Options {
+            policy: POLICY,
+            vcpus: 2,
+            host_data: [0; 32],
+            cpuid: Box::new([0; PAGE_BYTES]),
+            parameters: Box::new([0; PAGE_BYTES]),
+            id: None,
+            certificates: false,
+        };
+        Configured::new(&mut machine, image, options)
+            .and_then(Configured::start)
+            .and_then(|guest| {
+                guest
+                    .back(&[[0, 32 << 20], [0xffff_f000, 1 << 32]])?
+                    .add()?
+                    .vcpus()?
+                    .finish()
+            })
+            .expect("a launch");
+        let request = ReportRequest {
+            report_data: [9; 64],
+            vmpl: 0,
+            reserved: [0; 28],
+        };
+        let header = Header {
+            sequence: 1,
+            kind: MessageType::ReportRequest,
+            key: 0,
+        };
+        let message = seal(header, &KEY, request.as_bytes()).expect("it fits");
+        let answer = machine.processor.request(&message).expect("an answer");
+        let payload = Sealed::parse(&answer)
+            .and_then(|sealed| sealed.open(&KEY))
+            .expect("authentic");
+        let evidence = machine.processor.evidence(payload[32..].to_vec());
+        let measured = machine.processor.measurement().expect("launched");
+        (measured, Evidence::from(Attestation::SimulatedSnp(evidence)))
+    };
+    let predicted = |image: LaunchImage| measured(image).snp_measurement(2).expect("a digest");
+    let expected = embedded(Platform::Snp, 2).and_then(|image| image.snp_measurement(2));
+    let expected = expected.expect("a digest");
+    let policy = format!(
+        "platforms = [\"simulated-snp\"]\n[simulated]\nroot_digests = [\"{}\"]\n[[reference]]\nname = \"this build\"\n\
+         version = \"1\"\nsnp_measurement = [\"{expected}\"]\n",
+        world.root_digest()
+    );
+    let verifier = Verifier::new(Policy::from_toml(&policy).expect("a policy"));
+    let request = Request::at(now).with_report_data(Bytes64::from([9; 64]));
+    let (digest, evidence) = launched(own());
+    assert_eq!(digest, expected);
+    verifier.verify(&evidence, &request).expect("this build");
+
+    let changes: [fn(&mut LaunchImage); 6] = [
+        |image| image.first.rip += 1,
+        |image| image.first.root += 4096,
+        |image| image.first.rdi = 1,
+        |image| image.others.rip += 1,
+        |image| image.others.root += 4096,
+        |image| image.others.rdi = 1,
+    ];
+    let mut seen = vec![expected];
+    for change in changes {
+        let mut image = own();
+        change(&mut image);
+        let (digest, evidence) = launched(image.clone());
+        assert_eq!(digest, predicted(image));
+        assert!(!seen.contains(&digest), "each register is measured");
+        seen.push(digest);
+        let refused = verifier.verify(&evidence, &request).expect_err("another guest");
+        let codes: Vec<_> = refused.codes().iter().map(|code| code.as_str()).collect();
+        assert_eq!(codes, ["reference.measurement.unknown"]);
+    }
+}
+
 /// The same for a domain: neither vCPUs nor the page of parameters are in the MRTD.
 #[test]
 fn the_simulated_domain_measures_what_is_predicted() {

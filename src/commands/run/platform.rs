@@ -1,11 +1,14 @@
 //! `--platform`: from its name to a machine. Simulated ones are bound here, and only where they are asked for.
 
 use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use cloak_abi::layout::CERTIFICATES_LEN;
 use cloak_attestation::snp::CertTable;
 use cloak_host::platform::{Certificates, Machine};
+use cloak_host::tdvmcall::courier::Courier;
+use cloak_host::tdvmcall::service::Address;
 use cloak_sim::hostile::Hostile;
 use cloak_sim::keys::KeyError;
 use cloak_sim::live::Live;
@@ -37,12 +40,22 @@ pub enum Error {
     /// Not this machine.
     #[error("--platform tdx: {0}; see `cloak doctor`, or try --platform sim-tdx")]
     NoTdx(&'static str),
-    /// Not this program.
+    /// Quotes are a domain's.
+    #[error("--quote-service is for --platform tdx")]
+    NoDomain,
+    /// The quoting service that was asked for is not there.
     #[error(
-        "--platform tdx: this machine has TDX, and cloak run does not bind the launch of a domain to its VM yet; see \
-         docs/platforms.md, or try --platform sim-tdx"
+        "--quote-service {address}: {source}; is qgsd running, and may this user connect to it? See docs/deploy-tdx.md"
     )]
-    NotYetTdx,
+    Quotes {
+        /// Where.
+        address: Address,
+        /// Why.
+        source: io::Error,
+    },
+    /// Who would fetch quotes.
+    #[error("starting the process that fetches quotes: {0}")]
+    Courier(io::Error),
     /// The file of certificates.
     #[error("--certificates {}: {problem}", path.display())]
     Certificates {
@@ -67,18 +80,25 @@ pub fn machine(
     platform: Platform,
     hostile: Option<&str>,
     certificates: Option<&Path>,
+    quotes: Option<&Address>,
     verbose: bool,
 ) -> Result<Machine, Error> {
+    if quotes.is_some() && platform != Platform::Tdx {
+        return Err(Error::NoDomain);
+    }
     let unknown = |name: &str| Error::Hostile(name.to_owned());
     let (machine, what) = match platform {
-        // SEV-SNP only where it is asked for, as long as nobody has seen it run on hardware.
+        // SEV-SNP and TDX only where they are asked for, as long as nobody has seen them run on hardware.
         Platform::Auto => (Machine::Plain, "plain KVM, the best that has been seen to run"),
         Platform::Plain => (Machine::Plain, "plain KVM"),
         Platform::Snp => match missing() {
             Some(what) => return Err(Error::NoSnp(what)),
             None => (snp(certificates)?, "SEV-SNP"),
         },
-        Platform::Tdx => return Err(no_tdx()),
+        Platform::Tdx => match missing_tdx() {
+            Some(what) => return Err(Error::NoTdx(what)),
+            None => (tdx(quotes, verbose)?, "TDX"),
+        },
         Platform::SimSnp => {
             let case = hostile.map(|name| Hostile::named(name).ok_or_else(|| unknown(name)));
             let live = Live::new(case.transpose()?)?;
@@ -103,6 +123,25 @@ pub fn machine(
 fn snp(certificates: Option<&Path>) -> Result<Machine, Error> {
     let bytes = certificates.map(read_certificates).transpose()?;
     Ok(Machine::Snp(Certificates(bytes.unwrap_or_default())))
+}
+
+/// TDX, and the way to the quoting service. One that was asked for has to be there now; one at the usual place may come later, as a
+/// domain that nobody verifies needs none.
+fn tdx(quotes: Option<&Address>, verbose: bool) -> Result<Machine, Error> {
+    let address = match quotes {
+        Some(given) => {
+            given.connect().map_err(|source| Error::Quotes {
+                address: given.clone(),
+                source,
+            })?;
+            given.clone()
+        }
+        None => Address::default(),
+    };
+    if verbose {
+        eprintln!("cloak: quotes come from {address}");
+    }
+    Courier::start(&address).map(Machine::Tdx).map_err(Error::Courier)
 }
 
 /// A certificate table, as the GHCB protocol has it.
@@ -137,16 +176,14 @@ fn missing() -> Option<&'static str> {
     }
 }
 
-/// The first thing that is missing.
-fn no_tdx() -> Error {
+/// The first thing that is missing for TDX.
+fn missing_tdx() -> Option<&'static str> {
     let on = |text: String| matches!(text.trim(), "Y" | "1");
     match fs::read_to_string("/sys/module/kvm_intel/parameters/tdx").map(on) {
-        Err(_) => Error::NoTdx(
+        Err(_) => Some(
             "the kernel has no kvm_intel with TDX (Linux 6.16 or later on a Xeon of the fourth generation or later)",
         ),
-        Ok(false) => {
-            Error::NoTdx("kvm_intel has it off: turn TDX on in the firmware and pass kvm_intel.tdx=1")
-        }
-        Ok(true) => Error::NotYetTdx,
+        Ok(false) => Some("kvm_intel has it off: turn TDX on in the firmware and pass kvm_intel.tdx=1"),
+        Ok(true) => None,
     }
 }

@@ -10,6 +10,7 @@ use kvm_bindings::{
     kvm_sev_snp_launch_update, kvm_userspace_memory_region2,
 };
 
+use super::IdBlock;
 use crate::image::registers::Registers;
 
 /// Why a call came to nothing.
@@ -100,11 +101,12 @@ pub trait LaunchCalls: RunCalls {
     /// As above.
     fn add_vcpu(&mut self, index: u32, registers: Registers) -> Result<(), Refusal>;
 
-    /// `KVM_SEV_SNP_LAUNCH_FINISH`. KVM measures the state of every vCPU here.
+    /// `KVM_SEV_SNP_LAUNCH_FINISH`. KVM measures the state of every vCPU here. The call fills in what the firmware is told of the
+    /// ID block.
     ///
     /// # Errors
     /// As above.
-    fn finish(&mut self, data: &mut kvm_sev_snp_launch_finish) -> Result<(), Refusal>;
+    fn finish(&mut self, data: &mut kvm_sev_snp_launch_finish, id: Option<&IdBlock>) -> Result<(), Refusal>;
 }
 
 macro_rules! forward {
@@ -132,6 +134,6 @@ impl<C: LaunchCalls + ?Sized> LaunchCalls for &mut C {
         add_memory(region: kvm_userspace_memory_region2);
         update(data: &mut kvm_sev_snp_launch_update, source: &mut [u8]);
         add_vcpu(index: u32, registers: Registers);
-        finish(data: &mut kvm_sev_snp_launch_finish);
+        finish(data: &mut kvm_sev_snp_launch_finish, id: Option<&IdBlock>);
     }
 }

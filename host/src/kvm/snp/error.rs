@@ -105,14 +105,6 @@ pub enum SnpError {
         /// What was being done.
         step: Step,
     },
-    /// A page that the guest touched as what it is not.
-    #[error("the page at {gpa:#x}: {problem}")]
-    Touched {
-        /// Which page.
-        gpa: u64,
-        /// How.
-        problem: &'static str,
-    },
     /// Not what a launch can be asked for.
     #[error("{step}: {problem}")]
     Request {

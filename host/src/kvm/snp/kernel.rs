@@ -10,17 +10,18 @@ use std::path::Path;
 use std::sync::Arc;
 
 use kvm_bindings::{
-    CpuId, KVM_X86_SNP_VM, kvm_enable_cap, kvm_memory_attributes, kvm_sev_cmd, kvm_sev_init,
-    kvm_sev_snp_launch_finish, kvm_sev_snp_launch_start, kvm_sev_snp_launch_update,
-    kvm_userspace_memory_region2, sev_cmd_id, sev_cmd_id_KVM_SEV_INIT2, sev_cmd_id_KVM_SEV_SNP_LAUNCH_FINISH,
-    sev_cmd_id_KVM_SEV_SNP_LAUNCH_START, sev_cmd_id_KVM_SEV_SNP_LAUNCH_UPDATE,
+    CpuId, KVM_X86_SNP_VM, kvm_memory_attributes, kvm_sev_cmd, kvm_sev_init, kvm_sev_snp_launch_finish,
+    kvm_sev_snp_launch_start, kvm_sev_snp_launch_update, kvm_userspace_memory_region2, sev_cmd_id,
+    sev_cmd_id_KVM_SEV_INIT2, sev_cmd_id_KVM_SEV_SNP_LAUNCH_FINISH, sev_cmd_id_KVM_SEV_SNP_LAUNCH_START,
+    sev_cmd_id_KVM_SEV_SNP_LAUNCH_UPDATE,
 };
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 
+use super::IdBlock;
 use super::calls::{Backing, LaunchCalls, Refusal, RunCalls};
 use super::error::{At, SnpError, Step};
 use crate::image::registers::Registers;
-use crate::kvm::private::PrivateMemory;
+use crate::kvm::protected::{ProtectedVm, errno};
 use crate::kvm::start;
 
 /// The security processor's device.
@@ -29,14 +30,9 @@ pub const SEV_DEVICE: &str = "/dev/sev";
 /// A VM of type 4.
 #[derive(Debug)]
 pub struct KvmSnp {
-    vm: Arc<VmFd>,
+    own: ProtectedVm,
     sev: File,
     cpuid: CpuId,
-    /// Its vCPUs, in the order of their numbers.
-    pub vcpus: Vec<VcpuFd>,
-    /// Guest TSC minus host TSC, as a wrapping difference: nobody reads a register of a vCPU once it is launched.
-    pub tsc_offset: u64,
-    memory: PrivateMemory,
 }
 
 impl KvmSnp {
@@ -45,38 +41,30 @@ impl KvmSnp {
     /// # Errors
     /// [`SnpError::Refused`] at [`Step::CreateVm`]: the kernel, its parameters or the processor do not offer SNP.
     pub fn create(kvm: &Kvm) -> Result<Self, SnpError> {
-        let vm = kvm.create_vm_with_type(u64::from(KVM_X86_SNP_VM));
-        let vm = vm.map_err(refused).at(Step::CreateVm)?;
+        let own = ProtectedVm::create(kvm, u64::from(KVM_X86_SNP_VM));
+        let own = own.map_err(Refusal::from).at(Step::CreateVm)?;
         let sev = File::options().read(true).write(true).open(Path::new(SEV_DEVICE));
         let sev = sev.map_err(Refusal::from).at(Step::Start)?;
         let cpuid = kvm.get_supported_cpuid(kvm_bindings::KVM_MAX_CPUID_ENTRIES);
         Ok(Self {
-            vm: Arc::new(vm),
+            own,
             sev,
             cpuid: cpuid.map_err(refused).at(Step::CreateVm)?,
-            vcpus: Vec::new(),
-            tsc_offset: 0,
-            memory: PrivateMemory::default(),
         })
     }
 
     /// The VM.
     #[must_use]
     pub fn vm(&self) -> Arc<VmFd> {
-        self.vm.clone()
+        self.own.vm()
     }
 
-    /// Frequency of the guest's TSC (`KVM_GET_TSC_KHZ` of the VM: there is no vCPU yet when its page is made).
+    /// Frequency of the guest's TSC.
     ///
     /// # Errors
     /// [`SnpError::Refused`].
     pub fn tsc_khz(&self) -> Result<u64, SnpError> {
-        const KVM_GET_TSC_KHZ: libc::c_ulong = 0xaea3;
-        // SAFETY: the VM's own descriptor; the request takes no argument.
-        let khz = unsafe { libc::ioctl(self.vm.as_raw_fd(), KVM_GET_TSC_KHZ, 0) };
-        u64::try_from(khz)
-            .map_err(|_| Refusal::from(io::Error::last_os_error()))
-            .at(Step::CreateVm)
+        self.own.tsc_khz().map_err(Refusal::from).at(Step::CreateVm)
     }
 
     /// `KVM_MEMORY_ENCRYPT_OP` with a command of SEV's.
@@ -91,43 +79,39 @@ impl KvmSnp {
             ..Default::default()
         };
         // SAFETY: the caller's promise; the kernel writes `error` back.
-        let result = unsafe { self.vm.encrypt_op(&raw mut command) };
+        let result = unsafe { self.own.vm().encrypt_op(&raw mut command) };
         result.map_err(|error| Refusal {
-            source: io::Error::from_raw_os_error(error.errno()),
+            source: errno(error),
             firmware: Some(command.error),
         })
     }
 }
 
 impl super::Launched<KvmSnp> {
-    /// Its vCPUs, in the order of their numbers, and how its TSC differs from the host's ([`KvmSnp::tsc_offset`]).
+    /// Its vCPUs, in the order of their numbers, and how its TSC differs from the host's ([`ProtectedVm::tsc_offset`]).
     pub fn take_vcpus(&mut self) -> (Vec<VcpuFd>, u64) {
-        (std::mem::take(&mut self.calls.vcpus), self.calls.tsc_offset)
+        let own = &mut self.calls.own;
+        (std::mem::take(&mut own.vcpus), own.tsc_offset)
     }
 }
 
 fn refused(error: kvm_ioctls::Error) -> Refusal {
-    io::Error::from_raw_os_error(error.errno()).into()
+    errno(error).into()
 }
 
 impl RunCalls for KvmSnp {
     fn set_attributes(&mut self, attributes: kvm_memory_attributes) -> Result<(), Refusal> {
-        self.vm.set_memory_attributes(attributes).map_err(refused)
+        Ok(self.own.set_attributes(attributes)?)
     }
 
     fn discard(&mut self, gpa: u64, len: u64, backing: Backing) -> Result<(), Refusal> {
-        Ok(self.memory.discard(gpa, len, backing)?)
+        Ok(self.own.discard(gpa, len, backing)?)
     }
 }
 
 impl LaunchCalls for KvmSnp {
     fn enable(&mut self, capability: u32, argument: u64) -> Result<(), Refusal> {
-        let capability = kvm_enable_cap {
-            cap: capability,
-            args: [argument, 0, 0, 0],
-            ..Default::default()
-        };
-        self.vm.enable_cap(&capability).map_err(refused)
+        Ok(self.own.enable(capability, argument)?)
     }
 
     fn init2(&mut self, data: &mut kvm_sev_init) -> Result<(), Refusal> {
@@ -141,14 +125,12 @@ impl LaunchCalls for KvmSnp {
     }
 
     fn enable_certificates(&mut self) -> Result<(), Refusal> {
-        // Linux 7.0; `kvm-bindings` is older.
-        const ENABLE_REQ_CERTS: sev_cmd_id = sev_cmd_id_KVM_SEV_SNP_LAUNCH_FINISH + 1;
         // SAFETY: the command takes no data.
-        unsafe { self.command(ENABLE_REQ_CERTS, &mut 0u64) }
+        unsafe { self.command(super::KVM_SEV_SNP_ENABLE_REQ_CERTS, &mut 0u64) }
     }
 
     fn add_memory(&mut self, region: kvm_userspace_memory_region2) -> Result<(), Refusal> {
-        Ok(self.memory.add(&self.vm, region)?)
+        Ok(self.own.add_memory(region)?)
     }
 
     fn update(&mut self, data: &mut kvm_sev_snp_launch_update, source: &mut [u8]) -> Result<(), Refusal> {
@@ -165,17 +147,23 @@ impl LaunchCalls for KvmSnp {
     }
 
     fn add_vcpu(&mut self, index: u32, registers: Registers) -> Result<(), Refusal> {
-        let vcpu = self.vm.create_vcpu(u64::from(index)).map_err(refused)?;
+        let vcpu = self.own.vm().create_vcpu(u64::from(index)).map_err(refused)?;
         start::prepare_measured_vcpu(&vcpu, &self.cpuid, index, registers).map_err(refused)?;
         if index == 0 {
-            self.tsc_offset = start::tsc_offset(&vcpu).map_err(refused)?;
+            self.own.tsc_offset = start::tsc_offset(&vcpu).map_err(refused)?;
         }
-        self.vcpus.push(vcpu);
+        self.own.vcpus.push(vcpu);
         Ok(())
     }
 
-    fn finish(&mut self, data: &mut kvm_sev_snp_launch_finish) -> Result<(), Refusal> {
-        // SAFETY: the command's own type; `Ready::finish` keeps the blocks that it points to until the call is over.
+    fn finish(&mut self, data: &mut kvm_sev_snp_launch_finish, id: Option<&IdBlock>) -> Result<(), Refusal> {
+        if let Some(id) = id {
+            data.id_block_en = 1;
+            data.id_block_uaddr = id.block.as_ptr() as u64;
+            data.id_auth_uaddr = id.auth.as_ptr() as u64;
+            data.auth_key_en = u8::from(id.author_key);
+        }
+        // SAFETY: the command's own type; the blocks that it points to are borrowed until the call is over.
         unsafe { self.command(sev_cmd_id_KVM_SEV_SNP_LAUNCH_FINISH, data) }
     }
 }

@@ -6,19 +6,19 @@
 //!             INIT2,           slots,                                        measured
 //!             START            private
 //! ```
-//! Each step consumes the state before it, and [`Launched`] hands out [`RunCalls`] only: a LAUNCH command after FINISH,
+//! Each step consumes the state before it, and [`Launched`] takes [`RunCalls`] only: a LAUNCH command after FINISH,
 //! which leaves the firmware's guest context in a state that nobody has specified, can't be written.
 //!
 //! ```
 //! # use cloak_host::kvm::snp::{Launched, calls::{LaunchCalls, RunCalls}};
 //! fn after<C: LaunchCalls>(mut guest: Launched<C>, pages: kvm_bindings::kvm_memory_attributes) {
-//!     guest.calls().set_attributes(pages).ok();
+//!     guest.set_attributes(pages).ok();
 //! }
 //! ```
 //! ```compile_fail,E0599
 //! # use cloak_host::kvm::snp::{Launched, calls::{LaunchCalls, RunCalls}};
 //! fn after<C: LaunchCalls>(mut guest: Launched<C>, mut pages: kvm_bindings::kvm_sev_snp_launch_update) {
-//!     guest.calls().update(&mut pages, &mut []).ok();
+//!     guest.update(&mut pages, &mut []).ok();
 //! }
 //! ```
 //! None of this has run on SNP hardware: `docs/platforms.md`.
@@ -30,19 +30,23 @@ pub mod kernel;
 pub mod page_state;
 
 use kvm_bindings::{
-    KVM_CAP_EXIT_HYPERCALL, KVM_MEM_GUEST_MEMFD, KVM_MEMORY_ATTRIBUTE_PRIVATE, KVM_SEV_SNP_PAGE_TYPE_CPUID,
-    KVM_SEV_SNP_PAGE_TYPE_NORMAL, KVM_SEV_SNP_PAGE_TYPE_SECRETS, KVM_SEV_SNP_PAGE_TYPE_UNMEASURED,
-    kvm_memory_attributes, kvm_sev_init, kvm_sev_snp_launch_finish, kvm_sev_snp_launch_start,
-    kvm_sev_snp_launch_update, kvm_userspace_memory_region2,
+    KVM_CAP_EXIT_HYPERCALL, KVM_SEV_SNP_PAGE_TYPE_CPUID, KVM_SEV_SNP_PAGE_TYPE_NORMAL,
+    KVM_SEV_SNP_PAGE_TYPE_SECRETS, KVM_SEV_SNP_PAGE_TYPE_UNMEASURED, kvm_memory_attributes, kvm_sev_init,
+    kvm_sev_snp_launch_finish, kvm_sev_snp_launch_start, kvm_sev_snp_launch_update,
 };
 
-use self::calls::{LaunchCalls, RunCalls};
+use self::calls::{Backing, LaunchCalls, Refusal, RunCalls};
 use self::error::{At, SnpError, Step};
 use crate::image::memory::PageBytes;
 use crate::image::{Kind, LaunchImage, Measuring, Page};
+use crate::kvm::protected::slot;
 
 /// Number of the hypercall by which a guest changes the state of its pages.
 pub const KVM_HC_MAP_GPA_RANGE: u64 = 12;
+/// Extended guest requests ask for certificates by an exit (Linux 7.0), which `kvm-bindings` does not know.
+pub const KVM_SEV_SNP_ENABLE_REQ_CERTS: u32 = kvm_bindings::sev_cmd_id_KVM_SEV_SNP_LAUNCH_FINISH + 1;
+/// That exit: address, number of pages, result.
+pub const KVM_EXIT_SNP_REQ_CERTS: u32 = 43;
 /// The GHCB protocol that the shim speaks.
 const GHCB_VERSION: u16 = 2;
 const PAGE: u64 = 4096;
@@ -172,27 +176,12 @@ impl<C: LaunchCalls> Started<C> {
     /// # Errors
     /// As above.
     pub fn back(mut self, ranges: &[[u64; 2]]) -> Result<Backed<C>, SnpError> {
-        for (slot, &[start, end]) in (0..).zip(ranges) {
-            if start >= end || !(start | end).is_multiple_of(PAGE) {
-                return Err(SnpError::Request {
-                    step: Step::Memory,
-                    problem: "a range of memory is not one of whole pages",
-                });
-            }
-            let region = kvm_userspace_memory_region2 {
-                slot,
-                flags: KVM_MEM_GUEST_MEMFD,
-                guest_phys_addr: start,
-                memory_size: end - start,
-                ..Default::default()
-            };
+        for (number, &range) in (0..).zip(ranges) {
+            let (region, private) = slot(number, range).map_err(|problem| SnpError::Request {
+                step: Step::Memory,
+                problem,
+            })?;
             self.0.calls.add_memory(region).at(Step::Memory)?;
-            let private = kvm_memory_attributes {
-                address: start,
-                size: end - start,
-                attributes: u64::from(KVM_MEMORY_ATTRIBUTE_PRIVATE),
-                flags: 0,
-            };
             self.0.calls.set_attributes(private).at(Step::Private)?;
         }
         Ok(Backed(self.0))
@@ -297,24 +286,23 @@ impl<C: LaunchCalls> Ready<C> {
         let Configured {
             mut calls, options, ..
         } = self.0;
-        let id = options.id.as_ref();
         let mut data = kvm_sev_snp_launch_finish {
-            id_block_uaddr: id.map_or(0, |id| id.block.as_ptr() as u64),
-            id_auth_uaddr: id.map_or(0, |id| id.auth.as_ptr() as u64),
-            id_block_en: u8::from(id.is_some()),
-            auth_key_en: u8::from(id.is_some_and(|id| id.author_key)),
             host_data: options.host_data,
             ..Default::default()
         };
-        calls.finish(&mut data).at(Step::Finish)?;
+        calls.finish(&mut data, options.id.as_ref()).at(Step::Finish)?;
         Ok(Launched { calls })
     }
 }
 
-impl<C: LaunchCalls> Launched<C> {
-    /// The calls that may still be made.
-    pub fn calls(&mut self) -> &mut (impl RunCalls + use<C>) {
-        &mut self.calls
+/// The calls that may still be made.
+impl<C: LaunchCalls> RunCalls for Launched<C> {
+    fn set_attributes(&mut self, attributes: kvm_memory_attributes) -> Result<(), Refusal> {
+        self.calls.set_attributes(attributes)
+    }
+
+    fn discard(&mut self, gpa: u64, len: u64, backing: Backing) -> Result<(), Refusal> {
+        self.calls.discard(gpa, len, backing)
     }
 }
 

@@ -1,7 +1,8 @@
 use std::fmt::Write as _;
 use std::path::Path;
 
-use super::calls::{Backing, Refusal};
+use kvm_bindings::{KVM_MEM_GUEST_MEMFD, KVM_MEMORY_ATTRIBUTE_PRIVATE, kvm_userspace_memory_region2};
+
 use super::*;
 use crate::image::registers::Registers;
 use crate::kvm::headers;
@@ -123,21 +124,14 @@ impl LaunchCalls for Recorder {
         )
     }
 
-    fn finish(&mut self, d: &mut kvm_sev_snp_launch_finish) -> Result<(), Refusal> {
-        let bytes = |at: u64, len: usize| match at {
-            0 => "none".to_owned(),
-            // SAFETY: `Ready::finish` keeps the block for as long as the call lasts.
-            _ => format!("{:?}", unsafe {
-                std::slice::from_raw_parts(at as *const u8, len)
-            }),
-        };
+    fn finish(&mut self, d: &mut kvm_sev_snp_launch_finish, id: Option<&IdBlock>) -> Result<(), Refusal> {
+        let block = id.map_or_else(|| "none".to_owned(), |id| format!("{:?}", &id.block[..2]));
         self.line(
             "KVM_SEV_SNP_LAUNCH_FINISH",
             format_args!(
-                "id {} {} author {} vcek_disabled {} host data {:x?} flags {:#x}",
-                d.id_block_en,
-                bytes(d.id_block_uaddr, 2),
-                d.auth_key_en,
+                "id {} {block} author {} vcek_disabled {} host data {:x?} flags {:#x}",
+                u8::from(id.is_some()),
+                u8::from(id.is_some_and(|id| id.author_key)),
                 d.vcek_disabled,
                 &d.host_data[..4],
                 d.flags
@@ -220,7 +214,7 @@ fn the_calls_are_those_of_the_golden_trace() {
     };
     let mut guest = launch(calls).expect("a launch");
     let wish = page_state::PageState::parse(&[0x40_0000, 1, 0, 0, 0, 0], MEMORY).expect("own memory");
-    wish.grant(guest.calls()).expect("granted");
+    wish.grant(&mut guest).expect("granted");
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/snp-launch.txt");
     if std::env::var_os("CLOAK_WRITE_GOLDEN").is_some() {
         std::fs::write(&file, &guest.calls.trace).expect("the golden file");
@@ -479,6 +473,38 @@ fn structures_are_those_of_the_kernels_headers() {
     for include in headers::knowing("KVM_SEV_SNP_LAUNCH_FINISH") {
         c.check(&include);
     }
+}
+
+/// What newer kernels have: by a C compiler, against those of the headers that know it.
+#[test]
+fn requests_for_certificates_are_those_of_the_kernels_headers() {
+    let mut c = headers::Asserted::including(&["linux/kvm.h"]);
+    c.equal("KVM_SEV_SNP_ENABLE_REQ_CERTS", KVM_SEV_SNP_ENABLE_REQ_CERTS);
+    c.equal("KVM_EXIT_SNP_REQ_CERTS", KVM_EXIT_SNP_REQ_CERTS);
+    c.equal("sizeof(struct kvm_exit_snp_req_certs)", 24u32);
+    // The three words in the order in which they are read and answered.
+    let exit = std::mem::offset_of!(kvm_bindings::kvm_run, __bindgen_anon_1) as u64;
+    for (word, name) in (0..).zip(["gpa", "npages", "ret"]) {
+        let at = format!("__builtin_offsetof(struct kvm_run, snp_req_certs.{name})");
+        c.equal(&at, exit + word * 8);
+    }
+    for include in headers::knowing("KVM_SEV_SNP_ENABLE_REQ_CERTS") {
+        c.check(&include);
+    }
+}
+
+/// The watch itself can fail: another number is another ABI.
+#[test]
+#[should_panic(expected = "KVM_EXIT_SNP_REQ_CERTS")]
+fn another_number_of_an_exit_would_be_noticed() {
+    let mut c = headers::Asserted::including(&["linux/kvm.h"]);
+    c.equal("KVM_EXIT_SNP_REQ_CERTS", KVM_EXIT_SNP_REQ_CERTS + 1);
+    let found = headers::knowing("KVM_SEV_SNP_ENABLE_REQ_CERTS");
+    assert!(
+        !found.is_empty(),
+        "skipped, as there is no KVM_EXIT_SNP_REQ_CERTS here"
+    );
+    found.iter().for_each(|include| c.check(include));
 }
 
 /// The sizes that the kernel reads, from its sources: 6.11 and later. One of the libraries has a shorter last one, by

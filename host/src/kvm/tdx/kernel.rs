@@ -4,10 +4,11 @@ use std::io;
 use std::sync::Arc;
 
 use kvm_bindings::{
-    CpuId, kvm_enable_cap, kvm_memory_attributes, kvm_msi, kvm_run, kvm_userspace_memory_region2,
+    CpuId, KVM_VCPU_TSC_CTRL, KVM_VCPU_TSC_OFFSET, kvm_device_attr, kvm_memory_attributes, kvm_run,
+    kvm_userspace_memory_region2,
 };
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
-use vmm_sys_util::ioctl::ioctl_with_mut_ref;
+use vmm_sys_util::ioctl::{ioctl_with_mut_ref, ioctl_with_ref};
 use zerocopy::{FromBytes, IntoBytes};
 
 use super::abi::{
@@ -17,10 +18,9 @@ use super::abi::{
 };
 use super::calls::{Backing, LaunchCalls, Offered, Refusal, RunCalls};
 use super::error::{At, Step, TdxError};
-use crate::kvm::private::PrivateMemory;
+use crate::kvm::protected::{ProtectedVm, errno};
 use crate::kvm::snp::calls;
 use crate::tdvmcall::Exit;
-use crate::tdvmcall::buffer::SharedMemory;
 
 const PAGE: u64 = 4096;
 /// Most leaves of CPUID that KVM takes.
@@ -29,11 +29,8 @@ const MOST: usize = kvm_bindings::KVM_MAX_CPUID_ENTRIES;
 /// A VM of type 5.
 #[derive(Debug)]
 pub struct KvmTdx {
-    vm: VmFd,
+    own: ProtectedVm,
     supported: Vec<CpuidEntry>,
-    /// Its vCPUs, in the order of their numbers.
-    pub vcpus: Vec<VcpuFd>,
-    memory: Arc<PrivateMemory>,
 }
 
 /// A structure with leaves of CPUID after it.
@@ -53,7 +50,7 @@ impl<T> WithLeaves<T> {
 }
 
 fn refused(error: kvm_ioctls::Error) -> Refusal {
-    io::Error::from_raw_os_error(error.errno()).into()
+    errno(error).into()
 }
 
 fn invalid() -> Refusal {
@@ -75,16 +72,28 @@ impl KvmTdx {
     /// # Errors
     /// [`TdxError::Refused`] at [`Step::CreateVm`]: the kernel, its parameters or the processor do not offer TDX.
     pub fn create(kvm: &Kvm) -> Result<Self, TdxError> {
-        let vm = kvm.create_vm_with_type(KVM_X86_TDX_VM);
-        let vm = vm.map_err(refused).at(Step::CreateVm)?;
+        let own = ProtectedVm::create(kvm, KVM_X86_TDX_VM);
+        let own = own.map_err(Refusal::from).at(Step::CreateVm)?;
         let supported = kvm.get_supported_cpuid(MOST);
         let supported = supported.map_err(refused).at(Step::SupportedCpuid)?;
         Ok(Self {
-            vm,
+            own,
             supported: supported.as_slice().to_vec(),
-            vcpus: Vec::new(),
-            memory: Arc::default(),
         })
+    }
+
+    /// The VM.
+    #[must_use]
+    pub fn vm(&self) -> Arc<VmFd> {
+        self.own.vm()
+    }
+
+    /// Frequency of the domain's TSC.
+    ///
+    /// # Errors
+    /// [`TdxError::Refused`].
+    pub fn tsc_khz(&self) -> Result<u64, TdxError> {
+        self.own.tsc_khz().map_err(Refusal::from).at(Step::CreateVm)
     }
 
     /// A command of the VM.
@@ -93,9 +102,9 @@ impl KvmTdx {
     /// `data` of the command is what its number asks for: a value, or an address that is valid for the call.
     unsafe fn vm_command(&self, mut command: kvm_tdx_cmd) -> Result<(), Refusal> {
         // SAFETY: the caller's promise; the kernel writes `hw_error` back.
-        let result = unsafe { self.vm.encrypt_op(&raw mut command) };
+        let result = unsafe { self.own.vm().encrypt_op(&raw mut command) };
         result.map_err(|error| Refusal {
-            source: io::Error::from_raw_os_error(error.errno()),
+            source: errno(error),
             module: command.hw_error,
         })
     }
@@ -105,7 +114,7 @@ impl KvmTdx {
     /// # Safety
     /// As of [`KvmTdx::vm_command`].
     unsafe fn vcpu_command(&self, index: usize, mut command: kvm_tdx_cmd) -> Result<(), Refusal> {
-        let vcpu = self.vcpus.get(index).ok_or_else(invalid)?;
+        let vcpu = self.own.vcpus.get(index).ok_or_else(invalid)?;
         // SAFETY: the caller's promise, and a structure of the size that the number names.
         if unsafe { ioctl_with_mut_ref(vcpu, KVM_MEMORY_ENCRYPT_OP, &mut command) } < 0 {
             return Err(Refusal {
@@ -115,25 +124,31 @@ impl KvmTdx {
         }
         Ok(())
     }
+}
 
-    /// The memory of the domain, for what serves its quotes. No slot can be added while someone has it.
-    #[must_use]
-    pub fn shared_memory(&self) -> Arc<PrivateMemory> {
-        Arc::clone(&self.memory)
+/// Guest TSC minus host TSC. The module has the register, so KVM does not read it as one of a vCPU's, but tells the offset.
+fn tsc_offset(vcpu: &VcpuFd) -> io::Result<u64> {
+    /// `_IOW(KVMIO, 0xe2, struct kvm_device_attr)`.
+    const KVM_GET_DEVICE_ATTR: libc::c_ulong = 0x4018_aee2;
+    let mut offset = 0u64;
+    let attribute = kvm_device_attr {
+        group: KVM_VCPU_TSC_CTRL,
+        attr: KVM_VCPU_TSC_OFFSET.into(),
+        addr: &raw mut offset as u64,
+        flags: 0,
+    };
+    // SAFETY: the structure that the request takes, which points to the eight bytes that this attribute has.
+    if unsafe { ioctl_with_ref(vcpu, KVM_GET_DEVICE_ATTR, &attribute) } < 0 {
+        return Err(io::Error::last_os_error());
     }
+    Ok(offset)
+}
 
-    /// Raises the interrupt that a vCPU asked for with `SetupEventNotifyInterrupt`.
-    ///
-    /// # Errors
-    /// The kernel's answer.
-    pub fn notify(&self, vcpu: u8, vector: u8) -> Result<(), Refusal> {
-        let message = kvm_msi {
-            // To one vCPU by its number; edge-triggered, fixed.
-            address_lo: 0xfee0_0000 | u32::from(vcpu) << 12,
-            data: vector.into(),
-            ..Default::default()
-        };
-        self.vm.signal_msi(message).map(drop).map_err(refused)
+impl super::Finalized<KvmTdx> {
+    /// Its vCPUs, in the order of their numbers, and how its TSC differs from the host's ([`ProtectedVm::tsc_offset`]).
+    pub fn take_vcpus(&mut self) -> (Vec<VcpuFd>, u64) {
+        let own = &mut self.calls.own;
+        (std::mem::take(&mut own.vcpus), own.tsc_offset)
     }
 }
 
@@ -155,35 +170,19 @@ pub fn answer(run: &mut kvm_run, exit: &Exit) {
     }
 }
 
-impl SharedMemory for PrivateMemory {
-    fn read(&self, gpa: u64, into: &mut [u8]) -> io::Result<()> {
-        self.read_shared(gpa, into)
-    }
-
-    fn write(&self, gpa: u64, bytes: &[u8]) -> io::Result<()> {
-        self.write_shared(gpa, bytes)
-    }
-}
-
 impl RunCalls for KvmTdx {
     fn set_attributes(&mut self, attributes: kvm_memory_attributes) -> Result<(), calls::Refusal> {
-        let result = self.vm.set_memory_attributes(attributes);
-        result.map_err(|error| io::Error::from_raw_os_error(error.errno()).into())
+        Ok(self.own.set_attributes(attributes)?)
     }
 
     fn discard(&mut self, gpa: u64, len: u64, backing: Backing) -> Result<(), calls::Refusal> {
-        Ok(self.memory.discard(gpa, len, backing)?)
+        Ok(self.own.discard(gpa, len, backing)?)
     }
 }
 
 impl LaunchCalls for KvmTdx {
     fn enable(&mut self, capability: u32, argument: u64) -> Result<(), Refusal> {
-        let capability = kvm_enable_cap {
-            cap: capability,
-            args: [argument, 0, 0, 0],
-            ..Default::default()
-        };
-        self.vm.enable_cap(&capability).map_err(refused)
+        Ok(self.own.enable(capability, argument)?)
     }
 
     fn supported_cpuid(&mut self) -> Result<Vec<CpuidEntry>, Refusal> {
@@ -216,10 +215,13 @@ impl LaunchCalls for KvmTdx {
     }
 
     fn add_vcpu(&mut self, index: u32, cpuid: &[CpuidEntry]) -> Result<(), Refusal> {
-        let vcpu = self.vm.create_vcpu(u64::from(index)).map_err(refused)?;
+        let vcpu = self.own.vm().create_vcpu(u64::from(index)).map_err(refused)?;
         let cpuid = CpuId::from_entries(cpuid).map_err(|_| invalid())?;
         vcpu.set_cpuid2(&cpuid).map_err(refused)?;
-        self.vcpus.push(vcpu);
+        if index == 0 {
+            self.own.tsc_offset = tsc_offset(&vcpu)?;
+        }
+        self.own.vcpus.push(vcpu);
         Ok(())
     }
 
@@ -229,8 +231,7 @@ impl LaunchCalls for KvmTdx {
     }
 
     fn add_memory(&mut self, region: kvm_userspace_memory_region2) -> Result<(), Refusal> {
-        let memory = Arc::get_mut(&mut self.memory).ok_or_else(invalid)?;
-        Ok(memory.add(&self.vm, region)?)
+        Ok(self.own.add_memory(region)?)
     }
 
     fn init_mem_region(

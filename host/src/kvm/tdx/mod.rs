@@ -7,18 +7,18 @@
 //!                                                private        one by one
 //! ```
 //! vCPUs come before pages, unlike on SNP: pages are added through one. Each step consumes the state before it, and
-//! [`Finalized`] hands out [`RunCalls`] only, so that nothing can be added after the measurement is fixed:
+//! [`Finalized`] takes [`RunCalls`] only, so that nothing can be added after the measurement is fixed:
 //!
 //! ```
 //! # use cloak_host::kvm::tdx::{Finalized, calls::{LaunchCalls, RunCalls}};
 //! fn after<C: LaunchCalls>(mut domain: Finalized<C>, pages: kvm_bindings::kvm_memory_attributes) {
-//!     domain.calls().set_attributes(pages).ok();
+//!     domain.set_attributes(pages).ok();
 //! }
 //! ```
 //! ```compile_fail,E0599
 //! # use cloak_host::kvm::tdx::{Finalized, calls::{LaunchCalls, RunCalls}, abi::kvm_tdx_init_mem_region};
 //! fn after<C: LaunchCalls>(mut domain: Finalized<C>, mut pages: kvm_tdx_init_mem_region) {
-//!     domain.calls().init_mem_region(&mut pages, 1, &[]).ok();
+//!     domain.init_mem_region(&mut pages, 1, &[]).ok();
 //! }
 //! ```
 //! What a domain asks for after its launch is in [`tdvmcall`](crate::tdvmcall).
@@ -32,19 +32,17 @@ pub mod error;
 pub mod kernel;
 pub mod status;
 
-use kvm_bindings::{
-    KVM_CAP_EXIT_HYPERCALL, KVM_CAP_SPLIT_IRQCHIP, KVM_MEM_GUEST_MEMFD, KVM_MEMORY_ATTRIBUTE_PRIVATE,
-    kvm_memory_attributes, kvm_userspace_memory_region2,
-};
+use kvm_bindings::{KVM_CAP_EXIT_HYPERCALL, KVM_CAP_SPLIT_IRQCHIP, kvm_memory_attributes};
 
 use self::abi::{CpuidEntry, KVM_TDX_MEASURE_MEMORY_REGION, kvm_tdx_init_mem_region, kvm_tdx_init_vm};
-use self::calls::{LaunchCalls, Offered, Refusal, RunCalls};
+use self::calls::{Backing, LaunchCalls, Offered, Refusal, RunCalls};
 use self::config::Config;
 use self::error::{At, Step, TdxError};
 use self::status::ModuleStatus;
 use crate::image::memory::PageBytes;
 use crate::image::{Kind, LaunchImage, Measuring, Page};
-use crate::kvm::snp::KVM_HC_MAP_GPA_RANGE;
+use crate::kvm::protected::slot;
+use crate::kvm::snp::{self, KVM_HC_MAP_GPA_RANGE};
 
 const PAGE: u64 = 4096;
 /// Interrupt lines of the I/O APIC that there isn't: KVM wants a number.
@@ -230,33 +228,18 @@ impl<C: LaunchCalls> Staffed<C> {
     /// As above.
     pub fn back(mut self, ranges: &[[u64; 2]]) -> Result<Backed<C>, TdxError> {
         let calls = &mut self.0.configured.calls;
-        for (slot, &[start, end]) in (0..).zip(ranges) {
+        for (number, &range) in (0..).zip(ranges) {
             let wrong = |problem| TdxError::Request {
                 step: Step::Memory,
                 problem,
             };
-            if start >= end || !(start | end).is_multiple_of(PAGE) {
-                return Err(wrong("a range of memory is not one of whole pages"));
-            }
-            if end > config::SHARED_BIT {
+            let (region, private) = slot(number, range).map_err(wrong)?;
+            if range[1] > config::SHARED_BIT {
                 return Err(wrong(
                     "a range of memory reaches the bit that makes an address shared",
                 ));
             }
-            let region = kvm_userspace_memory_region2 {
-                slot,
-                flags: KVM_MEM_GUEST_MEMFD,
-                guest_phys_addr: start,
-                memory_size: end - start,
-                ..Default::default()
-            };
             calls.add_memory(region).at(Step::Memory)?;
-            let private = kvm_memory_attributes {
-                address: start,
-                size: end - start,
-                attributes: u64::from(KVM_MEMORY_ATTRIBUTE_PRIVATE),
-                flags: 0,
-            };
             calls.set_attributes(private).at(Step::Private)?;
         }
         Ok(Backed(self.0))
@@ -354,12 +337,18 @@ impl<C: LaunchCalls> Populated<C> {
     }
 }
 
-impl<C: LaunchCalls> Finalized<C> {
-    /// The calls that may still be made.
-    pub fn calls(&mut self) -> &mut (impl RunCalls + use<C>) {
-        &mut self.calls
+/// The calls that may still be made.
+impl<C: LaunchCalls> RunCalls for Finalized<C> {
+    fn set_attributes(&mut self, attributes: kvm_memory_attributes) -> Result<(), snp::calls::Refusal> {
+        self.calls.set_attributes(attributes)
     }
 
+    fn discard(&mut self, gpa: u64, len: u64, backing: Backing) -> Result<(), snp::calls::Refusal> {
+        self.calls.discard(gpa, len, backing)
+    }
+}
+
+impl<C: LaunchCalls> Finalized<C> {
     /// What [`Call::GetTdVmCallInfo`](crate::tdvmcall::Call::GetTdVmCallInfo) is answered with.
     #[must_use]
     pub fn offered_calls(&self) -> u64 {
@@ -368,4 +357,4 @@ impl<C: LaunchCalls> Finalized<C> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -1,7 +1,8 @@
 use std::fmt::Write as _;
 use std::path::Path;
 
-use super::calls::Backing;
+use kvm_bindings::kvm_userspace_memory_region2;
+
 use super::*;
 use crate::image::registers::Registers;
 use crate::kvm::headers;
@@ -9,7 +10,7 @@ use crate::kvm::snp::{calls, page_state};
 
 /// Writes each call down, and refuses as it is told to.
 #[derive(Debug, Default)]
-struct Recorder {
+pub(crate) struct Recorder {
     trace: String,
     /// Leaves that the module has, more than fit at first.
     leaves: usize,
@@ -216,6 +217,20 @@ fn options() -> Options {
 
 const MEMORY: &[[u64; 2]] = &[[0, 64 << 20], [0xffff_f000, 1 << 32]];
 
+/// A launched domain, of whose calls those after the launch are written down, and `forbid` is refused.
+pub(crate) fn launched(forbid: Option<&'static str>) -> Finalized<Recorder> {
+    let mut domain = launch(Recorder::default()).expect("a launch");
+    domain.calls.trace.clear();
+    domain.calls.forbid = forbid.map(|call| (call, libc::EIO, 0));
+    domain
+}
+
+impl Finalized<Recorder> {
+    pub(crate) fn recorded(&self) -> String {
+        self.calls.trace.clone()
+    }
+}
+
 fn launch(calls: Recorder) -> Result<Finalized<Recorder>, TdxError> {
     let domain = Configured::new(calls, image(), options())?;
     domain.init()?.vcpus()?.back(MEMORY)?.add()?.finalize()
@@ -230,7 +245,7 @@ fn the_calls_are_those_of_the_golden_trace() {
     };
     let mut domain = launch(calls).expect("a launch");
     let wish = page_state::PageState::parse(&[0x40_0000, 1, 0, 0, 0, 0], MEMORY).expect("own memory");
-    wish.grant(domain.calls()).expect("granted");
+    wish.grant(&mut domain).expect("granted");
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/tdx-launch.txt");
     if std::env::var_os("CLOAK_WRITE_GOLDEN").is_some() {
         std::fs::write(&file, &domain.calls.trace).expect("the golden file");
