@@ -38,6 +38,7 @@ impl Setting {
             expected: None,
             anchor: Box::new(NoAnchor),
             fresh: Fresh([9; 32]),
+            wide: cloak_volumes::own_registers,
         };
         let new = NewVolume {
             limit: 1 << 30,
@@ -223,6 +224,7 @@ fn durable(setting: &Setting) -> Vec<(String, Vec<u8>)> {
         expected: None,
         anchor: Box::new(NoAnchor),
         fresh: Fresh([8; 32]),
+        wide: cloak_volumes::own_registers,
     };
     let store = MemoryStore(setting.container());
     let opened = Volume::open_read_only(store, VolumeKey::from_bytes(&KEY), options);
