@@ -9,6 +9,7 @@
 //! vain: a new signal frame, a new thread. Both are made with no such work under way, as it makes no calls of its own.
 
 use core::arch::global_asm;
+use core::ffi::c_void;
 use core::mem::MaybeUninit;
 
 use super::context::XSAVE_MAX;
@@ -44,15 +45,15 @@ global_asm!(
 );
 
 unsafe extern "C" {
-    fn libos_wide(area: *mut Area, function: unsafe extern "C" fn(*mut Work<'_>), argument: *mut Work<'_>);
+    fn libos_wide(area: *mut Area, function: unsafe extern "C" fn(*mut c_void), argument: *mut c_void);
 }
 
 /// What is to be run.
 struct Work<'w>(&'w mut dyn FnMut());
 
-unsafe extern "C" fn run(work: *mut Work<'_>) {
+unsafe extern "C" fn run(work: *mut c_void) {
     // SAFETY: `with_wide_registers` passes its own, which nobody else has.
-    unsafe { (*work).0() }
+    unsafe { (*work.cast::<Work<'_>>()).0() }
 }
 
 /// Runs `work`, after which the wide registers are as before. It must not leave by unwinding; the libos does not unwind.
@@ -69,5 +70,5 @@ pub fn with_wide_registers(work: &mut dyn FnMut()) {
     }
     let mut work = Work(work);
     // SAFETY: the area is aligned, large enough for the mask, and its header is clean; `run` is given what it expects.
-    unsafe { libos_wide(&raw mut area, run, &raw mut work) };
+    unsafe { libos_wide(&raw mut area, run, (&raw mut work).cast()) };
 }

@@ -532,11 +532,13 @@ fn what_is_read_in_a_row_is_asked_for_ahead_and_what_changed_meanwhile_is_read_a
     let before = fake::SERVED.load(Ordering::Relaxed);
     for (at, piece) in (0..).step_by(PIECE).zip(bytes.chunks(PIECE)) {
         assert_eq!(read(&mut container, at, PIECE).as_deref(), Ok(piece));
-        // Nodes lie elsewhere.
-        assert_eq!(read(&mut container, 8, 16).as_deref(), Ok(&bytes[8..24]));
+        // Nodes, which lie elsewhere, do not end a row.
+        if at >= 2 * PIECE {
+            assert_eq!(read(&mut container, 8, 16).as_deref(), Ok(&bytes[8..24]));
+        }
     }
     let served = fake::SERVED.load(Ordering::Relaxed) - before;
-    assert!(served <= 16 + 11, "{served} requests");
+    assert!(served <= 14 + 11, "{served} requests");
 
     let in_a_row = |container: &mut Container| {
         read(container, 0, BLOCK).expect("there");
