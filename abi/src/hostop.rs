@@ -104,7 +104,8 @@ host_ops! {
     UTimes = 19,
     /// a0 = fd, a1 = length.
     Truncate = 20,
-    /// a0 = fd, a1 = 0 fsync, 1 fdatasync, 2 syncfs.
+    /// a0 = fd, a1 = 0 fsync, 1 fdatasync, 2 syncfs, 3 begin writing out a2 = offset, a3 = length. The last makes nothing durable: it
+    /// leaves less to wait for to who then syncs.
     Sync = 21,
     /// a0 = fd, a1 = mode, a2 = offset, a3 = length.
     Allocate = 22,

@@ -10,7 +10,7 @@ use std::time::Instant;
 use cloak_tests::launcher::workspace_root;
 use cloak_tests::{Case, Launcher, Scratch};
 use cloak_volumes::keys::{KeyRing, SessionId};
-use cloak_volumes::{VolumeId, VolumeKey};
+use cloak_volumes::{VolumeId, VolumeKey, own_registers};
 
 use crate::measure::{Figure, Group, MeasureError, World, figures, run};
 use crate::peer::Peer;
@@ -137,18 +137,22 @@ fn volumes(_: &World, peer: &Peer) -> Result<Vec<Figure>, MeasureError> {
 /// block of a volume has.
 fn cipher(sealing: bool) -> f64 {
     const PAGES: u64 = 4096;
-    let mut ring = KeyRing::new(VolumeKey::from_bytes(&[2; 32]), VolumeId([1; 16]));
+    let mut ring = KeyRing::new(VolumeKey::from_bytes(&[2; 32]), VolumeId([1; 16]), own_registers);
     let (session, aad) = (SessionId::new(1, [1; 12]), [0; 64]);
+    let plain = vec![7; 4096];
     let mut pages = vec![vec![7; 4096]; PAGES as usize];
     let mut tags = Vec::new();
     let since = Instant::now();
     for (number, page) in (0..).zip(&mut pages) {
-        tags.push(black_box(ring.seal(&session, number, &aad, page)));
+        tags.push(black_box(
+            ring.with(|ciphers| ciphers.seal(&session, number, &aad, &plain, page)),
+        ));
     }
     let sealed = since.elapsed();
     let since = Instant::now();
-    for ((number, page), tag) in (0..).zip(&mut pages).zip(&tags) {
-        assert!(ring.open(&session, number, &aad, page, tag));
+    let mut opened = plain;
+    for ((number, page), tag) in (0..).zip(&pages).zip(&tags) {
+        assert!(ring.with(|ciphers| ciphers.open(&session, number, &aad, page, &mut opened, tag)));
     }
     let took = if sealing { sealed } else { since.elapsed() };
     (PAGES * 4096) as f64 / took.as_secs_f64()

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use cloak_tests::os_side::{children_of, count, memory_of};
 use cloak_tests::process::Running;
+use cloak_tests::programs::{Linkage, built};
 use cloak_tests::{Case, Launcher, Scratch, needs};
 
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -100,6 +101,24 @@ fn cloak() -> PathBuf {
 
 fn busybox() -> bool {
     needs::cloaked_program("busybox").is_some()
+}
+
+#[test]
+fn a_program_keeps_its_vector_registers_while_blocks_are_sealed_and_opened() {
+    for linkage in [Linkage::Dynamic, Linkage::Static] {
+        let Some(program) = built("vector_registers", linkage) else {
+            continue;
+        };
+        let volume = Volume::new();
+        let case = volume.with(program, "").memory("64M").arg("/data/file");
+        let outcome = case.run(&Launcher::under_test());
+        let (code, text) = (outcome.status.shell_code(), outcome.text());
+        assert!(
+            code == 0 && text.contains("ok zmm through a sync"),
+            "{code}: {text}"
+        );
+        assert!(!text.contains("FAILED"), "{text}");
+    }
 }
 
 #[test]

@@ -1,6 +1,10 @@
 /* Vector and x87 state lives through system calls and through signal handlers: XMM always, YMM, ZMM and mask registers
- * where the processor has them. The printed lines are the same either way. */
+ * where the processor has them. The printed lines are the same either way.
+ *
+ *   vector_registers          through calls, signals and faults
+ *   vector_registers FILE     through reads and syncs of a file, which a protected volume opens and seals meanwhile */
 #include "check.h"
+#include <fcntl.h>
 #include <pthread.h>
 #include <signal.h>
 #include <sys/syscall.h>
@@ -8,8 +12,24 @@
 
 static unsigned char pattern[32 * 64] __attribute__((aligned(64))), seen[32 * 64] __attribute__((aligned(64)));
 
-enum via { BY_CALL, BY_BLOCKING_CALL, BY_SIGNAL, BY_FAULT, WAYS };
-static const char *const way_names[WAYS] = {"a call", "a call that sleeps", "a signal", "a fault"};
+enum via { BY_CALL, BY_BLOCKING_CALL, BY_SIGNAL, BY_FAULT, ANYWHERE, BY_READ = ANYWHERE, BY_SYNC, WAYS };
+static const char *const way_names[WAYS] = {"a call",  "a call that sleeps", "a signal",
+                                            "a fault", "a read of a file",   "a sync of a file"};
+
+/* More than a guest of 64 MiB keeps of a volume, so that reads in a circle find nothing there. */
+enum { PIECE = 64 << 10, FILE_SIZE = 24 << 20 };
+static char piece[PIECE];
+static int file = -1;
+
+/* What a way needs done before. */
+static void prepare(enum via way) {
+    static off_t at;
+    at = (at + PIECE) % FILE_SIZE;
+    if (way == BY_READ)
+        MUST(lseek(file, at, SEEK_SET) == at);
+    if (way == BY_SYNC)
+        MUST(pwrite(file, piece, PIECE, at) == PIECE);
+}
 
 /* Each way is an instruction sequence that clobbers rax, rcx, r11 and what it takes as arguments. */
 static struct timespec brief = {.tv_nsec = 200000};
@@ -43,6 +63,8 @@ static long pid, tid;
     switch (way) {                                                                                                   \
     case BY_CALL: LOADED(FOR(load), FOR(store), "syscall\n", SYS_getppid, 0, 0, 0); break;                           \
     case BY_BLOCKING_CALL: LOADED(FOR(load), FOR(store), "syscall\n", SYS_nanosleep, &brief, 0, 0); break;           \
+    case BY_READ: LOADED(FOR(load), FOR(store), "syscall\n", SYS_read, file, piece, PIECE); break;                    \
+    case BY_SYNC: LOADED(FOR(load), FOR(store), "syscall\n", SYS_fdatasync, file, 0, 0); break;                       \
     case BY_SIGNAL: LOADED(FOR(load), FOR(store), "syscall\n", SYS_tgkill, pid, tid, SIGUSR1); break;                \
     default: LOADED(FOR(load), FOR(store), "ud2\n", 0, 0, 0, 0); break;                                              \
     }
@@ -80,11 +102,13 @@ static void handler(int number, siginfo_t *info, void *context) {
 }
 
 static int survives(enum via way, int width, int registers) {
-    for (int round = 0; round < 50; round++) {
+    /* A sync waits for the disk. */
+    for (int round = 0; round < (way == BY_SYNC ? 8 : 50); round++) {
         uint64_t state = (uint64_t)round;
         for (size_t i = 0; i < sizeof pattern; i++)
             pattern[i] = (unsigned char)next_random(&state);
         memset(seen, 0, sizeof seen);
+        prepare(way);
         through(way, width);
         for (int i = 0; i < registers; i++)
             if (memcmp(pattern + 64 * i, seen + 64 * i, (size_t)width) != 0)
@@ -93,11 +117,13 @@ static int survives(enum via way, int width, int registers) {
     return 1;
 }
 
-static int masks_survive(void) {
+static int masks_survive(enum via way) {
     uint64_t in = 0x1234567890abcdef, out = 0;
-    long result = SYS_getppid;
-    __asm__ volatile("kmovq %2, %%k1; kmovq %2, %%k7; syscall; kmovq %%k7, %1; kmovq %%k1, %%rdx; and %%rdx, %1"
-                     : "+a"(result), "=&r"(out) : "r"(in) : "rcx", "r11", "rdx", "memory");
+    long result = way == BY_READ ? SYS_read : SYS_getppid;
+    prepare(way);
+    __asm__ volatile("kmovq %2, %%k1; kmovq %2, %%k7; syscall; kmovq %%k7, %1; kmovq %%k1, %%rcx; and %%rcx, %1"
+                     : "+a"(result), "=&r"(out) : "r"(in), "D"((long)file), "S"(piece), "d"((long)PIECE)
+                     : "rcx", "r11", "memory");
     return out == in;
 }
 
@@ -109,7 +135,14 @@ static void *disturb(void *stop) {
     return NULL;
 }
 
-int main(void) {
+int main(int count, char **arguments) {
+    if (count > 1) {
+        file = open(arguments[1], O_RDWR | O_CREAT, 0600);
+        MUST(file >= 0);
+        for (off_t at = 0; at < FILE_SIZE; at += PIECE)
+            MUST(pwrite(file, piece, PIECE, at) == PIECE);
+    }
+    enum via first = count > 1 ? BY_READ : BY_CALL, end = count > 1 ? WAYS : ANYWHERE;
     pid = getpid();
     tid = syscall(SYS_gettid);
     struct sigaction action = {.sa_sigaction = handler, .sa_flags = SA_SIGINFO};
@@ -118,7 +151,7 @@ int main(void) {
     pthread_t threads[3];
     for (int i = 0; i < 3; i++)
         pthread_create(&threads[i], NULL, disturb, &stop);
-    for (enum via way = BY_CALL; way < WAYS; way++) {
+    for (enum via way = first; way < end; way++) {
         char line[80];
         snprintf(line, sizeof line, "xmm through %s", way_names[way]);
         CHECK(line, survives(way, 16, 16));
@@ -127,7 +160,7 @@ int main(void) {
         snprintf(line, sizeof line, "zmm through %s", way_names[way]);
         CHECK(line, !avx512 || survives(way, 64, 32));
     }
-    CHECK("mask registers through a call", !avx512 || masks_survive());
+    CHECK("mask registers through a call", !avx512 || masks_survive(first));
 
     uint32_t mxcsr = 0x1f80 | 0x6000, mxcsr_after;
     uint16_t control = 0x0f7f, control_after;

@@ -12,7 +12,9 @@ use std::time::Instant;
 
 use cloak_volumes::files::{FileStore, fresh, now};
 use cloak_volumes::keys::{KeyRing, SessionId};
-use cloak_volumes::{Ino, NewInode, NewVolume, NoAnchor, Options, Volume, VolumeId, VolumeKey};
+use cloak_volumes::{
+    Ino, NewInode, NewVolume, NoAnchor, Options, Volume, VolumeId, VolumeKey, own_registers,
+};
 
 const SIZE: usize = 64 << 20;
 const PIECE: usize = 64 << 10;
@@ -28,6 +30,7 @@ fn options() -> Options {
         expected: None,
         anchor: Box::new(NoAnchor),
         fresh: fresh().expect("the system has random bytes"),
+        wide: own_registers,
     }
 }
 
@@ -70,20 +73,26 @@ impl Bench {
         let first = self.sequence;
         let tags: Vec<_> = (first..)
             .zip(&mut pages)
-            .map(|(n, page)| self.ring.seal(&session, n, &aad, page))
+            .map(|(n, page)| {
+                let plain = page.clone();
+                self.ring
+                    .with(|ciphers| ciphers.seal(&session, n, &aad, &plain, page))
+            })
             .collect();
         self.sequence += 1024;
-        let mut spent = 0.0;
+        let (mut spent, mut to) = (0.0, vec![0; PAGE]);
         for _ in 0..bytes / PAGE / 1024 {
-            let mut copies = pages.clone();
             let start = Instant::now();
-            for (i, page) in copies.iter_mut().enumerate() {
-                if sealing {
-                    self.sequence += 1;
-                    black_box(self.ring.seal(&session, self.sequence, &aad, page));
-                } else {
-                    assert!(self.ring.open(&session, first + i as u64, &aad, page, &tags[i]));
-                }
+            for (i, page) in pages.iter().enumerate() {
+                let to = &mut *to;
+                self.ring.with(|ciphers| {
+                    if sealing {
+                        self.sequence += 1;
+                        black_box(ciphers.seal(&session, self.sequence, &aad, page, to));
+                    } else {
+                        assert!(ciphers.open(&session, first + i as u64, &aad, page, to, &tags[i]));
+                    }
+                });
             }
             spent += start.elapsed().as_secs_f64();
         }
@@ -169,7 +178,7 @@ fn main() {
             .create_new(true)
             .open(folder.path().join("plain"))
             .expect("it can be made"),
-        ring: KeyRing::new(VolumeKey::from_bytes(&[2; 32]), VolumeId([1; 16])),
+        ring: KeyRing::new(VolumeKey::from_bytes(&[2; 32]), VolumeId([1; 16]), own_registers),
         sequence: 0,
         piece: vec![0x5A; PIECE],
     };

@@ -17,7 +17,7 @@ use crate::anchor::{Anchor, NoAnchor};
 use crate::check::Report;
 use crate::error::VolumeError;
 use crate::files::{FileAnchor, FileStore, fresh, now, sync_folder};
-use crate::keys::VolumeKey;
+use crate::keys::{VolumeKey, own_registers};
 use crate::rekey::rekey;
 use crate::secret::{Secret, SecretError};
 use crate::view::CiphertextView;
@@ -339,6 +339,7 @@ fn options(anchor: Box<dyn Anchor + Send>) -> Result<Options, CommandError> {
         expected: None,
         anchor,
         fresh: fresh()?,
+        wide: own_registers,
     })
 }
 

@@ -1,6 +1,7 @@
 //! Content of files: reading, writing, cutting, holes; and how long a file without names stays.
 
 use alloc::vec::Vec;
+use core::mem;
 
 use crate::block::{BLOCK, BlockId, Fork, Pointer};
 use crate::engine::{Engine, Need, RUN};
@@ -277,7 +278,20 @@ fn zero<S: Store>(engine: &mut Engine<S>, ino: Ino, from: u64, end: u64) -> Resu
 
 /// Reads what is not in the cache, neighbours in the container with one read.
 fn prefetch<S: Store>(engine: &mut Engine<S>, ino: Ino, first: u64, end: u64) -> Result<(), VolumeError> {
-    let mut run: Vec<(BlockId, Pointer)> = Vec::new();
+    let mut run = mem::take(&mut engine.run);
+    let result = prefetch_by(engine, &mut run, ino, first, end);
+    run.clear();
+    engine.run = run;
+    result
+}
+
+fn prefetch_by<S: Store>(
+    engine: &mut Engine<S>,
+    run: &mut Vec<(BlockId, Pointer)>,
+    ino: Ino,
+    first: u64,
+    end: u64,
+) -> Result<(), VolumeError> {
     for id in (first..end).map(|index| data(ino, index)) {
         if engine.cache.is_dirty(&id).is_some() {
             continue;
@@ -290,10 +304,10 @@ fn prefetch<S: Store>(engine: &mut Engine<S>, ino: Ino, first: u64, end: u64) ->
             .last()
             .is_none_or(|(_, last)| last.address + 1 == pointer.address);
         if !follows || run.len() * BLOCK == RUN {
-            engine.load_run(&run)?;
+            engine.load_run(run)?;
             run.clear();
         }
         run.push((id, pointer));
     }
-    engine.load_run(&run)
+    engine.load_run(run)
 }

@@ -20,10 +20,10 @@ use crate::anchor::{Anchor, Mark};
 use crate::block::{BLOCK, BlockId, Page, Pointer, additional_data, is_node};
 use crate::cache::Cache;
 use crate::error::{Tampering, VolumeError};
-use crate::keys::{Fresh, KeyRing, SEQUENCE_END, Sequence, SessionId};
+use crate::keys::{Ciphers, Fresh, KeyRing, SEQUENCE_END, Sequence, SessionId};
 use crate::space::Space;
 use crate::store::{Store, StoreError};
-use crate::superblock::{self, FIRST_BLOCK, Found, Root, slot_of};
+use crate::superblock::{self, FIRST_BLOCK, Found, Root, TreeRoot, slot_of};
 use crate::weakened::{Protection, without};
 
 /// Bytes that go to the store in one write, and come from it in one read. What a request of the libos carries: larger ones
@@ -41,6 +41,14 @@ pub enum Need {
     Adding,
     /// Removal, which must work on a full volume.
     Freeing,
+}
+
+/// A dirty block and its new place.
+struct Move {
+    id: BlockId,
+    tree: TreeRoot,
+    /// Its tag is not known before it is sealed.
+    to: Pointer,
 }
 
 /// A volume's blocks.
@@ -61,10 +69,17 @@ pub struct Engine<S> {
     pub(crate) cache: Cache,
     fresh: HashSet<u64>,
     pending: Vec<u64>,
+    /// Room for [`RUN`] bytes that go to the store with one write, those that are there, and their place.
     staged: Vec<u8>,
+    staged_len: usize,
     staged_at: u64,
+    /// Of [`Self::write_back`], kept for the next one.
+    moves: Vec<Move>,
+    ids: Vec<BlockId>,
     /// Ciphertext of blocks that are read together.
     incoming: Vec<u8>,
+    /// Of who looks for such blocks, kept for the next time.
+    pub(crate) run: Vec<(BlockId, Pointer)>,
     writable: bool,
     poisoned: bool,
 }
@@ -117,8 +132,12 @@ impl<S: Store> Engine<S> {
             fresh: HashSet::new(),
             pending: Vec::new(),
             staged: Vec::new(),
+            staged_len: 0,
             staged_at: 0,
+            moves: Vec::new(),
+            ids: Vec::new(),
             incoming: Vec::new(),
+            run: Vec::new(),
             writable: parts.writable,
             poisoned: false,
         }
@@ -304,69 +323,118 @@ impl<S: Store> Engine<S> {
         Ok(())
     }
 
-    /// Seals the first dirty block to its new place and tells its parent. Says whether there was one.
+    /// Seals the first dirty blocks to their new places and tells their parents. Says whether there was one.
     pub fn write_back(&mut self) -> Result<bool, VolumeError> {
-        let Some(id) = self.cache.first_dirty() else {
-            return Ok(false);
-        };
-        let (session, sequence) = self.sequence()?;
-        let tree = self.tree(&id)?;
-        let old = self.pointer_in_tree(&id, &tree)?;
-        let address = if self.fresh.contains(&old.address) {
-            old.address
-        } else {
-            self.space.allocate().ok_or(VolumeError::NoSpace)?
-        };
-        let tag = self.stage(&id, address, &session, sequence)?;
-        if address != old.address {
-            self.fresh.insert(address);
-            if !old.is_hole() {
-                self.pending.push(old.address);
-            }
+        let mut moves = mem::take(&mut self.moves);
+        let planned = self.plan(&mut moves);
+        let mut done = Ok(());
+        let mut rest = &moves[..];
+        while let (Ok(()), false) = (&done, rest.is_empty()) {
+            let (run, more) = rest.split_at(self.room_in_stage(rest)?);
+            done = self.seal_run(run);
+            rest = more;
         }
-        let pointer = Pointer {
-            address,
-            session,
-            sequence,
-            tag,
-        };
-        self.set_pointer(&id, tree, &pointer)?;
-        self.cache.clean(&id);
-        Ok(true)
+        let any = !moves.is_empty();
+        moves.clear();
+        self.moves = moves;
+        done.and(planned).map(|()| any)
     }
 
-    /// Seals a block behind others that go to the store with one write.
-    fn stage(
-        &mut self,
-        id: &BlockId,
-        address: u64,
-        session: &SessionId,
-        sequence: u64,
-    ) -> Result<[u8; 16], VolumeError> {
-        let next = self.staged_at + (self.staged.len() / BLOCK) as u64;
-        if !self.staged.is_empty() && (address != next || self.staged.len() >= RUN) {
+    /// Finds places for the first dirty blocks, as many as go to the store with one write. All are of one level, so none of
+    /// them points to another.
+    fn plan(&mut self, moves: &mut Vec<Move>) -> Result<(), VolumeError> {
+        let mut dirty = mem::take(&mut self.ids);
+        self.cache.first_dirty(RUN / BLOCK, &mut dirty);
+        let result = dirty.iter().try_for_each(|id| {
+            moves.push(self.plan_one(id)?);
+            Ok(())
+        });
+        self.ids = dirty;
+        result
+    }
+
+    fn plan_one(&mut self, id: &BlockId) -> Result<Move, VolumeError> {
+        let (session, sequence) = self.sequence()?;
+        let tree = self.tree(id)?;
+        let old = self.pointer_in_tree(id, &tree)?.address;
+        let address = if self.fresh.contains(&old) {
+            old
+        } else {
+            let address = self.space.allocate().ok_or(VolumeError::NoSpace)?;
+            self.fresh.insert(address);
+            if old != Pointer::HOLE.address {
+                self.pending.push(old);
+            }
+            address
+        };
+        Ok(Move {
+            id: *id,
+            tree,
+            to: Pointer {
+                address,
+                session,
+                sequence,
+                tag: [0; 16],
+            },
+        })
+    }
+
+    /// How many of `moves` go behind what is staged, which is emitted where the first one does not.
+    fn room_in_stage(&mut self, moves: &[Move]) -> Result<usize, VolumeError> {
+        let Some(first) = moves.first() else {
+            return Ok(0);
+        };
+        let next = self.staged_at + (self.staged_len / BLOCK) as u64;
+        if self.staged_len == RUN || (self.staged_len > 0 && first.to.address != next) {
             self.emit()?;
         }
-        if self.staged.is_empty() {
-            self.staged_at = address;
+        if self.staged_len == 0 {
+            self.staged_at = first.to.address;
         }
-        let at = self.staged.len();
-        let page = self.cache.get(id).expect("what is dirty is in the cache");
-        self.staged.extend_from_slice(page);
-        let aad = additional_data(&self.root.volume, id, address, sequence);
-        Ok(self.ring.seal(session, sequence, &aad, &mut self.staged[at..]))
+        let fits = (first.to.address..)
+            .zip(moves)
+            .take((RUN - self.staged_len) / BLOCK);
+        Ok(fits.take_while(|(place, to)| *place == to.to.address).count())
+    }
+
+    /// Seals blocks behind others that go to the store with one write.
+    fn seal_run(&mut self, moves: &[Move]) -> Result<(), VolumeError> {
+        self.staged.resize(RUN, 0);
+        let Self {
+            ring,
+            cache,
+            staged,
+            root,
+            ..
+        } = self;
+        let to = &mut staged[self.staged_len..];
+        let mut tags = [[0; 16]; RUN / BLOCK];
+        ring.with(|ciphers| {
+            for ((Move { id, to: pointer, .. }, sealed), tag) in
+                moves.iter().zip(to.chunks_exact_mut(BLOCK)).zip(&mut tags)
+            {
+                let page = cache.get(id).expect("what is dirty is in the cache");
+                let aad = additional_data(&root.volume, id, pointer.address, pointer.sequence);
+                *tag = ciphers.seal(&pointer.session, pointer.sequence, &aad, page, sealed);
+            }
+        });
+        self.staged_len += moves.len() * BLOCK;
+        for (Move { id, tree, to }, tag) in moves.iter().zip(tags) {
+            self.set_pointer(id, *tree, &Pointer { tag, ..*to })?;
+            self.cache.clean(id);
+        }
+        Ok(())
     }
 
     /// Writes what is staged.
     pub fn emit(&mut self) -> Result<(), VolumeError> {
-        if self.staged.is_empty() {
+        if self.staged_len == 0 {
             return Ok(());
         }
         let staged = mem::take(&mut self.staged);
-        let offset = self.staged_at * BLOCK as u64;
-        let result = self.durably("writing blocks", |store| store.write_at(offset, &staged));
+        let (offset, len) = (self.staged_at * BLOCK as u64, mem::take(&mut self.staged_len));
+        let result = self.durably("writing blocks", |store| store.write_at(offset, &staged[..len]));
         self.staged = staged;
-        self.staged.clear();
         result
     }
 
@@ -381,47 +449,38 @@ impl<S: Store> Engine<S> {
 
     /// Brings a block into the cache.
     pub fn load(&mut self, id: &BlockId, pointer: &Pointer) -> Result<(), VolumeError> {
-        self.emit()?;
-        let offset = self.place(id, pointer)?;
-        let page = self.cache.insert(*id);
-        let read = self.store.read_at(offset, page);
-        let result = read
-            .map_err(|error| unreadable(id, offset, error))
-            .and_then(|()| unseal(&mut self.ring, &self.root, id, pointer, page));
-        if result.is_err() {
-            self.cache.remove(id);
-        }
-        result
+        self.load_run(&[(*id, *pointer)])
     }
 
     /// Brings blocks that lie beside each other into the cache, with one read.
     pub fn load_run(&mut self, blocks: &[(BlockId, Pointer)]) -> Result<(), VolumeError> {
         self.emit()?;
-        let (first_id, first) = match blocks {
-            [] => return Ok(()),
-            [(id, pointer)] => return self.load(id, pointer),
-            [first, ..] => first,
+        let Some((first_id, first)) = blocks.first() else {
+            return Ok(());
         };
         let offset = self.place(first_id, first)?;
-        let mut incoming = mem::take(&mut self.incoming);
-        if incoming.len() < blocks.len() * BLOCK {
-            incoming.resize(blocks.len() * BLOCK, 0);
+        let len = blocks.len() * BLOCK;
+        if self.incoming.len() < len {
+            self.incoming.resize(len, 0);
         }
-        let bytes = &mut incoming[..blocks.len() * BLOCK];
-        let read = self.store.read_at(offset, bytes);
-        let mut result = read.map_err(|error| unreadable(first_id, offset, error));
-        for ((id, pointer), sealed) in blocks.iter().zip(bytes.chunks_exact(BLOCK)) {
-            if result.is_ok() {
-                let page = self.cache.insert(*id);
-                page.copy_from_slice(sealed);
-                result = unseal(&mut self.ring, &self.root, id, pointer, page);
-                if result.is_err() {
-                    self.cache.remove(id);
-                }
-            }
-        }
-        self.incoming = incoming;
-        result
+        let Self {
+            store,
+            ring,
+            cache,
+            incoming,
+            root,
+            ..
+        } = self;
+        store
+            .read_at(offset, &mut incoming[..len])
+            .map_err(|error| unreadable(first_id, offset, error))?;
+        ring.with(|ciphers| {
+            let mut each = blocks.iter().zip(incoming.chunks_exact(BLOCK));
+            each.try_for_each(|((id, pointer), sealed)| {
+                let page = cache.insert(*id);
+                unseal(ciphers, root, id, pointer, sealed, page).inspect_err(|_| cache.remove(id))
+            })
+        })
     }
 
     /// Byte offset of a block.
@@ -453,16 +512,24 @@ impl<S: Store> Engine<S> {
     }
 }
 
-/// Checks and decrypts a block in place.
+/// Checks and decrypts a block.
 pub fn unseal(
-    ring: &mut KeyRing,
+    ciphers: &mut Ciphers,
     root: &Root,
     id: &BlockId,
     pointer: &Pointer,
+    sealed: &[u8],
     page: &mut Page,
 ) -> Result<(), VolumeError> {
     let aad = additional_data(&root.volume, id, pointer.address, pointer.sequence);
-    if !ring.open(&pointer.session, pointer.sequence, &aad, page, &pointer.tag) {
+    if !ciphers.open(
+        &pointer.session,
+        pointer.sequence,
+        &aad,
+        sealed,
+        page,
+        &pointer.tag,
+    ) {
         return Err(VolumeError::Tampered(Tampering::Block {
             block: *id,
             offset: pointer.offset(),

@@ -14,8 +14,9 @@
 use alloc::boxed::Box;
 use core::fmt;
 
-use aes_gcm::aead::AeadInPlace;
-use aes_gcm::{Aes256Gcm, KeyInit, Tag};
+use aes_gcm::aead::AeadInOut;
+use aes_gcm::aead::inout::InOutBuf;
+use aes_gcm::{Aes256Gcm, KeyInit};
 use hashbrown::HashMap;
 use hkdf::Hkdf;
 use sha2::{Digest as _, Sha256};
@@ -170,61 +171,98 @@ pub fn nonce(sequence: u64) -> [u8; 12] {
     nonce
 }
 
-/// Seals and opens with the keys of all sessions.
+/// Runs work that uses vector registers of every width the processor has. In an environment that leaves their upper halves
+/// to somebody else it keeps what is in them and brings it back.
+pub type Wide = fn(&mut dyn FnMut());
+
+/// For who has the registers to itself, as every program of an operating system has.
+pub fn own_registers(work: &mut dyn FnMut()) {
+    work();
+}
+
+/// The keys of all sessions.
 pub struct KeyRing {
-    key: VolumeKey,
-    volume: VolumeId,
-    ciphers: HashMap<(SessionId, u32), Box<Aes256Gcm>>,
+    ciphers: Ciphers,
+    wide: Wide,
 }
 
 impl KeyRing {
     /// Keys of a volume.
     #[must_use]
-    pub fn new(key: VolumeKey, volume: VolumeId) -> Self {
-        Self {
+    pub fn new(key: VolumeKey, volume: VolumeId, wide: Wide) -> Self {
+        let ciphers = Ciphers {
             key,
             volume,
-            ciphers: HashMap::new(),
-        }
+            known: HashMap::new(),
+        };
+        Self { ciphers, wide }
     }
 
-    /// Encrypts in place and gives the tag.
-    pub fn seal(&mut self, session: &SessionId, sequence: u64, aad: &[u8], bytes: &mut [u8]) -> [u8; 16] {
+    /// Seals and opens. Several blocks at once are better than one after the other: what [`Wide`] costs comes once.
+    pub fn with<R>(&mut self, work: impl FnOnce(&mut Ciphers) -> R) -> R {
+        let Self { ciphers, wide } = self;
+        let (mut work, mut result) = (Some(work), None);
+        wide(&mut || result = work.take().map(|work| work(ciphers)));
+        result.expect("`Wide` runs what it is given")
+    }
+}
+
+/// Seals and opens, to be had by [`KeyRing::with`].
+pub struct Ciphers {
+    key: VolumeKey,
+    volume: VolumeId,
+    known: HashMap<(SessionId, u32), Box<Aes256Gcm>>,
+}
+
+impl Ciphers {
+    /// Encrypts into `to`, which is as long, and gives the tag. `bytes` and `to` must be memory that nobody else writes.
+    pub fn seal(
+        &mut self,
+        session: &SessionId,
+        sequence: u64,
+        aad: &[u8],
+        bytes: &[u8],
+        to: &mut [u8],
+    ) -> [u8; 16] {
         let cipher = self.cipher(session, sequence);
-        let tag = cipher.encrypt_in_place_detached(&nonce(sequence).into(), aad, bytes);
+        let both = InOutBuf::new(bytes, to).expect("both are as long");
+        let tag = cipher.encrypt_inout_detached(&nonce(sequence).into(), aad, both);
         tag.expect("a block is shorter than GCM's limit of 64 GiB").into()
     }
 
-    /// Checks, and only then decrypts in place. Says whether the bytes were as sealed; if not they are cleared.
+    /// Checks, and only then decrypts into `to`, which is as long. Says whether the bytes were as sealed; if not, `to` is
+    /// cleared. `bytes` and `to` must be memory that nobody else writes: `bytes` is read twice.
     #[must_use]
     pub fn open(
         &mut self,
         session: &SessionId,
         sequence: u64,
         aad: &[u8],
-        bytes: &mut [u8],
+        bytes: &[u8],
+        to: &mut [u8],
         tag: &[u8; 16],
     ) -> bool {
         let cipher = self.cipher(session, sequence);
+        let both = InOutBuf::new(bytes, &mut *to).expect("both are as long");
         if without(Protection::Seal) {
             // Counter mode: encrypting once more decrypts, and nobody looks at the tag.
-            let _ = cipher.encrypt_in_place_detached(&nonce(sequence).into(), aad, bytes);
+            let _ = cipher.encrypt_inout_detached(&nonce(sequence).into(), aad, both);
             return true;
         }
-        let opened = cipher.decrypt_in_place_detached(&nonce(sequence).into(), aad, bytes, &Tag::from(*tag));
+        let opened = cipher.decrypt_inout_detached(&nonce(sequence).into(), aad, both, &(*tag).into());
         if opened.is_err() {
-            bytes.fill(0);
+            to.fill(0);
         }
         opened.is_ok()
     }
 
     fn cipher(&mut self, session: &SessionId, sequence: u64) -> &Aes256Gcm {
         let chunk = u32::try_from(sequence >> CHUNK_BITS).unwrap_or(u32::MAX);
-        if self.ciphers.len() >= KEPT && !self.ciphers.contains_key(&(*session, chunk)) {
-            self.ciphers.clear();
+        if self.known.len() >= KEPT && !self.known.contains_key(&(*session, chunk)) {
+            self.known.clear();
         }
         let (key, volume) = (&self.key, &self.volume);
-        self.ciphers.entry((*session, chunk)).or_insert_with(|| {
+        self.known.entry((*session, chunk)).or_insert_with(|| {
             let bytes = key.block_key(volume, session, chunk);
             Box::new(Aes256Gcm::new((&*bytes).into()))
         })
@@ -233,7 +271,7 @@ impl KeyRing {
 
 impl fmt::Debug for KeyRing {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "KeyRing({}, ..)", self.volume)
+        write!(f, "KeyRing({}, ..)", self.ciphers.volume)
     }
 }
 

@@ -67,7 +67,7 @@ pub use attributes::{SetAttributes, SetMode, Stat};
 pub use dir::DirEntry;
 pub use error::{Tampering, VolumeError};
 pub use inode::{Ino, Time};
-pub use keys::{Fresh, VolumeId, VolumeKey};
+pub use keys::{Fresh, VolumeId, VolumeKey, Wide, own_registers};
 pub use names::{NewInode, Target};
 pub use store::{MemoryStore, Store, StoreError};
 pub use view::CiphertextView;

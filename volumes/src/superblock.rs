@@ -8,7 +8,7 @@ use sha2::{Digest as _, Sha256};
 use crate::anchor::Mark;
 use crate::block::{MAX_HEIGHT, POINTER, Pointer, array};
 use crate::error::{Tampering, VolumeError};
-use crate::keys::{KeyRing, SessionId, VolumeId, VolumeKey};
+use crate::keys::{KeyRing, SessionId, VolumeId, VolumeKey, Wide};
 
 /// Bytes of a superblock that mean something.
 pub const SUPERBLOCK: usize = 512;
@@ -116,12 +116,16 @@ pub fn open(ring: &mut KeyRing, slot: u64, bytes: &[u8; SUPERBLOCK]) -> Option<F
     if slot_of(clear.counter) != slot {
         return None;
     }
-    let mut sealed: [u8; SEALED] = array(&bytes[CLEAR..CLEAR + SEALED]);
-    let tag = array(&bytes[CLEAR + SEALED..]);
-    if !ring.open(&clear.session, clear.sequence, &bytes[..CLEAR], &mut sealed, &tag) {
+    let (aad, sealed, tag) = (
+        &bytes[..CLEAR],
+        &bytes[CLEAR..CLEAR + SEALED],
+        array(&bytes[CLEAR + SEALED..]),
+    );
+    let mut plain = [0; SEALED];
+    if !ring.with(|ciphers| ciphers.open(&clear.session, clear.sequence, aad, sealed, &mut plain, &tag)) {
         return None;
     }
-    let root = parse_sealed(&clear, &sealed)?;
+    let root = parse_sealed(&clear, &plain)?;
     Some(Found {
         root,
         mark: mark(&root, bytes),
@@ -144,10 +148,10 @@ pub fn seal(
     bytes[48..64].copy_from_slice(&session.0);
     bytes[64..72].copy_from_slice(&sequence.to_le_bytes());
     bytes[72..80].copy_from_slice(&root.counter.to_le_bytes());
-    let mut sealed = encode_sealed(root);
-    let tag = ring.seal(session, sequence, &bytes[..CLEAR], &mut sealed);
-    bytes[CLEAR..CLEAR + SEALED].copy_from_slice(&sealed);
-    bytes[CLEAR + SEALED..].copy_from_slice(&tag);
+    let (aad, rest) = bytes.split_at_mut(CLEAR);
+    let (sealed, tag) = rest.split_at_mut(SEALED);
+    let plain = encode_sealed(root);
+    tag.copy_from_slice(&ring.with(|ciphers| ciphers.seal(session, sequence, aad, &plain, sealed)));
     (bytes, mark(root, &bytes))
 }
 
@@ -159,6 +163,7 @@ pub fn newest(
     key: VolumeKey,
     expected: Option<VolumeId>,
     slots: [Option<[u8; SUPERBLOCK]>; 2],
+    wide: Wide,
 ) -> Result<(KeyRing, [u8; 16], Found), VolumeError> {
     let clears = slots.map(|slot| slot.as_ref().and_then(Clear::parse));
     let first = clears.iter().flatten().next().ok_or(VolumeError::NoVolume)?;
@@ -190,7 +195,7 @@ pub fn newest(
     {
         return Err(VolumeError::WrongKey(volume));
     }
-    let mut ring = KeyRing::new(key, volume);
+    let mut ring = KeyRing::new(key, volume, wide);
     let mut best: Option<Found> = None;
     for (slot, bytes) in slots.iter().enumerate() {
         let found = bytes

@@ -14,7 +14,7 @@ use crate::block::{BLOCK, BlockId, Fork, Pointer, array};
 use crate::engine::{Engine, Need, Parts};
 use crate::error::VolumeError;
 use crate::inode::{DIRECTORY, Ino, Inode, Time};
-use crate::keys::{Fresh, KeyRing, VolumeId, VolumeKey};
+use crate::keys::{Fresh, KeyRing, VolumeId, VolumeKey, Wide};
 use crate::store::{Store, StoreError};
 use crate::superblock::{self, Found, MAX_BLOCKS, Root, SUPERBLOCK, TreeRoot};
 use crate::walk::{Visitor, Walk};
@@ -32,6 +32,8 @@ pub struct Options {
     pub anchor: Box<dyn Anchor + Send>,
     /// Random bytes, new for this opening.
     pub fresh: Fresh,
+    /// Whose the wide vector registers are.
+    pub wide: Wide,
 }
 
 /// What a volume is made with.
@@ -133,7 +135,7 @@ impl<S: Store> Volume<S> {
         };
         let parts = Parts {
             key_check: key.check_value(&root.volume),
-            ring: KeyRing::new(key, root.volume),
+            ring: KeyRing::new(key, root.volume, options.wide),
             store,
             found: Found { root, mark },
             anchor: options.anchor,
@@ -187,7 +189,7 @@ impl<S: Store> Volume<S> {
         writable: bool,
     ) -> Result<Self, VolumeError> {
         let slots = read_slots(&mut store)?;
-        let (ring, key_check, found) = superblock::newest(key, options.expected, slots)?;
+        let (ring, key_check, found) = superblock::newest(key, options.expected, slots, options.wide)?;
         let seen = options.anchor.last()?;
         if let Some(seen) = seen.as_ref().filter(|_| !without(Protection::Anchor)) {
             judge(seen, &found.mark, &found.root.before)?;

@@ -142,11 +142,14 @@ impl<S: Store> Walk<'_, S> {
         pointer: &Pointer,
         visitor: &mut dyn Visitor,
     ) -> Result<Option<Box<Page>>, VolumeError> {
-        let mut page = zero_page();
-        let read = self.store.read_at(pointer.offset(), page.as_mut_slice());
+        let (mut sealed, mut page) = (zero_page(), zero_page());
+        let read = self.store.read_at(pointer.offset(), sealed.as_mut_slice());
         let opened = read
             .map_err(|error| unreadable(id, pointer.offset(), error))
-            .and_then(|()| unseal(self.ring, self.root, id, pointer, &mut page));
+            .and_then(|()| {
+                let Self { ring, root, .. } = self;
+                ring.with(|ciphers| unseal(ciphers, root, id, pointer, &*sealed, &mut page))
+            });
         match opened {
             Ok(()) => Ok(Some(page)),
             Err(error) => visitor.failed(id, error).map(|()| None),

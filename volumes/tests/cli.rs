@@ -94,6 +94,7 @@ impl Made {
             expected: None,
             anchor: Box::new(FileAnchor::existing(Path::new(&self.anchor))),
             fresh: fresh().unwrap(),
+            wide: cloak_volumes::own_registers,
         };
         let key = VolumeKey::new(Secret::open(Path::new(&self.key)).unwrap().into_bytes());
         let store = FileStore::open(Path::new(&self.container), true).unwrap();

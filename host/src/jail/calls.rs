@@ -169,6 +169,7 @@ const OS_SERVICE: &[Allowed] = &calls![
     SYS_socketpair,
     SYS_statx,
     SYS_symlinkat,
+    SYS_sync_file_range,
     SYS_syncfs,
     SYS_sysinfo,
     SYS_unlinkat,

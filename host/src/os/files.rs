@@ -197,6 +197,7 @@ pub fn sync(call: &Call<'_>) -> Reply {
         0 => rustix::fs::fsync(&*entry)?,
         1 => rustix::fs::fdatasync(&*entry)?,
         2 => rustix::fs::syncfs(&*entry)?,
+        3 => sys::begin_write_out(entry.as_fd(), call.offset(2)?, call.offset(3)?)?,
         _ => return Err(Errno::INVAL.into()),
     }
     Ok(().into())

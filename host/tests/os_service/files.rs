@@ -522,7 +522,12 @@ fn locks_sizes() {
     for kind in 0..3 {
         guest.call(HostOp::Sync, &[one, kind], &[]).ok();
     }
-    assert_eq!(guest.call(HostOp::Sync, &[one, 3], &[]).err(), libc::EINVAL);
+    guest.call(HostOp::Sync, &[one, 3, 0, 4096], &[]).ok();
+    assert_eq!(
+        guest.call(HostOp::Sync, &[one, 3, 0, u64::MAX], &[]).err(),
+        libc::EINVAL
+    );
+    assert_eq!(guest.call(HostOp::Sync, &[one, 4], &[]).err(), libc::EINVAL);
     guest.call(HostOp::Flock, &[one, libc::LOCK_EX as u64], &[]).ok();
     assert_eq!(
         guest.call(HostOp::Flock, &[two, libc::LOCK_EX as u64], &[]).err(),

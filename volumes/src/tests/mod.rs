@@ -15,7 +15,7 @@ use std::sync::{Arc, Mutex};
 
 use crate::anchor::{Anchor, AnchorError, Mark, NoAnchor};
 use crate::inode::Time;
-use crate::keys::{Fresh, VolumeKey};
+use crate::keys::{Fresh, VolumeKey, own_registers};
 use crate::store::{MemoryStore, Store};
 use crate::volume::{NewVolume, Options, Volume};
 
@@ -43,6 +43,7 @@ pub fn options() -> Options {
         expected: None,
         anchor: Box::new(NoAnchor),
         fresh: fresh(),
+        wide: own_registers,
     }
 }
 

@@ -17,6 +17,7 @@ fn options() -> Options {
         expected: None,
         anchor: Box::new(NoAnchor),
         fresh: Fresh([3; 32]),
+        wide: cloak_volumes::own_registers,
     }
 }
 

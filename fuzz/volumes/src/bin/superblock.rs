@@ -2,7 +2,7 @@
 #![no_main]
 
 use cloak_volumes::superblock::{Clear, SUPERBLOCK, newest};
-use cloak_volumes::{CiphertextView, MemoryStore, VolumeKey};
+use cloak_volumes::{CiphertextView, MemoryStore, VolumeKey, own_registers};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|bytes: &[u8]| {
@@ -12,7 +12,7 @@ fuzz_target!(|bytes: &[u8]| {
         let _ = Clear::parse(&bytes);
         *slot = Some(bytes);
     }
-    let _ = newest(VolumeKey::from_bytes(&[7; 32]), None, slots);
+    let _ = newest(VolumeKey::from_bytes(&[7; 32]), None, slots, own_registers);
     let view = CiphertextView::open(MemoryStore(bytes.to_vec())).expect("memory can be read");
     for name in view.names() {
         assert!(view.piece(&name).is_some());

@@ -37,6 +37,11 @@ pub fn copy(to: u64, from: u64, len: usize) -> SysResult<()> {
     Ok(())
 }
 
+/// Runs `work`: the registers are this process's own.
+pub fn with_wide_registers(work: &mut dyn FnMut()) {
+    work();
+}
+
 /// Ticks in a second.
 #[must_use]
 pub fn ticks_per_second() -> u64 {

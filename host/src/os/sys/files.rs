@@ -103,6 +103,13 @@ pub fn pwrite(fd: BorrowedFd<'_>, data: &Buffer<'_>, offset: i64) -> Result<usiz
     check(unsafe { libc::pwrite64(fd.as_raw_fd(), data.as_ptr().cast(), data.len(), offset) })
 }
 
+/// sync_file_range(2), to begin only: what was written is on its way to the disk, and nothing is waited for or known of it.
+pub fn begin_write_out(fd: BorrowedFd<'_>, offset: i64, len: i64) -> Result<(), Errno> {
+    // SAFETY: no memory is passed.
+    check(unsafe { libc::sync_file_range(fd.as_raw_fd(), offset, len, libc::SYNC_FILE_RANGE_WRITE) } as isize)
+        .map(|_| ())
+}
+
 /// preadv2(2) with `RWF_NOWAIT`; offset -1 is the file's position.
 pub fn read_nowait(fd: BorrowedFd<'_>, out: &Buffer<'_>, offset: i64) -> Result<usize, Errno> {
     let part = libc::iovec {

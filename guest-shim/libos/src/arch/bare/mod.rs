@@ -4,6 +4,7 @@ mod context;
 mod entry;
 mod memory;
 mod traps;
+mod wide;
 
 pub use context::{
     Context, Stack, XSAVE_MAX, fs_base, new_context, restore_vector, save_vector, set_fs_base, switch,
@@ -12,6 +13,7 @@ pub use context::{
 pub use entry::{
     Frame, Regs, Tcb, patched_entry, resume, set_boot_tcb, set_tcb, syscall_stays_in_user_mode, tcb,
 };
+pub use wide::with_wide_registers;
 
 use core::cell::UnsafeCell;
 use core::sync::atomic::Ordering;

@@ -8,7 +8,7 @@
 //! | this | a mounted volume, its lock |
 //! | [`mod@open`] | from a record of the configuration to a mount |
 //! | [`pending`] | volumes that wait for the root of their keys |
-//! | [`store`] | the container on the OS side |
+//! | [`store`], [`ahead`] | the container on the OS side |
 //! | [`anchor`] | its last root, told to the monitor |
 //! | [`node`], [`names`] | files and directories, and their names |
 //! | [`content`] | what is in a file: by calls and by mappings |
@@ -20,6 +20,7 @@
 //! Locks: [`Protected::state`] parks, as what is done under it asks the host. Nothing is copied from or to the program
 //! while it is held: that may fault, and the fault may need this very volume.
 
+mod ahead;
 mod anchor;
 pub mod ciphertext;
 mod content;

@@ -14,6 +14,7 @@ use cloak_volumes::{Anchor, Fresh, Ino, NoAnchor, Time, Volume, VolumeKey};
 use super::anchor::MonitorAnchor;
 use super::store::Container;
 use super::{MOUNTED, Protected, new_device};
+use crate::arch;
 use crate::errno::Errno;
 use crate::fs::mount::Mount;
 use crate::fs::node::Node;
@@ -138,6 +139,7 @@ fn open(record: Record, cache: usize) -> Result<Volume<Container>, String> {
         expected: None,
         anchor,
         fresh,
+        wide: arch::with_wide_registers,
     };
     if let Some([uid, gid]) = begin {
         let new = NewVolume {

@@ -3,6 +3,8 @@
 //!
 //! Writes are not waited for one by one: while the host takes one, the next is sealed. What touches the same bytes waits, and
 //! so does a flush, before which nothing counts as written. One that fails makes all that change the container fail from then on.
+//! The host is told to begin with the disk's work meanwhile, so that a flush has little left to wait for. What is read in a row is
+//! asked for ahead ([`super::ahead`]).
 
 use alloc::collections::VecDeque;
 use alloc::vec;
@@ -10,6 +12,7 @@ use alloc::vec;
 use cloak_abi::hostop::HostOp;
 use cloak_volumes::{Store, StoreError};
 
+use super::ahead::Ahead;
 use crate::errno::{Errno, SysResult};
 use crate::fs::hostfd::HostFd;
 use crate::fs::hostops;
@@ -20,6 +23,15 @@ const LOCK_SHARED: u64 = 1 | 4;
 const LOCK_ALONE: u64 = 2 | 4;
 /// Writes on their way at most.
 const DEPTH: usize = 4;
+/// Bytes that are written before the host is told to begin with the disk's work on them. Fewer make more requests to the disk,
+/// more leave more to a flush.
+const WRITE_OUT: u64 = 4 << 20;
+/// Slots that such a word leaves to others.
+const LEFT: usize = 64;
+/// How [`HostOp::Sync`] works: `fdatasync`, with which the length is flushed, too.
+const DATA: u64 = 1;
+/// It begins to write out.
+const BEGIN: u64 = 3;
 
 /// An open container.
 #[derive(Debug)]
@@ -30,7 +42,13 @@ pub struct Container {
     writing: VecDeque<Writing>,
     /// Why a write failed that had been taken.
     failed: Option<StoreError>,
+    ahead: Ahead,
+    /// Where the first and the last byte are that the host was not told to write out, and how many there are.
+    unsent: (u64, u64, u64),
 }
+
+/// Nothing unsent.
+const NONE: (u64, u64, u64) = (u64::MAX, 0, 0);
 
 /// A write on its way.
 #[derive(Debug)]
@@ -43,6 +61,10 @@ struct Writing {
 impl Writing {
     fn end(&self) -> u64 {
         self.offset.saturating_add(self.len as u64)
+    }
+
+    fn touches(&self, start: u64, end: u64) -> bool {
+        self.offset < end && start < self.end()
     }
 }
 
@@ -82,6 +104,8 @@ impl Container {
             writable,
             writing: VecDeque::new(),
             failed: None,
+            ahead: Ahead::new(),
+            unsent: NONE,
         }
     }
 
@@ -95,9 +119,44 @@ impl Container {
 
     /// Waits for the writes up to the last one that touches `start..end`.
     fn settle(&mut self, start: u64, end: u64) {
-        let touches = |writing: &Writing| writing.offset < end && start < writing.end();
+        let touches = |writing: &Writing| writing.touches(start, end);
         if let Some(last) = self.writing.iter().rposition(touches) {
             self.settle_first(last + 1);
+        }
+    }
+
+    fn is_being_written(&self, start: u64, end: u64) -> bool {
+        self.writing.iter().any(|writing| writing.touches(start, end))
+    }
+
+    /// Reads, and waits for it.
+    fn read_now(&mut self, offset: u64, out: &mut [u8]) -> Result<(), StoreError> {
+        let end = offset.saturating_add(out.len() as u64);
+        self.settle(offset, end);
+        let fd = self.fd.number();
+        all(
+            out.len(),
+            end,
+            |request, done, want| {
+                let at = offset.saturating_add(done as u64);
+                request.call(HostOp::PRead, [fd, want as u64, at, 0, 0, 0])
+            },
+            |request, done, got| request.get(0, &mut out[done..done + got]),
+        )
+    }
+
+    /// Counts bytes that are written, and tells the host to begin once there are many. No answer is waited for: it changes
+    /// nothing of what is durable.
+    fn write_out(&mut self, offset: u64, end: u64) {
+        let (first, last, bytes) = self.unsent;
+        self.unsent = (first.min(offset), last.max(end), bytes + (end - offset));
+        let (first, last, bytes) = self.unsent;
+        if bytes < WRITE_OUT {
+            return;
+        }
+        self.unsent = NONE;
+        if let Some(request) = Request::spare(LEFT) {
+            request.send(HostOp::Sync, [self.fd.number(), BEGIN, first, last - first, 0, 0]);
         }
     }
 
@@ -195,22 +254,24 @@ fn refused(errno: Errno) -> StoreError {
 impl Store for Container {
     fn read_at(&mut self, offset: u64, out: &mut [u8]) -> Result<(), StoreError> {
         let end = offset.saturating_add(out.len() as u64);
-        self.settle(offset, end);
-        let fd = self.fd.number();
-        all(
-            out.len(),
-            end,
-            |request, done, want| {
-                let at = offset.saturating_add(done as u64);
-                request.call(HostOp::PRead, [fd, want as u64, at, 0, 0, 0])
-            },
-            |request, done, got| request.get(0, &mut out[done..done + got]),
-        )
+        let there = self.ahead.take(offset, out);
+        if there < out.len() {
+            self.read_now(offset.saturating_add(there as u64), &mut out[there..])?;
+        }
+        if let Some((next, last)) = self.ahead.wants(offset, end)
+            && !self.is_being_written(next, last)
+        {
+            self.ahead.begin(&self.fd, next);
+        }
+        Ok(())
     }
 
     fn write_at(&mut self, offset: u64, bytes: &[u8]) -> Result<(), StoreError> {
-        self.settle(offset, offset.saturating_add(bytes.len() as u64));
+        let end = offset.saturating_add(bytes.len() as u64);
+        self.ahead.forget(offset, end);
+        self.settle(offset, end);
         let fd = self.fd.number();
+        let start = offset;
         for (offset, piece) in (offset..).step_by(CAPACITY).zip(bytes.chunks(CAPACITY)) {
             if self.writing.len() == DEPTH {
                 self.settle_first(1);
@@ -222,13 +283,14 @@ impl Store for Container {
             let pending = request.begin(HostOp::PWrite, [fd, len as u64, offset, 0, 0, 0]);
             self.writing.push_back(Writing { pending, offset, len });
         }
+        self.write_out(start, end);
         Ok(())
     }
 
     fn flush(&mut self) -> Result<(), StoreError> {
         self.settle_all()?;
-        // fdatasync: the length is flushed with it.
-        hostops::plain(HostOp::Sync, &self.fd, 1, 0, 0).map_err(refused)
+        self.unsent = NONE;
+        hostops::plain(HostOp::Sync, &self.fd, DATA, 0, 0).map_err(refused)
     }
 
     fn len(&mut self) -> Result<u64, StoreError> {
@@ -238,6 +300,7 @@ impl Store for Container {
 
     fn set_len(&mut self, len: u64) -> Result<(), StoreError> {
         self.settle_all()?;
+        self.ahead.forget(0, u64::MAX);
         hostops::plain(HostOp::Truncate, &self.fd, len, 0, 0).map_err(refused)
     }
 }

@@ -5,10 +5,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use cloak_abi::config::{self, Anchored};
-use cloak_abi::hostop::HostOp;
+use cloak_abi::hostop::{HostOp, ROOT_FD};
 use cloak_volumes::volume::{NewVolume, Options};
-use cloak_volumes::{Fresh, MemoryStore, NoAnchor, Time, Volume, VolumeKey, weakened};
+use cloak_volumes::{Fresh, MemoryStore, NoAnchor, Store, Time, Volume, VolumeKey, weakened};
 
+use super::store::Container;
 use super::{MOUNTED, Record, anchor, mount, writeback};
 use crate::errno::Errno;
 use crate::fs::OpenFile;
@@ -38,6 +39,7 @@ impl Setting {
             expected: None,
             anchor: Box::new(NoAnchor),
             fresh: Fresh([9; 32]),
+            wide: cloak_volumes::own_registers,
         };
         let new = NewVolume {
             limit: 1 << 30,
@@ -223,6 +225,7 @@ fn durable(setting: &Setting) -> Vec<(String, Vec<u8>)> {
         expected: None,
         anchor: Box::new(NoAnchor),
         fresh: Fresh([8; 32]),
+        wide: cloak_volumes::own_registers,
     };
     let store = MemoryStore(setting.container());
     let opened = Volume::open_read_only(store, VolumeKey::from_bytes(&KEY), options);
@@ -513,4 +516,44 @@ fn positions_and_appends_are_those_of_the_open_file() {
     assert_eq!(second.file.write(&second, &mut Buf::own(b"ONE")), Ok(3));
     assert_eq!(first.file.write(&first, &mut Buf::own(b"three")), Ok(5));
     assert_eq!(read(&file, 0, 100).expect("good bytes"), b"ONE two three");
+}
+
+#[test]
+fn what_is_read_in_a_row_is_asked_for_ahead_and_what_changed_meanwhile_is_read_anew() {
+    const PIECE: usize = 64 << 10;
+    let setting = Setting::new();
+    let bytes = model(16 * PIECE);
+    setting.put(&bytes);
+    let mut container = Container::open(u64::from(ROOT_FD) + 3, true).expect("nobody has it");
+    let read = |container: &mut Container, at: usize, len: usize| {
+        let mut out = vec![0; len];
+        container.read_at(at as u64, &mut out).map(|()| out)
+    };
+    let before = fake::SERVED.load(Ordering::Relaxed);
+    for (at, piece) in (0..).step_by(PIECE).zip(bytes.chunks(PIECE)) {
+        assert_eq!(read(&mut container, at, PIECE).as_deref(), Ok(piece));
+        // Nodes, which lie elsewhere, do not end a row.
+        if at >= 2 * PIECE {
+            assert_eq!(read(&mut container, 8, 16).as_deref(), Ok(&bytes[8..24]));
+        }
+    }
+    let served = fake::SERVED.load(Ordering::Relaxed) - before;
+    assert!(served <= 14 + 11, "{served} requests");
+
+    let in_a_row = |container: &mut Container| {
+        read(container, 0, BLOCK).expect("there");
+        read(container, BLOCK, BLOCK).expect("there");
+    };
+    in_a_row(&mut container);
+    container.write_at(3 * BLOCK as u64, &[9; BLOCK]).expect("room");
+    let mut out = [0; 2 * BLOCK];
+    container.read_at(2 * BLOCK as u64, &mut out).expect("there");
+    assert_eq!(out[..BLOCK], bytes[2 * BLOCK..3 * BLOCK]);
+    assert_eq!(out[BLOCK..], [9; BLOCK]);
+    in_a_row(&mut container);
+    container.set_len(2 * BLOCK as u64).expect("shorter");
+    assert!(
+        container.read_at(2 * BLOCK as u64, &mut out).is_err(),
+        "it was cut"
+    );
 }

@@ -1,13 +1,15 @@
 //! Sealed pages in the format of `cloak_memory` (docs/cloaking.md), made inside: AES-256-GCM over 4096 bytes, the nonce from
 //! address and version, both and the context in the additional data.
 
-use aes_gcm::aead::{AeadInPlace, KeyInit};
+use aes_gcm::aead::{AeadInOut, KeyInit};
 use aes_gcm::{Aes256Gcm, Nonce, Tag};
 use hkdf::Hkdf;
 use sha2::Sha256;
 use zeroize::Zeroizing;
 
 use cloak_abi::layout::PAGE;
+
+use crate::arch;
 
 /// Page numbers are below it, as there.
 pub const PAGES_END: u64 = 1 << 40;
@@ -60,7 +62,7 @@ impl PageKeys {
     #[must_use]
     pub fn derive(key: &[u8; 32], context: u64, salt: &[u8; 32]) -> Self {
         let secret = expand(key, salt, b"cloak page secret v1", &context.to_le_bytes());
-        let first = cipher(&secret, 0);
+        let first = wide(|| cipher(&secret, 0));
         Self { secret, first }
     }
 
@@ -68,7 +70,7 @@ impl PageKeys {
     pub fn seal(&self, label: &Label, page: &mut [u8]) -> [u8; 16] {
         let sealed = self.with(label.version, |cipher| {
             let nonce = Nonce::from(label.nonce());
-            cipher.encrypt_in_place_detached(&nonce, &label.additional_data(), page)
+            cipher.encrypt_inout_detached(&nonce, &label.additional_data(), (&mut *page).into())
         });
         // It fails for lengths beyond 2^36 only; a tag that is none never opens.
         sealed.map_or([0; 16], Into::into)
@@ -78,7 +80,7 @@ impl PageKeys {
     pub fn open(&self, label: &Label, tag: &[u8; 16], page: &mut [u8]) -> bool {
         let opened = self.with(label.version, |cipher| {
             let (nonce, tag) = (Nonce::from(label.nonce()), Tag::from(*tag));
-            cipher.decrypt_in_place_detached(&nonce, &label.additional_data(), page, &tag)
+            cipher.decrypt_inout_detached(&nonce, &label.additional_data(), (&mut *page).into(), &tag)
         });
         if opened.is_err() {
             page.fill(0);
@@ -88,11 +90,18 @@ impl PageKeys {
 
     /// A key sees at most 2^32 pages.
     fn with<R>(&self, version: u64, work: impl FnOnce(&Aes256Gcm) -> R) -> R {
-        match (version >> 32) as u32 {
+        wide(|| match (version >> 32) as u32 {
             0 => work(&self.first),
             generation => work(&cipher(&self.secret, generation)),
-        }
+        })
     }
+}
+
+/// The cipher takes all registers that there are.
+fn wide<R>(work: impl FnOnce() -> R) -> R {
+    let (mut work, mut result) = (Some(work), None);
+    arch::with_wide_registers(&mut || result = work.take().map(|work| work()));
+    result.expect("it was run")
 }
 
 fn cipher(secret: &[u8; 32], generation: u32) -> Aes256Gcm {

@@ -97,6 +97,7 @@ fn options(session: u8) -> Options {
         expected: None,
         anchor: Box::new(NoAnchor),
         fresh: Fresh([session; 32]),
+        wide: cloak_volumes::own_registers,
     }
 }
 
