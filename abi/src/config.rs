@@ -70,6 +70,8 @@ tags! {
     /// At most so much plaintext: u64 bytes, u64 index of the host mount that is the file for sealed pages. Where the launch is
     /// measured: elsewhere the monitor has the pager.
     Resident = 22,
+    /// What the caller's signals do: u64 set of those that it ignores, u64 set of those that it blocks (bit 0 is signal 1).
+    Signals = 23,
 }
 
 /// Bits of a mount.

@@ -327,7 +327,7 @@ fn numbers(out: &mut String) {
     );
     variants!(
         out, Tag: Program, Arg, Env, Cwd, Mount, Ids, HostName, Flags, MaxFiles, Seed, Stdio, Umask, Protected, Manifest, File, Link, Segment, Exec, Published,
-            NameServer, Resolver, Resident
+            NameServer, Resolver, Resident, Signals
     );
 }
 

@@ -28,6 +28,7 @@ use crate::os::{self, Access, OsService, Root, SpawnConfig};
 use crate::platform::Machine;
 use crate::user;
 use crate::vm::error::{Step, VmError};
+use crate::vm::signals::Inherited;
 use crate::vm::{self, Border, ContextOptions, Options, Statistics};
 
 pub use cloak_abi::config::Published;
@@ -248,7 +249,7 @@ pub fn run_all(
     control: Option<&Name>,
 ) -> Result<Vec<Ended>, VmError> {
     // Signals must be blocked before any thread exists, so that none is lost.
-    vm::signals::block();
+    let signals = vm::signals::block();
     let caller = user::caller()?;
     let sides = all.iter().map(OsSide::of).collect::<Result<Vec<_>, _>>()?;
     let withheld = withheld(&all)?;
@@ -265,6 +266,7 @@ pub fn run_all(
                 side.user.as_ref().unwrap_or(&caller),
                 own,
                 control.is_some(),
+                signals,
             )
         })
         .collect::<Result<Vec<_>, _>>()?;
@@ -366,6 +368,7 @@ fn context<'a>(
     user: &Identity,
     segments: impl Iterator<Item = &'a Segment>,
     controlled: bool,
+    signals: Inherited,
 ) -> Result<ContextOptions, VmError> {
     let program = find_program(options)?;
     let given = |volume: &Protected| matches!(volume.key, VolumeKey::Given(_));
@@ -401,7 +404,15 @@ fn context<'a>(
         info,
         vcpus,
         memory: options.memory,
-        config: configuration(options, &stated, &program, user, segments, controlled && exec)?,
+        config: configuration(
+            options,
+            &stated,
+            &program,
+            user,
+            segments,
+            controlled && exec,
+            signals,
+        )?,
         identity: *stated.identity.as_bytes(),
         host_data: stated.host_data,
         config_id: stated.config_id,
@@ -542,6 +553,7 @@ fn configuration<'a>(
     user: &Identity,
     segments: impl Iterator<Item = &'a Segment>,
     exec: bool,
+    signals: Inherited,
 ) -> Result<Zeroizing<Vec<u8>>, VmError> {
     let mut config = Writer::default();
     let cwd = workdir(options);
@@ -596,6 +608,7 @@ fn configuration<'a>(
     let umask = rustix::process::umask(rustix::fs::Mode::empty());
     rustix::process::umask(umask);
     config.numbers(Tag::Umask, &[u64::from(umask.bits())]);
+    config.numbers(Tag::Signals, &[signals.ignored, signals.blocked]);
     protected_volumes(options, next, &mut config);
     if let Some(limit) = inside(options) {
         let index = u64::from(next) + options.protected.len() as u64;

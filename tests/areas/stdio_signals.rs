@@ -100,6 +100,46 @@ fn an_unhandled_signal_from_outside() {
     }
 }
 
+/// The same command, started by a caller that ignores SIGHUP, as `nohup` does, and blocks SIGUSR1 and a real-time signal.
+fn by_such_a_caller(command: &Command) -> Command {
+    let mut caller = Command::new("/usr/bin/perl");
+    caller.args([
+        "-MPOSIX",
+        "-e",
+        "$SIG{HUP} = 'IGNORE'; sigprocmask(SIG_BLOCK, POSIX::SigSet->new(SIGUSR1, 63)); exec @ARGV",
+        "--",
+    ]);
+    caller.arg(command.get_program()).args(command.get_args());
+    caller
+}
+
+#[test]
+fn what_the_caller_ignores_and_blocks_the_program_does() {
+    let Some(case) = perl(
+        "open my $status, '<', '/proc/self/status'; print grep { /^Sig(Blk|Ign)/ } <$status>; \
+         $SIG{QUIT} = sub { exit 5 }; print \"ready\\n\"; sleep 1 while 1",
+    ) else {
+        return;
+    };
+    let session = |launcher: &Launcher| {
+        let command = by_such_a_caller(&launcher.command(&case));
+        let mut running = Running::start(command, Vec::new()).expect("perl can be started");
+        assert!(
+            running.prints("ready", PATIENCE),
+            "{}",
+            String::from_utf8_lossy(&running.stderr_so_far())
+        );
+        for signal in [Signal::HUP, Signal::USR1, Signal::QUIT] {
+            kill_process(running.pid(), signal).expect("it runs");
+        }
+        let outcome = running.finish(PATIENCE).unwrap_or_else(|error| panic!("{error}"));
+        (outcome.text(), outcome.status.shell_code())
+    };
+    let native = session(&Launcher::Native);
+    assert_eq!(native.1, 5, "{}", native.0);
+    assert_eq!(session(&Launcher::under_test()), native);
+}
+
 #[test]
 fn a_signal_reaches_a_loop_without_calls() {
     signalled_from_outside("print \"ready\\n\"; 1 while 1", Signal::TERM);

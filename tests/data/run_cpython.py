@@ -4,10 +4,13 @@ Usage: run_cpython.py RESULTS_FILE MODULE_OR_TEST...
 The lines go to RESULTS_FILE, each flushed at once, so that what passed before a crash or a hang is known. `regrtest`
 itself is not used: its banner and its bookkeeping start processes, and it hides the single tests.
 """
+import doctest
 import faulthandler
+import importlib
 import os
 import sys
 import tempfile
+import traceback
 import unittest
 
 import test
@@ -89,15 +92,19 @@ def write(identifier, outcome):
     results.write(f"RESULT\t{' '.join(identifier.split())}\t{outcome}\n")
 
 
-def without_left_out(suite):
-    """The same tree without the tests that are left out; the tree stays, since fixtures hang on it."""
+def without(suite, is_left_out):
+    """The same tree without some tests; the tree stays, since fixtures hang on it."""
     kept = []
     for item in suite:
         if isinstance(item, unittest.TestSuite):
-            kept.append(without_left_out(item))
-        elif not item.id().startswith(LEFT_OUT):
+            kept.append(without(item, is_left_out))
+        elif not is_left_out(item.id()):
             kept.append(item)
     return unittest.TestSuite(kept)
+
+
+def without_left_out(suite):
+    return without(suite, lambda identifier: identifier.startswith(LEFT_OUT))
 
 
 def parts(name):
@@ -110,29 +117,64 @@ def parts(name):
 
 
 def load(names):
-    """The tests of these names; what skips itself as a whole when it is imported is told as such."""
+    """The tests of these names, and by module those that its `test_main` is to run: it prepares what they need.
+
+    What skips itself as a whole when it is imported, or can't be imported, is told as such.
+    """
     suite = unittest.TestSuite()
+    prepared = {}
     for name in names:
+        module = ".".join(name.split(".")[:2])
         try:
-            suite.addTest(unittest.defaultTestLoader.loadTestsFromName(name))
+            if hasattr(importlib.import_module(module), "test_main"):
+                prepared.setdefault(module, []).append(name)
+            else:
+                suite.addTest(unittest.defaultTestLoader.loadTestsFromName(name))
         except unittest.SkipTest:
             write(name, "skipped")
-    return suite
+        except Exception:
+            traceback.print_exc()
+            write(name, "error")
+    return suite, prepared
+
+
+def run_prepared(module, names, runner):
+    """Lets a module's own `test_main` run its tests, through `runner` and as far as they have these names."""
+
+    def is_other(identifier):
+        return module not in names and not identifier.startswith(tuple(names))
+
+    support._run_suite = lambda suite: runner.run(without(without_left_out(suite), is_other))
+    try:
+        sys.modules[module].test_main()
+    except unittest.SkipTest:
+        write(module, "skipped")
+    except Exception:
+        traceback.print_exc()
+        write(module, "error")
+
+
+def run_doctest(module, verbosity=None, optionflags=0):
+    """Stands for `support.run_doctest`, which tells of no single test."""
+    support._run_suite(doctest.DocTestSuite(module, optionflags=optionflags))
 
 
 def main():
     # As `regrtest` without -u: nothing that is large, slow by design, or on a network.
     support.use_resources = []
     support.verbose = 1
+    support.run_doctest = run_doctest
     # Modules that Debian does not package beside the others.
     test.__path__.append(MORE_TESTS)
     faulthandler.enable()
     with tempfile.TemporaryDirectory(prefix="cpython-") as folder:
         os.chdir(folder)
         names = [part for name in sys.argv[2:] for part in parts(name.removeprefix("test."))]
-        suite = without_left_out(load(names))
+        suite, prepared = load(names)
         runner = unittest.TextTestRunner(verbosity=2, resultclass=Recorder)
-        runner.run(suite)
+        runner.run(without_left_out(suite))
+        for module, wanted in prepared.items():
+            run_prepared(module, wanted, runner)
         os.chdir("/")
     write("the whole run", "finished")
     results.flush()

@@ -7,6 +7,7 @@
 #include <poll.h>
 #include <signal.h>
 #include <sys/epoll.h>
+#include <sys/mman.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
@@ -148,7 +149,92 @@ static void what_comes_is_seen_beside_what_is_there(void) {
     close(sender);
 }
 
-int main(void) {
+static size_t command_line(pid_t process, char *to, size_t size) {
+    char path[64];
+    snprintf(path, sizeof path, "/proc/%d/cmdline", process);
+    int file = open(path, O_RDONLY);
+    MUST(file >= 0);
+    ssize_t length = read(file, to, size);
+    MUST(length >= 0);
+    close(file);
+    return (size_t)length;
+}
+
+/* Redis: a process gives itself a title by writing over its arguments, and over its environment where that is too short. */
+static void a_title_is_seen(char **arguments) {
+    char *first = arguments[0], *end = first;
+    for (char **argument = arguments; *argument; argument++)
+        end = *argument + strlen(*argument) + 1;
+    int told[2], seen[2];
+    MUST(environ[0] == end && strlen(environ[0]) > 6);
+    MUST(pipe(told) == 0 && pipe(seen) == 0);
+    pid_t child = fork();
+    char byte = 0, line[4096] = {0};
+    if (child == 0) {
+        memset(first, 0, (size_t)(end - first));
+        memcpy(first, "me", 2);
+        MUST(write(told[1], &byte, 1) == 1 && read(seen[0], &byte, 1) == 1);
+        memset(first, 'x', (size_t)(end - first) + 5);
+        end[5] = 0;
+        MUST(write(told[1], &byte, 1) == 1 && read(seen[0], &byte, 1) == 1);
+        _exit(0);
+    }
+    MUST(read(told[0], &byte, 1) == 1);
+    size_t length = command_line(child, line, sizeof line);
+    CHECK("a short title", length == (size_t)(end - first) && strcmp(line, "me") == 0);
+    MUST(write(seen[1], &byte, 1) == 1 && read(told[0], &byte, 1) == 1);
+    length = command_line(child, line, sizeof line);
+    CHECK("a long title", length == (size_t)(end - first) + 6 && strspn(line, "x") == length - 1);
+    MUST(write(seen[1], &byte, 1) == 1);
+    MUST(waitpid(child, NULL, 0) == child);
+    for (int i = 0; i < 2; i++)
+        close(told[i]), close(seen[i]);
+    CHECK("the parent has its own", strcmp(arguments[0], first) == 0 && first[0] != 'x');
+}
+
+/* KiB of all areas, by the name that smaps has for them. */
+static long kib_of(const char *name) {
+    FILE *areas = fopen("/proc/self/smaps", "r");
+    MUST(areas != NULL);
+    char line[512];
+    long sum = 0;
+    while (fgets(line, sizeof line, areas))
+        if (strncmp(line, name, strlen(name)) == 0)
+            sum += atol(line + strlen(name));
+    fclose(areas);
+    return sum;
+}
+
+/* Redis: how much memory a child has for itself, since its parent writes. */
+static void memory_is_a_childs_own_when_its_parent_writes(void) {
+    size_t size = 4 << 20;
+    char *bytes = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    int told[2], seen[2];
+    MUST(bytes != MAP_FAILED && pipe(told) == 0 && pipe(seen) == 0);
+    long resident = kib_of("Rss:");
+    memset(bytes, 1, size);
+    CHECK("touched memory is resident", kib_of("Rss:") - resident >= 4096);
+    pid_t child = fork();
+    char byte = 0;
+    if (child == 0) {
+        long before = kib_of("Private_Dirty:");
+        MUST(write(told[1], &byte, 1) == 1 && read(seen[0], &byte, 1) == 1);
+        /* A few pages may have been the child's from the beginning. */
+        _exit(before < 3072 && kib_of("Private_Dirty:") - before >= 3072 ? 0 : 1);
+    }
+    MUST(read(told[0], &byte, 1) == 1);
+    memset(bytes, 2, size);
+    MUST(write(seen[1], &byte, 1) == 1);
+    int status = -1;
+    MUST(waitpid(child, &status, 0) == child);
+    CHECK("memory becomes the child's own", status == 0);
+    for (int i = 0; i < 2; i++)
+        close(told[i]), close(seen[i]);
+    munmap(bytes, size);
+}
+
+int main(int count, char **arguments) {
+    MUST(count > 0);
     a_process_is_signalled_by_its_directory();
     no_notification_is_asked_for();
     a_listener_is_not_writable();
@@ -156,5 +242,7 @@ int main(void) {
     a_process_has_a_score_of_its_own();
     what_was_sent_is_there();
     what_comes_is_seen_beside_what_is_there();
+    a_title_is_seen(arguments);
+    memory_is_a_childs_own_when_its_parent_writes();
     return check_result();
 }

@@ -76,6 +76,7 @@ fn first() {
         Space::first(),
         process::Family::first(),
     ));
+    process.signals.ignore(config.signals.0);
     FIRST.call_once(|| process.clone());
     process::set_initial(&process);
     process::set_host_name(&config.host_name);
@@ -85,6 +86,7 @@ fn first() {
     patch::DISABLED.store(config.flags & run_flags::NO_PATCH != 0, Ordering::Relaxed);
     let main = Thread::with_entry(process.clone(), FIRST_PID, run_program)
         .unwrap_or_else(|_| arch::panic_exit("no memory for the first thread"));
+    main.signals.block(config.signals.1);
     process.add_thread(&main);
     CONFIG.call_once(|| config);
     main.start();
@@ -304,6 +306,8 @@ struct Config {
     seed: Vec<u8>,
     stdio: [u32; 3],
     umask: u32,
+    /// Sets of signals that the caller ignores, and blocks.
+    signals: (u64, u64),
 }
 
 impl Config {
@@ -363,6 +367,7 @@ impl Config {
             Tag::Seed => self.seed = value.to_vec(),
             Tag::Stdio => self.stdio = [n(0)? as u32, n(1)? as u32, n(2)? as u32],
             Tag::Umask => self.umask = n(0)? as u32,
+            Tag::Signals => self.signals = (n(0)?, n(1)?),
             Tag::Published => {
                 let published = Published::parse(value)?;
                 self.private.get_mut().published.push(published);
@@ -424,6 +429,8 @@ impl Config {
             platform,
         };
         check(&stated, &told).unwrap_or_else(|why| refuse(&format!("the host's configuration: {why}")));
+        // Nor may the host make a program deaf to its own signals.
+        self.signals = (0, 0);
         self.released = stated.released.is_some();
         let derived = !records.is_empty() && !self.released;
         let root = attest::take_root(derived).unwrap_or_else(|why| refuse(why));

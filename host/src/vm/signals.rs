@@ -34,19 +34,66 @@ const FORWARDED: &[libc::c_int] = &[
     libc::SIGPROF,
 ];
 
-/// Blocks the forwarded signals in the calling thread, and so in all that it starts; gives the kick
-/// signal its empty handler. To be called before any thread is started.
-pub fn block() {
+/// Numbers are 1 to this.
+const SIGNALS: libc::c_int = 64;
+
+/// What the caller leaves to the programs that it starts, as `nohup` and the background of a script do: bit 0 is signal 1.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Inherited {
+    /// Do nothing.
+    pub ignored: u64,
+    /// Wait.
+    pub blocked: u64,
+}
+
+/// Blocks the forwarded signals in the calling thread, and so in all that it starts, whatever the caller had blocked; gives
+/// the kick signal its empty handler, and SIGCHLD what waiting for the OS service needs. To be called before any thread is
+/// started. Gives what the program is to find.
+pub fn block() -> Inherited {
     extern "C" fn nothing(_: libc::c_int) {}
     let handler: extern "C" fn(libc::c_int) = nothing;
+    let ignored = ignored();
     // SAFETY: a zeroed sigaction is valid; the handler does nothing, so it is async-signal-safe. It
-    // interrupts KVM_RUN because SA_RESTART is not set.
+    // interrupts KVM_RUN because SA_RESTART is not set. A zeroed sigset_t is space for the former one.
     unsafe {
         let mut action: libc::sigaction = std::mem::zeroed();
+        libc::sigaction(libc::SIGCHLD, &raw const action, std::ptr::null_mut());
         action.sa_sigaction = handler as usize;
         libc::sigaction(KICK_SIGNAL, &raw const action, std::ptr::null_mut());
-        libc::pthread_sigmask(libc::SIG_BLOCK, &raw const *set().as_ref(), std::ptr::null_mut());
+        let mut former: libc::sigset_t = std::mem::zeroed();
+        libc::pthread_sigmask(libc::SIG_SETMASK, &raw const *set().as_ref(), &raw mut former);
+        let is_blocked = |signal| libc::sigismember(&raw const former, signal) == 1;
+        Inherited {
+            ignored,
+            blocked: bits(is_blocked),
+        }
     }
+}
+
+/// Those that the caller ignores. Not SIGPIPE: Rust's start-up ignores it before any code of ours runs, so what the caller
+/// had is not known.
+fn ignored() -> u64 {
+    bits(|signal| {
+        // Handler, flags, restorer, mask. The C library's own call tells nothing of the two signals that it keeps for itself.
+        let mut action = [0usize; 4];
+        // SAFETY: only asks, and there is room for the answer.
+        unsafe {
+            libc::syscall(
+                libc::SYS_rt_sigaction,
+                signal,
+                std::ptr::null::<usize>(),
+                action.as_mut_ptr(),
+                size_of::<u64>(),
+            )
+        };
+        signal != libc::SIGPIPE && action[0] == libc::SIG_IGN
+    })
+}
+
+fn bits(has: impl Fn(libc::c_int) -> bool) -> u64 {
+    (1..=SIGNALS)
+        .filter(|&signal| has(signal))
+        .fold(0, |bits, signal| bits | 1 << (signal - 1))
 }
 
 /// Ends this process by `signal` as if nothing handled it (without a core dump: the monitor has forbidden that at

@@ -60,6 +60,8 @@ struct Sum {
     cloaked: usize,
     /// Units with results, and those without.
     units: (usize, Vec<String>),
+    /// Units with results of which nothing passes natively.
+    nothing: Vec<String>,
     /// By the entry's place in the list; `None` are those without one.
     differences: BTreeMap<Option<usize>, Vec<String>>,
 }
@@ -90,8 +92,15 @@ pub fn print() -> String {
     for (suite, known, sum) in &sums {
         let _ = write!(page, "\n## {}\n{}.\n", suite.name, capital(suite.what));
         differences(&mut page, known, sum);
-        if !sum.units.1.is_empty() {
-            let _ = writeln!(page, "\nNot run: {}.", sum.units.1.join(", "));
+        let lists = [
+            (
+                "Run, and nothing of it passes natively on that machine",
+                &sum.nothing,
+            ),
+            ("Not run", &sum.units.1),
+        ];
+        for (what, units) in lists.into_iter().filter(|(_, units)| !units.is_empty()) {
+            let _ = writeln!(page, "\n{what}: {}.", units.join(", "));
         }
     }
     page
@@ -116,12 +125,14 @@ fn sum(suite: &Suite, known: &[Known]) -> Sum {
         native: 0,
         cloaked: 0,
         units: (0, records.missing()),
+        nothing: Vec::new(),
         differences: BTreeMap::new(),
     };
     for unit in records.units() {
         let Some(runs) = records.read(&unit) else { continue };
         sum.units.0 += 1;
         if !runs.native.values().any(|outcome| outcome == "ok") {
+            sum.nothing.push(unit);
             continue;
         }
         let comparison = Comparison::of(&(suite.prefix)(&unit), &runs, known);

@@ -52,8 +52,43 @@ pub struct Area {
     pub file: (u64, u64),
     /// Path of the file, or `[stack]` and the like, or nothing.
     pub name: Vec<u8>,
-    /// Bytes resident.
-    pub resident: u64,
+    /// What of it is where.
+    pub usage: Usage,
+}
+
+/// Where an area's bytes are.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// In memory, the process's alone.
+    pub private: u64,
+    /// In memory, the process's and its relatives' until somebody writes.
+    pub shared: u64,
+    /// In memory, a file's.
+    pub file: u64,
+    /// Of all that, this process's part: a page that n processes have counts for an nth. A file's pages count whole.
+    pub part: u64,
+    /// Not in memory.
+    pub left: u64,
+}
+
+impl Usage {
+    /// In memory.
+    #[must_use]
+    pub fn resident(&self) -> u64 {
+        self.private + self.shared + self.file
+    }
+}
+
+impl core::iter::Sum for Usage {
+    fn sum<I: Iterator<Item = Self>>(all: I) -> Self {
+        all.fold(Self::default(), |sum, one| Self {
+            private: sum.private + one.private,
+            shared: sum.shared + one.shared,
+            file: sum.file + one.file,
+            part: sum.part + one.part,
+            left: sum.left + one.left,
+        })
+    }
 }
 
 /// What is known of a process, or of one thread.
@@ -208,8 +243,8 @@ pub trait Providers: Send + Sync {
         })
     }
     /// Memory areas of a process, in order.
-    fn areas(&self, pid: i32) -> Vec<Area> {
-        let _ = pid;
+    fn areas(&self, pid: i32, usage: bool) -> Vec<Area> {
+        let _ = (pid, usage);
         Vec::new()
     }
     /// Pages `[first, last)` are the file's no more: whoever has them mapped loses them, with copies that private

@@ -112,7 +112,13 @@ pub fn share_run(gpa: u64, pages: u64) {
 /// Whether a frame has several owners.
 #[must_use]
 pub fn is_shared(gpa: u64) -> bool {
-    others(gpa).load(Ordering::SeqCst) != 0
+    owners(gpa) != 1
+}
+
+/// How many address spaces have the private page at `gpa`.
+#[must_use]
+pub fn owners(gpa: u64) -> u64 {
+    u64::from(others(gpa).load(Ordering::SeqCst)) + 1
 }
 
 /// Whether one of contiguous frames has several owners.

@@ -19,6 +19,7 @@ use super::area::Protection;
 use super::frames::{self, window};
 use crate::arch;
 use crate::errno::{Errno, SysResult};
+use crate::fs::providers::Usage;
 
 /// What a page-table entry says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -134,6 +135,35 @@ impl Tables {
             large: false,
         };
         ((value != 0).then_some(leaf), end)
+    }
+
+    /// Where the bytes of `[low, high)` are.
+    #[must_use]
+    pub fn usage(self, low: u64, high: u64) -> Usage {
+        let mut usage = Usage::default();
+        let mut va = low;
+        while va < high {
+            let (leaf, end) = self.look(va);
+            let next = if leaf.is_some() { va + PAGE } else { end };
+            match leaf {
+                Some(leaf) if leaf.is_shared() => {
+                    usage.file += PAGE;
+                    usage.part += PAGE;
+                }
+                Some(leaf) => {
+                    let owners = frames::owners(leaf.gpa);
+                    *(if owners == 1 {
+                        &mut usage.private
+                    } else {
+                        &mut usage.shared
+                    }) += PAGE;
+                    usage.part += PAGE / owners;
+                }
+                None => {}
+            }
+            va = next;
+        }
+        usage
     }
 
     /// Whether nothing at all is mapped in the 2 MiB range of `va`.

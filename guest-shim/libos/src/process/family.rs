@@ -16,7 +16,7 @@ use crate::errno::{Errno, SysResult};
 use crate::sched::{WaitQueue, clock};
 use crate::signal::number::{SIGCHLD, SIGCONT, SIGHUP};
 use crate::signal::pending::Info;
-use crate::signal::send_process;
+use crate::signal::{IGNORED, send_process};
 
 /// Most processes at a time (each has an address space).
 pub const MAX_PROCESSES: usize = 4000;
@@ -422,7 +422,7 @@ pub fn ended(process: &Process, remains: Remains) {
 fn ignores_children(parent: &Process, child: &Process) -> bool {
     let action = parent.signals.action(SIGCHLD);
     child.family.exit_signal.load(Ordering::Relaxed) == SIGCHLD
-        && (action.handler == 1 || action.flags & SA_NOCLDWAIT != 0)
+        && (action.handler == IGNORED || action.flags & SA_NOCLDWAIT != 0)
 }
 
 /// Forgets ended children that came to a parent which does not wait.

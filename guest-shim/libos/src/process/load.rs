@@ -35,8 +35,10 @@ const SCRIPT_DEPTH: usize = 5;
 pub struct ImageInfo {
     /// Absolute path of the executable.
     pub path: Vec<u8>,
-    /// Arguments, each with its NUL.
+    /// Arguments, each with its NUL, as they were at the start.
     pub command_line: Vec<u8>,
+    /// Where the program finds them. Its environment follows at once.
+    pub arguments_at: u64,
     /// Environment, each with its NUL.
     pub environment: Vec<u8>,
     /// Auxiliary vector.
@@ -332,6 +334,7 @@ impl Executable {
         *process.image.lock() = ImageInfo {
             path: self.resolved.clone(),
             command_line: arguments,
+            arguments_at,
             environment,
             auxv: bytes(&vector),
             stack_start: rsp,

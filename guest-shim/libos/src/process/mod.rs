@@ -44,6 +44,8 @@ pub mod providers;
 mod stop;
 #[cfg(feature = "bare")]
 mod threads;
+#[cfg(any(feature = "bare", test))]
+mod title;
 #[cfg(feature = "bare")]
 pub mod vdso;
 #[cfg(feature = "bare")]

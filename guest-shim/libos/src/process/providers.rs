@@ -4,11 +4,13 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::sync::atomic::Ordering;
 
-use super::{Process, family};
+use cloak_abi::layout::PAGE;
+
+use super::{Process, family, title};
 use crate::arch;
 use crate::errno::{Errno, SysResult};
 use crate::fs::jobs::Job;
-use crate::fs::providers::{Area, Memory, Providers, Task};
+use crate::fs::providers::{Area, Memory, Providers, Task, Usage};
 use crate::fs::signals::{SignalInfo, Signals};
 use crate::fs::{FdTable, FsContext, file::Stat};
 use crate::mem::area::Backing;
@@ -209,7 +211,7 @@ impl Providers for Libos {
         })
     }
 
-    fn areas(&self, pid: i32) -> Vec<Area> {
+    fn areas(&self, pid: i32, usage: bool) -> Vec<Area> {
         let Some(process) = process(pid) else {
             return Vec::new();
         };
@@ -222,6 +224,10 @@ impl Providers for Libos {
                     Backing::Pages(_, offset, file) => (file.clone(), *offset),
                     Backing::Anonymous => (None, 0),
                 };
+                let usage = usage.then(|| Usage {
+                    left: area.left.len() as u64 * PAGE,
+                    ..space.tables.usage(start, area.end)
+                });
                 (
                     start,
                     area.end,
@@ -230,6 +236,7 @@ impl Providers for Libos {
                     file,
                     offset,
                     area.name,
+                    usage,
                 )
             };
             (
@@ -238,7 +245,7 @@ impl Providers for Libos {
             )
         };
         list.into_iter()
-            .map(|(start, end, protection, shared, file, offset, name)| {
+            .map(|(start, end, protection, shared, file, offset, name, usage)| {
                 let stat = file
                     .as_ref()
                     .and_then(|f| f.file.stat().ok())
@@ -258,16 +265,28 @@ impl Providers for Libos {
                     offset,
                     file: (stat.dev, stat.ino),
                     name: path.unwrap_or_else(|| name.as_bytes().to_vec()),
-                    resident: 0,
+                    usage: usage.unwrap_or_default(),
                 }
             })
             .collect()
     }
 
     fn command_line(&self, pid: i32) -> Vec<u8> {
-        process(pid)
-            .map(|p| p.image.lock().command_line.clone())
-            .unwrap_or_default()
+        let Some(process) = process(pid) else {
+            return Vec::new();
+        };
+        let image = process.image.lock().clone();
+        let (arguments, environment) = (image.command_line.len(), image.environment.len());
+        // As the program left them: one that gives itself a title writes it there.
+        let now = process
+            .space()
+            .lock()
+            .peek(image.arguments_at, arguments + environment);
+        match now {
+            Some(bytes) => title::of(&bytes, arguments).to_vec(),
+            // Not in memory, or not mapped any more.
+            None => image.command_line,
+        }
     }
 
     fn environment(&self, pid: i32) -> Vec<u8> {
@@ -380,7 +399,7 @@ impl Signals for Libos {
     fn does_nothing(&self, signal: u32) -> bool {
         let thread = sched::current();
         let blocked = thread.signals.mask.load(Ordering::Relaxed) & signal::bit(signal) != 0;
-        blocked || thread.process.signals.action(signal).handler == 1
+        blocked || thread.process.signals.action(signal).handler == signal::IGNORED
     }
 
     fn raise_in_group(&self, group: i32, signal: u32) {

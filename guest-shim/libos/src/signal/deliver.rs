@@ -11,7 +11,7 @@ use super::frame;
 pub use super::frame::Extra as FaultExtra;
 use super::frame::Extra;
 use super::pending::{Info, Pending, TimerSignal, code};
-use super::{Default_, UNBLOCKABLE, bit, default_action, number};
+use super::{Default_, IGNORED, UNBLOCKABLE, bit, default_action, number};
 use crate::arch::{self, Frame};
 use crate::errno::Errno;
 use crate::fs::jobs;
@@ -222,7 +222,7 @@ pub fn force(info: Info, extra: Extra) {
     let blocked = thread.signals.mask.load(Ordering::Relaxed) & bit(info.signal) != 0;
     let mut actions = thread.process.signals.actions.lock();
     let action = &mut actions[info.signal as usize - 1];
-    if blocked || action.handler == 1 {
+    if blocked || action.handler == IGNORED {
         action.handler = 0;
     }
     drop(actions);

@@ -69,6 +69,9 @@ pub const fn bit(n: u32) -> u64 {
     1 << (n - 1)
 }
 
+/// `SIG_IGN`.
+pub const IGNORED: u64 = 1;
+
 /// What a signal does (`struct sigaction` as the kernel takes it).
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Action {
@@ -130,6 +133,15 @@ impl Default for ProcessSignals {
 }
 
 impl ProcessSignals {
+    /// Ignores a set of signals, as far as that may be.
+    pub fn ignore(&self, set: u64) {
+        for (n, action) in (1..).zip(self.actions.lock().iter_mut()) {
+            if set & !UNBLOCKABLE & bit(n) != 0 {
+                action.handler = IGNORED;
+            }
+        }
+    }
+
     /// What `signal` does.
     pub fn action(&self, signal: u32) -> Action {
         self.actions.lock()[signal as usize - 1]
@@ -139,7 +151,7 @@ impl ProcessSignals {
     pub fn ignores(&self, signal: u32) -> bool {
         match self.action(signal).handler {
             0 => matches!(default_action(signal), Default_::Ignore | Default_::Continue),
-            1 => true,
+            IGNORED => true,
             _ => false,
         }
     }
@@ -186,10 +198,34 @@ pub struct ThreadSignals {
 }
 
 impl ThreadSignals {
+    /// Blocks a set of signals, as far as that may be.
+    pub fn block(&self, set: u64) {
+        self.mask.store(set & !UNBLOCKABLE, Ordering::Relaxed);
+    }
+
     /// Whether a signal is to be looked at: pending and not blocked, or awaited.
     pub fn wants(&self, process: &ProcessSignals) -> bool {
         let pending = self.pending.bits() | process.pending.bits();
         let blocked = self.mask.load(Ordering::Relaxed) & !self.awaited.load(Ordering::Relaxed);
         pending & !blocked != 0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_caller_ignores_and_blocks_is_taken_over_but_for_what_nobody_can() {
+        let process = ProcessSignals::default();
+        process.ignore(bit(number::SIGHUP) | bit(64) | UNBLOCKABLE);
+        let ignored: Vec<u32> = (1..=64)
+            .filter(|&n| process.action(n).handler == IGNORED)
+            .collect();
+        assert_eq!(ignored, [number::SIGHUP, 64]);
+        assert!(process.ignores(number::SIGHUP) && !process.ignores(number::SIGINT));
+        let thread = ThreadSignals::default();
+        thread.block(u64::MAX);
+        assert_eq!(thread.mask.load(Ordering::Relaxed), !UNBLOCKABLE);
     }
 }

@@ -7,7 +7,7 @@ use core::fmt::Write;
 
 use super::machine::{TICKS, escaped};
 use crate::fs::attributes::split_dev;
-use crate::fs::providers::{self, Area, Task};
+use crate::fs::providers::{self, Area, Task, Usage};
 
 const PAGE: u64 = 4096;
 
@@ -127,29 +127,32 @@ fn area_line(out: &mut Vec<u8>, area: &Area) {
 pub fn maps(pid: i32) -> Vec<u8> {
     let mut out = Vec::new();
     providers::get()
-        .areas(pid)
+        .areas(pid, false)
         .iter()
         .for_each(|area| area_line(&mut out, area));
     out
 }
 
-fn sizes(size: u64, resident: u64) -> String {
-    let (size, resident) = (size / 1024, resident / 1024);
+fn sizes(size: u64, usage: &Usage) -> String {
+    let kib = |bytes: u64| format!("{:8} kB", bytes / 1024);
+    let (size, resident, part) = (kib(size), kib(usage.resident()), kib(usage.part));
+    let (file, shared, private) = (kib(usage.file), kib(usage.shared), kib(usage.private));
+    let (anonymous, left) = (kib(usage.shared + usage.private), kib(usage.left));
     format!(
-        "Size:           {size:8} kB\nKernelPageSize:        4 kB\nMMUPageSize:           4 kB\n\
-         Rss:            {resident:8} kB\nPss:            {resident:8} kB\nShared_Clean:          0 kB\n\
-         Shared_Dirty:          0 kB\nPrivate_Clean:         0 kB\nPrivate_Dirty:  {resident:8} kB\n\
-         Referenced:     {resident:8} kB\nAnonymous:      {resident:8} kB\nAnonHugePages:         0 kB\n\
-         Swap:                  0 kB\nLocked:                0 kB\n"
+        "Size:           {size}\nKernelPageSize:        4 kB\nMMUPageSize:           4 kB\n\
+         Rss:            {resident}\nPss:            {part}\nShared_Clean:   {file}\n\
+         Shared_Dirty:   {shared}\nPrivate_Clean:         0 kB\nPrivate_Dirty:  {private}\n\
+         Referenced:     {resident}\nAnonymous:      {anonymous}\nAnonHugePages:         0 kB\n\
+         Swap:           {left}\nLocked:                0 kB\n"
     )
 }
 
 /// `smaps`.
 pub fn smaps(pid: i32) -> Vec<u8> {
     let mut out = Vec::new();
-    for area in providers::get().areas(pid) {
+    for area in providers::get().areas(pid, true) {
         area_line(&mut out, &area);
-        out.extend_from_slice(sizes(area.end - area.start, area.resident).as_bytes());
+        out.extend_from_slice(sizes(area.end - area.start, &area.usage).as_bytes());
         out.extend_from_slice(b"THPeligible:    0\nVmFlags: rd wr mr mw me ac\n");
     }
     out
@@ -157,13 +160,13 @@ pub fn smaps(pid: i32) -> Vec<u8> {
 
 /// `smaps_rollup`.
 pub fn smaps_rollup(pid: i32) -> Vec<u8> {
-    let areas = providers::get().areas(pid);
-    let resident = areas.iter().map(|a| a.resident).sum();
+    let areas = providers::get().areas(pid, true);
+    let usage = areas.iter().map(|area| area.usage).sum();
     let (start, end) = (
         areas.first().map_or(0, |a| a.start),
         areas.last().map_or(0, |a| a.end),
     );
-    let text = sizes(0, resident);
+    let text = sizes(0, &usage);
     let from = text.find("Rss:").unwrap_or(0);
     let head = format!("{start:08x}-{end:08x} ---p 00000000 00:00 0                          [rollup]\n");
     [head.as_bytes(), &text.as_bytes()[from..]].concat()

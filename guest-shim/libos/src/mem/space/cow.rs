@@ -381,6 +381,23 @@ impl Inner {
         out
     }
 
+    /// What the program has at `address`; nothing where not all of it is mapped and in memory.
+    #[must_use]
+    pub fn peek(&self, address: u64, len: usize) -> Option<Vec<u8>> {
+        let mut bytes = alloc::vec![0; len];
+        let mut done = 0;
+        while done < len {
+            let va = address + done as u64;
+            let here = (PAGE - va % PAGE).min((len - done) as u64) as usize;
+            let leaf = self.tables.look(va).0?;
+            let at = frames::window(leaf.gpa) + va % PAGE;
+            // SAFETY: the window maps the frame, which stays mapped here while the lock is held; the bytes are our own.
+            unsafe { arch::copy_own(bytes[done..].as_mut_ptr(), at as *const u8, here) };
+            done += here;
+        }
+        Some(bytes)
+    }
+
     /// Makes sure that the mapped, private page at `page` is this address space's alone: it is to be written
     /// through the window.
     ///
