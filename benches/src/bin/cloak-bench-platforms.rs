@@ -143,7 +143,7 @@ fn paging(platform: &str) -> io::Result<f64> {
     if fs::metadata(&swap)?.len() < (SET - RESIDENT) << 20 {
         return Err(io::Error::other(format!("too little left memory on {platform}")));
     }
-    Ok((PASSES * SET << 8) as f64 / seconds)
+    Ok(((PASSES * SET) << 8) as f64 / seconds)
 }
 
 /// Exits to the monitor for a call that the OS service answers, what a program of many calls has beyond one of none: of the call
