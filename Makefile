@@ -11,7 +11,8 @@
 #   make compat        those of them that nobody here wrote, compared with native; writes docs/compat.md
 #   make suite-broker  one of them: the key broker against its OpenAPI document and a guest in Python
 #   make bench-attestation  verification and the key broker, beside their peers; writes docs/attestation-benchmarks.md
-#   make bench-platforms  launch by phase, memory and evidence on each platform; writes docs/platform-benchmarks.md
+#   make bench-platforms  launch by phase, memory, evidence, paging and exits on each platform; writes docs/platform-benchmarks.md
+#   make test-simulated  the areas that run programs, on both simulated machines (scripts/run-simulated)
 #   make lane-private  private memory on a kernel with KVM_SW_PROTECTED_VM (tests/lane/private)
 #   make examples      the examples under examples/, run
 #   make fuzz          every fuzz target for FUZZ_SECONDS, ten minutes by default (`make test`: ten seconds)
@@ -50,6 +51,9 @@ integration:
 
 lane:
 	tests/lane/run
+
+test-simulated: program
+	scripts/run-simulated
 
 lane-private:
 	tests/lane/private
@@ -98,4 +102,4 @@ fuzz:
 packages:
 	scripts/install-test-packages
 
-.PHONY: program build test lint fmt clippy docs unit integration lane lane-private bench test-suites compat compat-table soak suite-broker bench-attestation bench-platforms examples fuzz packages
+.PHONY: program build test lint fmt clippy docs unit integration lane test-simulated lane-private bench test-suites compat compat-table soak suite-broker bench-attestation bench-platforms examples fuzz packages

@@ -19,6 +19,9 @@ pub enum SimCall {
     VmgExit = 2,
     /// TDCALL. RDI = guest-physical address, a multiple of 8, of [`TdRegisters`], which the call takes and leaves there.
     Tdcall = 3,
+    /// XSETBV of XCR0, which the vCPU has executed: RDI = its value. An emulated CPU may not show the instruction to KVM, which then
+    /// takes the value back at the next exit.
+    VectorState = 4,
 }
 
 /// General registers of a TDCALL, but for RSP and RBP, which no call takes or gives.
@@ -56,6 +59,7 @@ impl SimCall {
             1 => Some(Self::RmpAdjust),
             2 => Some(Self::VmgExit),
             3 => Some(Self::Tdcall),
+            4 => Some(Self::VectorState),
             _ => None,
         }
     }

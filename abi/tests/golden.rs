@@ -315,7 +315,7 @@ fn numbers(out: &mut String) {
     variants!(out, KcallError: Invalid, Address, Frame, Tables, Busy, Absent, Platform);
     variants!(out, PageOpKind: Map, Unmap, Protect, Shoot, Clean);
     variants!(out, VcpuState: Offline, Running, Polling, Halted);
-    variants!(out, SimCall: Pvalidate, RmpAdjust, VmgExit, Tdcall);
+    variants!(out, SimCall: Pvalidate, RmpAdjust, VmgExit, Tdcall, VectorState);
     out.push_str("\nenum Stop\n");
     for stop in Stop::ALL {
         writeln!(out, "  {:>3} {stop:?}", *stop as u8).unwrap();

@@ -567,7 +567,7 @@ impl Simulated for Live {
             SimCall::RmpAdjust => Reply::Value(self.rmp_adjust(first, second)),
             SimCall::VmgExit => self.vmgexit(vcpu, first),
             // Another platform's.
-            SimCall::Tdcall => Reply::Terminated(None),
+            SimCall::Tdcall | SimCall::VectorState => Reply::Terminated(None),
         }
     }
 

@@ -1,5 +1,6 @@
 //! Standard streams, exit codes, signals and the terminal pass through `cloak run` as with the program alone.
 
+use cloak_tests::outcome::forget_notice;
 use cloak_tests::process::Running;
 use cloak_tests::scratch::noise;
 use cloak_tests::{Case, Launcher, Status, needs};
@@ -290,6 +291,7 @@ impl Terminal {
         // A terminal whose other side is closed ends with EIO.
         let _ = self.master.read_to_end(&mut rest);
         self.seen.extend(rest);
+        forget_notice(&mut self.seen);
         let status = Status::from(self.child.wait().expect("it ends")).shell_code();
         (String::from_utf8_lossy(&self.seen).into_owned(), status)
     }

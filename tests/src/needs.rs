@@ -4,6 +4,7 @@
 //! those lines, takes them off the passed ones, and prints them at the end.
 
 use std::env;
+use std::ffi::OsString;
 use std::fs::{File, OpenOptions};
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -47,11 +48,16 @@ pub fn kvm() -> bool {
 
 /// Whether the areas run on plain KVM, and not on the platform of `CLOAK_TEST_PLATFORM`: for what is there only.
 pub fn plain() -> bool {
-    let Some(platform) = env::var_os("CLOAK_TEST_PLATFORM").filter(|platform| platform != "plain") else {
-        return true;
-    };
-    skip(&format!("not there on {}", platform.display()));
-    false
+    let other = other_platform();
+    if let Some(platform) = &other {
+        skip(&format!("not there on {}", platform.display()));
+    }
+    other.is_none()
+}
+
+/// The platform of `CLOAK_TEST_PLATFORM`, if that is not plain KVM.
+pub fn other_platform() -> Option<OsString> {
+    env::var_os("CLOAK_TEST_PLATFORM").filter(|platform| platform != "plain")
 }
 
 /// Whether the test runs as root; skips when it does not.

@@ -68,12 +68,7 @@ impl Outcome {
 
     /// Leaves out the line by which a simulated machine says that it is one.
     pub fn forget_notice(&mut self) {
-        let Some(end) = self.stderr.iter().position(|&byte| byte == b'\n') else {
-            return;
-        };
-        if self.stderr.starts_with(b"cloak: simulated ") {
-            self.stderr.drain(..=end);
-        }
+        forget_notice(&mut self.stderr);
     }
 
     /// Where `self`, the cloaked run, first differs from `native`; `None` when it does not.
@@ -92,6 +87,14 @@ impl Outcome {
             native: native.clone(),
             cloaked: self.clone(),
         })
+    }
+}
+
+/// Leaves out the line by which a simulated machine says that it is one, if that is the first.
+pub fn forget_notice(said: &mut Vec<u8>) {
+    let end = said.iter().position(|&byte| byte == b'\n');
+    if let Some(end) = end.filter(|_| said.starts_with(b"cloak: simulated ")) {
+        said.drain(..=end);
     }
 }
 

@@ -1,24 +1,31 @@
-//! Measures what differs between kinds of machine: launch by phase, memory that is accepted, evidence; and writes the document.
+//! Measures what differs between kinds of machine: launch by phase, memory that is accepted, evidence, paging, ways out of the
+//! guest; and writes the document.
 
 use std::collections::BTreeMap;
 use std::process::{Command, ExitCode};
-use std::{env, io};
+use std::{env, fs, io};
 
 use cloak_bench::{machine, table};
+use cloak_tests::Scratch;
 
 const USAGE: &str = "cloak-bench-platforms FILE";
-const PLATFORMS: [&str; 2] = ["plain", "sim-snp"];
-/// Rounds, of which the table has the medians. The platforms take turns.
+const PLATFORMS: [&str; 3] = ["plain", "sim-snp", "sim-tdx"];
+/// Rounds, of which the table has the medians; another number in `PLATFORM_ROUNDS`. The platforms take turns.
 const ROUNDS: usize = 5;
-/// Blocks of 2 MiB that a program touches, and reports that it asks for.
+/// Blocks of 2 MiB that a program touches, reports that it asks for, and calls that it makes beyond those of its start.
 const BLOCKS: u64 = 256;
 const REPORTS: u64 = 8;
+const CALLS: u64 = 20_000;
+/// MiB that a program goes through, how often, and MiB of them that may be plaintext.
+const SET: u64 = 96;
+const PASSES: u64 = 2;
+const RESIDENT: u64 = 32;
 
 const INTRODUCTION: &str = "# Benchmarks of platforms
 
-`make bench-platforms` wrote this page. `sim-snp` is simulated hardware ([platforms.md](platforms.md)): it traps by exits to the
-monitor what real hardware does in an instruction, and where KVM interprets CPL 0 code, as it does here, the kernel's part costs
-most. What these figures are good for is their course over time, not what an SNP machine will take.";
+`make bench-platforms` wrote this page. `sim-snp` and `sim-tdx` are simulated hardware ([platforms.md](platforms.md)): they trap by
+exits to the monitor what real hardware does in an instruction, and where KVM interprets CPL 0 code, as it does here, the kernel's
+part costs most. What these figures are good for is their course over time, not what an SNP or TDX machine will take.";
 
 const TOUCH: &str = "import mmap, time\n\
     m = mmap.mmap(-1, BLOCKS << 21)\n\
@@ -32,8 +39,22 @@ const EVIDENCE: &str = "import os, time\n\
     t = time.perf_counter()\n\
     for i in range(REPORTS):\n    \
         open('inblob', 'wb').write(bytes([i]) * 64)\n    \
-        assert len(open('outblob', 'rb').read()) == 1184\n\
+        assert len(open('outblob', 'rb').read()) >= 1184\n\
     print(time.perf_counter() - t)";
+
+const PAGING: &str = "import mmap, time\n\
+    m = mmap.mmap(-1, SET << 20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)\n\
+    for i in range(0, len(m), 4096): m[i:i + 8] = i.to_bytes(8, 'little')\n\
+    t = time.perf_counter()\n\
+    for _ in range(PASSES): assert all(m[i:i + 8] == i.to_bytes(8, 'little') for i in range(0, len(m), 4096))\n\
+    print(time.perf_counter() - t)";
+
+const FORWARDED: &str = "import os\n\
+    f = os.open('/forwarded/file', os.O_RDONLY)\n\
+    for i in range(CALLS): assert os.pread(f, 1, i % 4096) == b'x'";
+
+/// Figures of one kind, by platform.
+type Figures = BTreeMap<&'static str, Vec<f64>>;
 
 fn main() -> ExitCode {
     table::write_document(USAGE, document)
@@ -41,29 +62,50 @@ fn main() -> ExitCode {
 
 fn document(old: &str) -> io::Result<String> {
     let machine = machine::description();
+    let rounds = rounds()?;
     let mut phases: BTreeMap<&str, Vec<(String, Vec<f64>)>> = BTreeMap::new();
-    let mut touch: BTreeMap<&str, Vec<f64>> = BTreeMap::new();
-    let mut evidence = Vec::new();
-    for round in 0..ROUNDS {
-        eprintln!("round {} of {ROUNDS}", round + 1);
+    let [mut touch, mut evidence, mut pages, mut exits, mut sleeps] = [const { Figures::new() }; 5];
+    for round in 0..rounds {
+        eprintln!("round {} of {rounds}", round + 1);
         for platform in PLATFORMS {
             let said = run(platform, &["--stats"], &["/bin/true"])?.1;
             add(phases.entry(platform).or_default(), &said);
             let script = TOUCH.replace("BLOCKS", &BLOCKS.to_string());
-            let seconds = seconds(platform, &script)?;
-            let per_gib = seconds * 512.0 / BLOCKS as f64;
+            let per_gib = seconds(platform, &[], &script)? * 512.0 / BLOCKS as f64;
             touch.entry(platform).or_default().push(1000.0 * per_gib);
+            pages.entry(platform).or_default().push(paging(platform)?);
+            let [own, asleep] = exits_per_call(platform)?;
+            exits.entry(platform).or_default().push(own);
+            sleeps.entry(platform).or_default().push(asleep);
+            if platform != "plain" {
+                let script = EVIDENCE.replace("REPORTS", &REPORTS.to_string());
+                let rate = REPORTS as f64 / seconds(platform, &[], &script)?;
+                evidence.entry(platform).or_default().push(rate);
+            }
         }
-        let script = EVIDENCE.replace("REPORTS", &REPORTS.to_string());
-        evidence.push(REPORTS as f64 / seconds("sim-snp", &script)?);
     }
-    let sections = format!(
-        "{}\n\n{}\n\n{}\n",
+    let sections = [
+        format!("Rounds, of which these are medians: {rounds}."),
         launch(&phases),
         memory(&touch),
-        reports(&mut evidence)
-    );
-    Ok(table::document(INTRODUCTION, &sections, &machine, old))
+        reports(&evidence),
+        resident(&pages),
+        ways_out(&exits, &sleeps),
+    ];
+    Ok(table::document(
+        INTRODUCTION,
+        &(sections.join("\n\n") + "\n"),
+        &machine,
+        old,
+    ))
+}
+
+fn rounds() -> io::Result<usize> {
+    let Ok(rounds) = env::var("PLATFORM_ROUNDS") else {
+        return Ok(ROUNDS);
+    };
+    let rounds = rounds.parse().ok().filter(|&rounds| rounds > 0);
+    rounds.ok_or_else(|| io::Error::other("PLATFORM_ROUNDS is not a number of rounds"))
 }
 
 /// Runs a program; gives what it and `cloak` say.
@@ -84,9 +126,58 @@ fn run(platform: &str, options: &[&str], program: &[&str]) -> io::Result<(String
     }
 }
 
-fn seconds(platform: &str, script: &str) -> io::Result<f64> {
-    let (said, _) = run(platform, &[], &["/usr/bin/python3", "-c", script])?;
+fn seconds(platform: &str, options: &[&str], script: &str) -> io::Result<f64> {
+    let (said, _) = run(platform, options, &["/usr/bin/python3", "-c", script])?;
     said.trim().parse().map_err(io::Error::other)
+}
+
+/// Pages a second that come back as a program goes through more memory than it may keep.
+fn paging(platform: &str) -> io::Result<f64> {
+    let scratch = Scratch::new();
+    let swap = scratch.join("swap").display().to_string();
+    let script = PAGING
+        .replace("SET", &SET.to_string())
+        .replace("PASSES", &PASSES.to_string());
+    let resident = format!("{RESIDENT}M");
+    let seconds = seconds(platform, &["--resident", &resident, "--swap", &swap], &script)?;
+    if fs::metadata(&swap)?.len() < (SET - RESIDENT) << 20 {
+        return Err(io::Error::other(format!("too little left memory on {platform}")));
+    }
+    Ok(((PASSES * SET) << 8) as f64 / seconds)
+}
+
+/// Exits to the monitor for a call that the OS service answers, what a program of many calls has beyond one of none: of the call
+/// itself, and of a vCPU that sleeps until the answer is there.
+fn exits_per_call(platform: &str) -> io::Result<[f64; 2]> {
+    let scratch = Scratch::new();
+    scratch.write("file", [b'x'; 4096]);
+    let volume = format!("{}:/forwarded", scratch.path().display());
+    let counts = |calls: u64| {
+        let script = FORWARDED.replace("CALLS", &calls.to_string());
+        let options = ["--stats", "--volume", &volume];
+        let (_, said) = run(platform, &options, &["/usr/bin/python3", "-c", &script])?;
+        let count = |name| counter(&said, name);
+        Ok::<_, io::Error>([
+            count("requests to the host")?,
+            count("exits to the monitor")?,
+            count("halts")?,
+        ])
+    };
+    let (none, many) = (counts(0)?, counts(CALLS)?);
+    let [requests, exits, halts] = [0, 1, 2].map(|i| many[i] - none[i]);
+    if requests < CALLS as f64 / 2.0 {
+        return Err(io::Error::other(format!(
+            "only {requests} of {CALLS} calls were forwarded"
+        )));
+    }
+    Ok([(exits - halts) / requests, halts / requests])
+}
+
+/// A count of `--stats`: a line of the form `cloak: NAME  12`.
+fn counter(said: &str, name: &str) -> io::Result<f64> {
+    let mut lines = said.lines().filter_map(|line| line.strip_prefix("cloak: "));
+    let count = lines.find_map(|line| line.trim_start().strip_prefix(name)?.trim().parse().ok());
+    count.ok_or_else(|| io::Error::other(format!("--stats does not count {name}")))
 }
 
 /// Adds the phases of a run: lines of `--stats` of the form `cloak: time, NAME  12.3 ms`.
@@ -109,41 +200,71 @@ fn median(figures: &mut [f64]) -> f64 {
     figures.get(figures.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
+/// The medians of the platforms that have figures.
+fn medians(figures: &Figures) -> [f64; PLATFORMS.len()] {
+    PLATFORMS.map(|platform| median(&mut figures.get(platform).cloned().unwrap_or_default()))
+}
+
 fn launch(phases: &BTreeMap<&str, Vec<(String, Vec<f64>)>>) -> String {
-    let mut text = "## Launch\n\n`true` on one vCPU; ms, medians. All up to the last line is before the program's first \
-                    instruction.\n\n| phase | plain | sim-snp |\n|---|---|---|\n"
-        .to_owned();
+    let mut text =
+        "## Launch\n\n`true` on one vCPU; ms. All up to the last line is before the program's first \
+                    instruction.\n\n| phase | plain | sim-snp | sim-tdx |\n|---|---|---|---|\n"
+            .to_owned();
     let names = phases.values().next().into_iter().flatten();
     for (name, _) in names {
-        let figures = PLATFORMS.map(|platform| {
+        let [plain, snp, tdx] = PLATFORMS.map(|platform| {
             let all = phases.get(platform).into_iter().flatten();
             let times = all
                 .filter(|(known, _)| known == name)
                 .map(|(_, times)| times.clone());
             median(&mut times.flatten().collect::<Vec<_>>())
         });
-        text += &format!("| {name} | {:.1} | {:.1} |\n", figures[0], figures[1]);
+        text += &format!("| {name} | {plain:.1} | {snp:.1} | {tdx:.1} |\n");
     }
     text.trim_end().to_owned()
 }
 
-fn memory(touch: &BTreeMap<&str, Vec<f64>>) -> String {
-    let [plain, simulated] =
-        PLATFORMS.map(|platform| median(&mut touch.get(platform).cloned().unwrap_or_default()));
+fn memory(touch: &Figures) -> String {
+    let [plain, snp, tdx] = medians(touch);
     format!(
-        "## Memory\n\nFirst touch of fresh memory by a program, one byte in each 2 MiB of {} MiB, to the GiB. On `sim-snp` each block is \
-         made private, accepted and cleared then.\n\n| | plain | sim-snp | acceptance |\n|---|---|---|---|\n\
-         | ms per GiB | {plain:.0} | {simulated:.0} | {:.0} |",
+        "## Memory\n\nFirst touch of fresh memory by a program, one byte in each 2 MiB of {} MiB, to the GiB. On the simulated machines \
+         each block is made private, accepted and cleared then.\n\n| | plain | sim-snp | sim-tdx |\n|---|---|---|---|\n\
+         | ms per GiB | {plain:.0} | {snp:.0} | {tdx:.0} |\n| of it acceptance | - | {:.0} | {:.0} |",
         BLOCKS * 2,
-        simulated - plain
+        snp - plain,
+        tdx - plain
     )
 }
 
-fn reports(rates: &mut [f64]) -> String {
+fn reports(rates: &Figures) -> String {
+    let [_, snp, tdx] = medians(rates);
     format!(
-        "## Evidence\n\nReports that a program gets by configfs-tsm on `sim-snp`, {REPORTS} in a row: {:.1} a second. Each is two \
-         AES-256-GCM messages, sealed and opened by the kernel.",
-        median(rates)
+        "## Evidence\n\nWhat a program gets by configfs-tsm, {REPORTS} in a row. On `sim-snp` each is two AES-256-GCM messages, sealed and \
+         opened by the kernel; on `sim-tdx` a report of the module and a quote, over the host.\n\n| | sim-snp | sim-tdx |\n|---|---|---|\n\
+         | a second | {snp:.1} | {tdx:.1} |"
+    )
+}
+
+fn resident(pages: &Figures) -> String {
+    let [plain, snp, tdx] = medians(pages);
+    format!(
+        "## Paging\n\nA program goes through {SET} MiB {PASSES} times, one page after the other, with `--resident {RESIDENT}M`: a page comes \
+         back and another leaves at nearly each step. On `plain` the monitor does it, on the simulated machines the guest's own \
+         pager.\n\n| | plain | sim-snp | sim-tdx |\n|---|---|---|---|\n| pages a second | {plain:.0} | {snp:.0} | {tdx:.0} |\n\
+         | of plain's | 1 | {:.2} | {:.2} |",
+        snp / plain,
+        tdx / plain
+    )
+}
+
+fn ways_out(exits: &Figures, sleeps: &Figures) -> String {
+    let [[plain, snp, tdx], [plain_asleep, snp_asleep, tdx_asleep]] = [medians(exits), medians(sleeps)];
+    format!(
+        "## Exits\n\nExits to the monitor for a call that the OS service answers, in {CALLS} reads of a byte of a shared file. A vCPU that \
+         sleeps until the answer is there leaves for that; on a machine with processors to spare it looks for the answer instead. The \
+         exits by which simulated hardware stands for instructions are not counted.\n\n| exits a call | plain | sim-snp | sim-tdx |\n\
+         |---|---|---|---|\n| of the call | {plain:.4} | {snp:.4} | {tdx:.4} |\n| to sleep until the answer | {plain_asleep:.4} | \
+         {snp_asleep:.4} | {tdx_asleep:.4} |"
     )
 }
 
@@ -166,5 +287,13 @@ mod tests {
             [("first vCPU", 2), ("shim's start, loading the program", 2)]
         );
         assert!(phases[1].1[0] > 12.4);
+    }
+
+    #[test]
+    fn counts_are_read_as_they_are_printed() {
+        let said = "cloak: requests to the host             50\ncloak:   doorbells                      41\n";
+        assert_eq!(counter(said, "requests to the host").ok(), Some(50.0));
+        assert_eq!(counter(said, "doorbells").ok(), Some(41.0));
+        assert!(counter(said, "exits to the monitor").is_err());
     }
 }

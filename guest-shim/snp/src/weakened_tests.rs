@@ -14,17 +14,8 @@ use crate::message::{Carrier, Channel, Delivery, HEADER, Kind, LARGEST, Level};
 use crate::pages;
 use crate::secrets::{self, Key};
 use crate::testing::{Hypervisor, Memory};
-use crate::weakened::{Protection, with, without};
+use crate::weakened::{Protection, only_without, without};
 use crate::{Machine, Size, Stop, Validation};
-
-/// The attack fails as things are, and works without the protection.
-fn only_without(protection: Protection, attack: impl Fn() -> bool) {
-    assert!(!attack(), "the attack works in spite of {protection:?}");
-    assert!(
-        with(protection, &attack),
-        "the attack does not show {protection:?}"
-    );
-}
 
 const GHCB: u64 = 0x7000;
 const BLOCK: u64 = 6 << 20;

@@ -10,6 +10,7 @@
 //! | anything else | the VM stops | it is the instruction's fault: #GP |
 
 use crate::module::Cause;
+use crate::weakened::{Protection, without};
 use crate::{Machine, Stop, vmcall};
 
 /// Reasons, as VMX numbers exits.
@@ -71,13 +72,15 @@ pub fn handle(
         }
     };
     match cause.reason {
-        reason::PORT => match port(cause.qualification).filter(|port| ports.contains(port)) {
+        reason::PORT => match port(cause.qualification)
+            .filter(|port| ports.contains(port) || without(Protection::Ports))
+        {
             Some(port) => vmcall::write_port(machine, port, registers.rax as u32)?,
             None => return not_allowed(Stop::Port),
         },
         reason::CPUID => {
             let leaf = registers.rax as u32;
-            let values = if HYPERVISOR.contains(&leaf) {
+            let values = if HYPERVISOR.contains(&leaf) || without(Protection::Leaves) {
                 vmcall::cpuid(machine, leaf, registers.rcx as u32)?
             } else {
                 [0; 4]

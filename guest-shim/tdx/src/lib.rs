@@ -22,6 +22,9 @@ pub mod quote;
 #[cfg(test)]
 mod testing;
 pub mod vmcall;
+mod weakened;
+#[cfg(test)]
+mod weakened_tests;
 
 pub use cloak_abi::sim::TdRegisters as Registers;
 pub use cloak_abi::stop::Stop;

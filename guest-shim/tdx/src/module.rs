@@ -3,6 +3,7 @@
 
 use cloak_abi::layout::{LARGE, PAGE};
 
+use crate::weakened::{Protection, without};
 use crate::{Machine, Registers, Stop};
 
 /// Leaf numbers.
@@ -78,10 +79,12 @@ impl Info {
     /// # Errors
     /// [`Stop::Width`], [`Stop::Attributes`].
     pub fn agree(&self, shared: u64) -> Result<(), Stop> {
-        if self.width.checked_sub(1).and_then(|bit| 1u64.checked_shl(bit)) != Some(shared) {
+        let bit = self.width.checked_sub(1).and_then(|bit| 1u64.checked_shl(bit));
+        if bit != Some(shared) && !without(Protection::Width) {
             return Err(Stop::Width);
         }
-        if self.attributes & (DEBUG | SEPT_VE_DISABLE) != SEPT_VE_DISABLE {
+        let closed = self.attributes & (DEBUG | SEPT_VE_DISABLE) == SEPT_VE_DISABLE;
+        if !closed && !without(Protection::Attributes) {
             return Err(Stop::Attributes);
         }
         Ok(())

@@ -6,6 +6,7 @@
 use cloak_abi::layout::{LARGE, PAGE};
 
 use crate::module::{self, Acceptance, Size};
+use crate::weakened::{Protection, without};
 use crate::{Machine, Stop};
 
 /// Makes the block of 2 MiB at `gpa` the guest's. It is zero then.
@@ -15,6 +16,7 @@ use crate::{Machine, Stop};
 pub fn accept(machine: &mut impl Machine, gpa: u64) -> Result<(), Stop> {
     match module::accept(machine, gpa, Size::Large) {
         Acceptance::Accepted => Ok(()),
+        Acceptance::Already if without(Protection::Already) => Ok(()),
         Acceptance::Already => Err(Stop::Twice),
         Acceptance::SizeMismatch => (gpa..gpa + LARGE)
             .step_by(PAGE as usize)

@@ -8,6 +8,8 @@
 //! ```
 //! It is copied once, and the copy is parsed. A header that is not final yet says so; how long to wait is the caller's.
 
+use crate::weakened::{Protection, without};
+
 /// Bytes before the data.
 pub const HEADER: usize = 24;
 /// Bytes of a TDREPORT.
@@ -56,7 +58,7 @@ pub fn progress([_, status, lengths]: [u64; HEADER / 8]) -> Result<Progress, Quo
         IN_FLIGHT => Ok(Progress::InFlight),
         0 => {
             let len = (lengths >> 32) as usize;
-            if (1..=BUFFER - HEADER).contains(&len) {
+            if (1..=BUFFER - HEADER).contains(&len) || without(Protection::Room) {
                 Ok(Progress::Done(len))
             } else {
                 Err(QuoteError::Length)
@@ -95,7 +97,7 @@ pub fn check(quote: &[u8], report: &[u8; REPORT]) -> Result<(), QuoteError> {
     for (here, there) in IN_BODY.into_iter().zip(IN_REPORT) {
         let found = quote.get(body + here.start..body + here.end);
         let found = found.ok_or(QuoteError::Form)?;
-        if report.get(there) != Some(found) {
+        if report.get(there) != Some(found) && !without(Protection::Same) {
             return Err(QuoteError::Other);
         }
     }

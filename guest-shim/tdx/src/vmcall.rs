@@ -4,6 +4,7 @@
 use cloak_abi::layout::PAGE;
 
 use crate::module::leaf;
+use crate::weakened::{Protection, without};
 use crate::{Machine, Registers, Stop};
 
 /// Numbers of calls, as R11 has them. Those of instructions are the numbers of their exits.
@@ -86,13 +87,14 @@ pub fn map_gpa(machine: &mut impl Machine, gpa: u64, len: u64) -> Result<(), Sto
     let end = gpa.checked_add(len).ok_or(Stop::MapGpa)?;
     let mut next = gpa;
     for _ in 0..TRIES {
-        let answer = call(machine, number::MAP_GPA, [next, end - next, 0, 0])?;
+        let answer = call(machine, number::MAP_GPA, [next, end.wrapping_sub(next), 0, 0])?;
         match answer.status {
             0 => return Ok(()),
             RETRY => {
                 let [told, ..] = answer.values;
                 // It goes on where it stopped: never back, never beyond.
-                if !(next..end).contains(&told) || !told.is_multiple_of(PAGE) {
+                let onwards = (next..end).contains(&told) && told.is_multiple_of(PAGE);
+                if !onwards && !without(Protection::Onwards) {
                     return Err(Stop::MapGpa);
                 }
                 next = told;

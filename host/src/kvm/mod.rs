@@ -15,7 +15,8 @@ pub mod tdx;
 
 pub(crate) use start::set_apic_id;
 pub use start::{
-    kernel_segments, prepare_domain_vcpu, prepare_measured_vcpu, prepare_vcpu, start_state, tsc_offset,
+    kernel_segments, prepare_domain_vcpu, prepare_measured_vcpu, prepare_vcpu, set_vector_state, start_state,
+    tsc_offset,
 };
 
 use std::ffi::CString;

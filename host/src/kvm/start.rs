@@ -149,11 +149,20 @@ fn enable_vector_state(vcpu: &VcpuFd, cpuid: &CpuId) -> Result<(), VmError> {
     // x87, SSE, AVX, AVX-512 (three parts), PKRU. AMX tiles need a permission of their own: left off.
     let wanted = 0x2e7;
     let Some(leaf) = leaf else { return Ok(()) };
+    let offered = u64::from(leaf.eax) | u64::from(leaf.edx) << 32;
+    set_vector_state(vcpu, offered & wanted | 1)
+}
+
+/// Sets XCR0.
+///
+/// # Errors
+/// KVM's answer.
+pub fn set_vector_state(vcpu: &VcpuFd, mask: u64) -> Result<(), VmError> {
     let mut xcrs = kvm_xcrs {
         nr_xcrs: 1,
         ..Default::default()
     };
-    xcrs.xcrs[0].value = (u64::from(leaf.eax) | u64::from(leaf.edx) << 32) & wanted | 1;
+    xcrs.xcrs[0].value = mask;
     vcpu.set_xcrs(&xcrs).step("enabling a vCPU's vector state (XCR0)")
 }
 

@@ -18,6 +18,7 @@ use super::exec::Execs;
 use super::shared::SharedRegion;
 use super::ticker::Ticker;
 use super::{Below, Event, clock, exception, pages, snp, tdx};
+use crate::kvm;
 use crate::kvm::snp::{KVM_EXIT_SNP_REQ_CERTS, KVM_HC_MAP_GPA_RANGE};
 use crate::kvm::tdx::abi::{KVM_EXIT_TDX, KVM_SYSTEM_EVENT_TDX_FATAL};
 use crate::kvm::tdx::kernel;
@@ -340,6 +341,9 @@ impl Runner {
         };
         let mut registers = self.fd.get_regs().step("reading a vCPU's registers")?;
         let arguments = [registers.rdi, registers.rsi];
+        if call == SimCall::VectorState {
+            return kvm::set_vector_state(&self.fd, arguments[0]).map(|()| None);
+        }
         let index = self.index as u32;
         let (reply, injected) = {
             let mut hardware = self.hardware()?;

@@ -128,9 +128,9 @@ fn program(stated: &Stated, told: &Told<'_>) -> Result<(), String> {
     }
 }
 
-/// A run without a manifest has one made whose program is as its caller wrote it.
+/// A run without a manifest has one made whose program is as its caller wrote it. A name alone is one that was found nowhere.
 fn absolute(stated: &Stated) -> String {
-    if stated.path.starts_with('/') {
+    if stated.path.starts_with('/') || !stated.path.contains('/') {
         return stated.path.clone();
     }
     let folder = stated.workdir.strip_suffix('/').unwrap_or(&stated.workdir);
@@ -420,6 +420,20 @@ kind = "memory"
             check(&stated, &config.told()).is_err(),
             "the manifest's come first"
         );
+    }
+
+    #[test]
+    fn a_program_is_where_its_caller_wrote_it() {
+        for (path, there) in [
+            ("/bin/a", "/bin/a"),
+            ("./a", "/work/./a"),
+            ("b/a", "/work/b/a"),
+            ("a", "a"),
+        ] {
+            let mut stated = stated();
+            (stated.path, stated.workdir) = (path.to_owned(), "/work".to_owned());
+            assert_eq!(absolute(&stated), there);
+        }
     }
 
     #[test]

@@ -13,12 +13,14 @@ use cloak_abi::layout::{
     PAGE, PLATFORM_GPA, PLATFORM_LEN, SHARED_GPA,
 };
 use cloak_abi::ring::SHARED_LEN;
+use cloak_abi::sim::SimCall;
 use cloak_abi::stop::Stop;
 use cloak_measured::start::Division;
 use cloak_pagetables::first::First;
 use cloak_pagetables::frames::Memory;
 use zerocopy::{FromZeros, IntoBytes};
 
+use super::simulated;
 use crate::arch::{Cpu, Window, block};
 
 /// The measured block.
@@ -102,11 +104,14 @@ pub fn libos(division: &Division, image: &LaunchBlock) -> Result<LibosHeader, St
     Ok(header)
 }
 
-/// Turns on vector state: a mask that the processor takes.
-pub fn enable_vector_state(mask: u64) {
+/// Turns on vector state: a mask that the processor takes. Simulated hardware is told.
+pub fn enable_vector_state(mask: u64, simulated: bool) {
     // SAFETY: CR4.OSXSAVE is set, and the mask is one that a processor with these parts takes.
     unsafe {
         asm!("xsetbv", in("ecx") 0, in("eax") mask as u32, in("edx") (mask >> 32) as u32, options(nostack, nomem));
+    }
+    if simulated {
+        simulated::call(SimCall::VectorState, mask, 0);
     }
 }
 

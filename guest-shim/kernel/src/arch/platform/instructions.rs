@@ -6,10 +6,11 @@
 
 use core::arch::asm;
 
-use cloak_abi::layout::{KERNEL_PHYS_VA, SIM_PORT};
+use cloak_abi::layout::KERNEL_PHYS_VA;
 use cloak_abi::sim::{SimCall, UNCHANGED};
 use cloak_snp::{Machine, Size, Validation};
 
+use super::simulated;
 use crate::arch::cpu::wrmsr;
 use crate::arch::entry;
 
@@ -45,16 +46,6 @@ impl Instructions {
     }
 }
 
-fn simulated(call: SimCall, first: u64, second: u64) -> u64 {
-    let result;
-    // SAFETY: a port of the monitor's, which changes no register but RAX.
-    unsafe {
-        asm!("out dx, eax", in("dx") SIM_PORT, inout("rax") call as u64 => result, in("rdi") first,
-            in("rsi") second, options(nostack));
-    }
-    result
-}
-
 fn address(gpa: u64) -> u64 {
     KERNEL_PHYS_VA + gpa
 }
@@ -73,7 +64,7 @@ impl Machine for Instructions {
                 (code as u32, carry != 0)
             }
             Self::Simulated => {
-                let result = simulated(SimCall::Pvalidate, gpa | u64::from(large), accept.into());
+                let result = simulated::call(SimCall::Pvalidate, gpa | u64::from(large), accept.into());
                 (result as u32, result & UNCHANGED != 0)
             }
         };
@@ -95,7 +86,7 @@ impl Machine for Instructions {
                 }
                 code as u32
             }
-            Self::Simulated => simulated(SimCall::RmpAdjust, gpa, attributes) as u32,
+            Self::Simulated => simulated::call(SimCall::RmpAdjust, gpa, attributes) as u32,
         }
     }
 
@@ -111,7 +102,7 @@ impl Machine for Instructions {
                 }
                 u64::from(low) | u64::from(high) << 32
             }
-            Self::Simulated => simulated(SimCall::VmgExit, register, 0),
+            Self::Simulated => simulated::call(SimCall::VmgExit, register, 0),
         }
     }
 

@@ -7,6 +7,7 @@ mod begin;
 mod guard;
 mod instructions;
 mod plain;
+mod simulated;
 pub mod snp;
 pub mod tdx;
 mod vc;

@@ -122,7 +122,7 @@ fn begin(state: &mut State) -> Result<(Division, LibosHeader), Stop> {
     let cpuid = Table::take(machine, image.cpuid)?;
     cpuid.agree(image.private)?;
     state.vector_state = cpuid.vector_state()?;
-    begin::enable_vector_state(state.vector_state);
+    begin::enable_vector_state(state.vector_state, *machine == Instructions::Simulated);
     vc::settle(cpuid, state.vector_state, &image);
     let [for_keys, for_reports] = secrets::take(machine, image.secrets)?;
     state.keys = Some(Channel::open(Level::Keys, for_keys));
@@ -153,7 +153,7 @@ fn begin(state: &mut State) -> Result<(Division, LibosHeader), Stop> {
 fn further(state: &mut State, index: u32) -> ! {
     let mut machine = state.instructions;
     guard(index);
-    begin::enable_vector_state(state.vector_state);
+    begin::enable_vector_state(state.vector_state, machine == Instructions::Simulated);
     if let Err(stop) = Ghcb::register(&mut machine, GHCBS_GPA + u64::from(index) * PAGE) {
         end(machine, stop);
     }

@@ -4,12 +4,14 @@
 //! no hypervisor can make one believe that it is simulated. Where the leaf does not say so, nothing is protected by hardware,
 //! whatever a hypervisor pretends.
 
+use core::arch::global_asm;
 use core::arch::x86_64::__cpuid_count;
-use core::arch::{asm, global_asm};
 
-use cloak_abi::layout::{KERNEL_GPA, KERNEL_VA, SIM_PORT};
+use cloak_abi::layout::{KERNEL_GPA, KERNEL_VA};
 use cloak_abi::sim::SimCall;
 use cloak_tdx::{Machine, Registers};
+
+use super::super::simulated;
 
 /// The leaf by which a domain knows that it is one, and what is in EBX, EDX and ECX there.
 const LEAF: u32 = 0x21;
@@ -58,11 +60,10 @@ impl Machine for Tdcall {
         match self {
             // SAFETY: the call takes and gives registers only. What it does to memory its caller has asked for.
             Self::Own => unsafe { cloak_tdcall(registers) },
-            // SAFETY: a port of the monitor's, which reads and writes the registers in memory. Nothing else refers to them.
-            Self::Simulated => unsafe {
-                asm!("out dx, eax", in("dx") SIM_PORT, inout("rax") SimCall::Tdcall as u64 => _,
-                    in("rdi") address_of(registers), options(nostack));
-            },
+            Self::Simulated => {
+                // It reads and writes the registers in memory. Nothing else refers to them.
+                simulated::call(SimCall::Tdcall, address_of(registers), 0);
+            }
         }
     }
 }

@@ -169,7 +169,7 @@ fn begin(state: &mut State) -> Result<(Division, LibosHeader), Stop> {
         return Err(Stop::Parameters);
     }
     state.vector_state = offered_vector_state()?;
-    begin::enable_vector_state(state.vector_state);
+    begin::enable_vector_state(state.vector_state, *machine == Tdcall::Simulated);
     let mut division = Division::new(&given, &image)?;
     for gpa in division.first_blocks() {
         if !state.accepted.mark(gpa) {
@@ -211,7 +211,7 @@ fn load_root(root: u64) {
 /// A vCPU that the kernel has released.
 fn further(state: &State, index: u32) -> ! {
     load_root(state.root);
-    begin::enable_vector_state(state.vector_state);
+    begin::enable_vector_state(state.vector_state, machine() == Tdcall::Simulated);
     if let Err(stop) = enable_interrupts(&mut machine()) {
         end(machine(), stop);
     }
