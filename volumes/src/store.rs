@@ -57,6 +57,11 @@ pub trait Store {
     /// # Errors
     /// [`StoreError`].
     fn set_len(&mut self, len: u64) -> Result<(), StoreError>;
+    /// Forgets what it read before it was asked to, as some of that was not good. Says whether a read may have given such
+    /// bytes since the last time: then it is worth another try.
+    fn forget(&mut self) -> bool {
+        false
+    }
 }
 
 impl<S: Store + ?Sized> Store for &mut S {
@@ -74,6 +79,9 @@ impl<S: Store + ?Sized> Store for &mut S {
     }
     fn set_len(&mut self, len: u64) -> Result<(), StoreError> {
         (**self).set_len(len)
+    }
+    fn forget(&mut self) -> bool {
+        (**self).forget()
     }
 }
 

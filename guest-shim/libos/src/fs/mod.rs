@@ -56,7 +56,7 @@ mod name_cache;
 pub mod node;
 mod nodedir;
 pub mod open;
-mod open_cache;
+pub(crate) mod open_cache;
 pub mod overlay;
 pub mod path;
 mod pathfile;

@@ -124,6 +124,13 @@ pub fn keep(asked: &Asked<'_>, opened: Opened) {
     drop((gone, former)); // closes descriptors: not under the lock
 }
 
+/// Nothing is kept any more: for tests that count what is held.
+#[cfg(test)]
+pub(crate) fn clear() {
+    let gone = core::mem::take(&mut *FILES.lock());
+    drop(gone);
+}
+
 /// The open file has something on the host that ends with it: it goes with its last user.
 pub fn forget(fd: &Arc<HostFd>) {
     let mut files = FILES.lock();

@@ -19,6 +19,8 @@ pub(super) struct Ahead {
     /// Where the last read of a row ended: nodes, which lie elsewhere, are read in between.
     row: u64,
     reading: Option<Reading>,
+    /// Bytes were taken from it since somebody complained.
+    given: bool,
 }
 
 /// One request's bytes.
@@ -27,6 +29,36 @@ struct Reading {
     offset: u64,
     len: usize,
     state: State,
+    _counted: Counted,
+}
+
+/// Readings there are, each of which has a slot.
+#[cfg(test)]
+static READINGS: core::sync::atomic::AtomicUsize = core::sync::atomic::AtomicUsize::new(0);
+
+/// Slots that are kept here, for tests that count all of them.
+#[cfg(test)]
+pub(super) fn kept_slots() -> usize {
+    READINGS.load(core::sync::atomic::Ordering::SeqCst)
+}
+
+/// One of the readings.
+#[derive(Debug)]
+struct Counted;
+
+impl Counted {
+    fn new() -> Self {
+        #[cfg(test)]
+        READINGS.fetch_add(1, core::sync::atomic::Ordering::SeqCst);
+        Self
+    }
+}
+
+#[cfg(test)]
+impl Drop for Counted {
+    fn drop(&mut self) {
+        READINGS.fetch_sub(1, core::sync::atomic::Ordering::SeqCst);
+    }
 }
 
 #[derive(Debug)]
@@ -41,6 +73,7 @@ impl Ahead {
             last: u64::MAX,
             row: u64::MAX,
             reading: None,
+            given: false,
         }
     }
 
@@ -53,6 +86,7 @@ impl Ahead {
             offset: start,
             len,
             state,
+            _counted,
         } = reading;
         let (request, len) = match state {
             State::There(request) => (request, len),
@@ -65,11 +99,13 @@ impl Ahead {
         let at = (offset - start) as usize;
         let got = len.saturating_sub(at).min(out.len());
         request.get(at.min(len), &mut out[..got]);
+        self.given |= got > 0;
         if got > 0 && at + got < len {
             self.reading = Some(Reading {
                 offset: start,
                 len,
                 state: State::There(request),
+                _counted,
             });
         }
         got
@@ -95,7 +131,14 @@ impl Ahead {
             state: State::Coming(
                 request.begin(HostOp::PRead, [fd.number(), CAPACITY as u64, offset, 0, 0, 0]),
             ),
+            _counted: Counted::new(),
         });
+    }
+
+    /// Some bytes were not good: forgets what is here, and says whether they may have been from here.
+    pub(super) fn distrust(&mut self) -> bool {
+        self.reading = None;
+        core::mem::take(&mut self.given)
     }
 
     /// `start..end` is about to change.

@@ -194,6 +194,12 @@ pub fn sync_all() -> SysResult<()> {
 }
 
 /// Mounted volumes keep a device number of their own each.
+/// Slots that hold what is read ahead, for tests that count all of them.
+#[cfg(test)]
+pub(crate) fn kept_slots() -> usize {
+    ahead::kept_slots()
+}
+
 static DEVICES: AtomicU32 = AtomicU32::new(1);
 
 fn new_device() -> u64 {

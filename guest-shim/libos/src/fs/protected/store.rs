@@ -303,4 +303,8 @@ impl Store for Container {
         self.ahead.forget(0, u64::MAX);
         hostops::plain(HostOp::Truncate, &self.fd, len, 0, 0).map_err(refused)
     }
+
+    fn forget(&mut self) -> bool {
+        self.ahead.distrust()
+    }
 }

@@ -550,6 +550,16 @@ fn what_is_read_in_a_row_is_asked_for_ahead_and_what_changed_meanwhile_is_read_a
     container.read_at(2 * BLOCK as u64, &mut out).expect("there");
     assert_eq!(out[..BLOCK], bytes[2 * BLOCK..3 * BLOCK]);
     assert_eq!(out[BLOCK..], [9; BLOCK]);
+    assert!(container.forget(), "some of it was used");
+    in_a_row(&mut container);
+    assert!(!container.forget(), "nothing of it was used");
+    in_a_row(&mut container);
+    container.read_at(2 * BLOCK as u64, &mut out).expect("there");
+    assert!(container.forget(), "somebody found these bytes to be wrong");
+    setting.put(&[5; 4 * BLOCK]);
+    container.read_at(2 * BLOCK as u64, &mut out).expect("there");
+    assert_eq!(out, [5; 2 * BLOCK], "what is there by now");
+    assert!(!container.forget(), "asked for when it was needed");
     in_a_row(&mut container);
     container.set_len(2 * BLOCK as u64).expect("shorter");
     assert!(
