@@ -124,6 +124,13 @@ pub fn keep(asked: &Asked<'_>, opened: Opened) {
     drop((gone, former)); // closes descriptors: not under the lock
 }
 
+/// How many files are kept that nobody has open.
+pub(crate) fn idle() -> usize {
+    let files = FILES.lock();
+    let idle = |kept: &&Kept| Arc::strong_count(&kept.opened.fd) == 1;
+    files.values().filter(idle).count()
+}
+
 /// Nothing is kept any more: for tests that count what is held.
 #[cfg(test)]
 pub(crate) fn clear() {

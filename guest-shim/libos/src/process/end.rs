@@ -9,7 +9,7 @@ use spin::Lazy;
 use super::family::{self, Remains, Usage};
 use super::{FIRST_PID, Process};
 use crate::arch;
-use crate::fs::hostfd;
+use crate::fs::{hostfd, open_cache};
 use crate::ipc::semaphores::SEMAPHORES;
 use crate::mem::frames;
 use crate::mem::space::Space;
@@ -165,7 +165,10 @@ fn leave_statistics() {
         (Stat::Doorbells, load(&host::DOORBELLS)),
         (Stat::Signals, load(&signal::DELIVERED)),
         (Stat::Frames, frames::usage().0),
-        (Stat::HostFiles, hostfd::count() as u64),
+        (
+            Stat::HostFiles,
+            hostfd::count().saturating_sub(open_cache::idle()) as u64,
+        ),
         (
             Stat::Threads,
             family::all().iter().map(|p| p.threads().len() as u64).sum(),
