@@ -125,6 +125,7 @@ pub fn keep(asked: &Asked<'_>, opened: Opened) {
 }
 
 /// How many files are kept that nobody has open.
+#[cfg(feature = "bare")]
 pub(crate) fn idle() -> usize {
     let files = FILES.lock();
     let idle = |kept: &&Kept| Arc::strong_count(&kept.opened.fd) == 1;
