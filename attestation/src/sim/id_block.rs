@@ -6,7 +6,7 @@ use p384::elliptic_curve::Generate as _;
 
 use super::snp_report::put_signature;
 use crate::bytes::Bytes48;
-use crate::snp::{GuestPolicy, ID_AUTH_BYTES, ID_BLOCK_BYTES, IdAuth, IdBlock};
+use crate::snp::{GuestPolicy, ID_AUTH_BYTES, ID_BLOCK_BYTES, IdAuth, IdBlock, ecdsa};
 
 /// An owner with an ID key, and perhaps an author key.
 pub struct IdSigner {
@@ -55,14 +55,10 @@ impl IdSigner {
     }
 }
 
-/// Curve and coordinates, which are little-endian.
+/// Curve and coordinates.
 fn put_key(auth: &mut [u8], at: usize, key: &SigningKey) {
     auth[at] = 2;
     let point = key.verifying_key().to_sec1_point(false);
-    for (to, from) in [(at + 4, 1), (at + 4 + 72, 49)] {
-        let number = &point.as_bytes()[from..from + 48];
-        for (to, byte) in auth[to..].iter_mut().zip(number.iter().rev()) {
-            *to = *byte;
-        }
-    }
+    let (x, y) = point.as_bytes()[1..].split_at(48);
+    ecdsa::put(auth, at + 4, [x, y]);
 }

@@ -4,7 +4,7 @@ use p384::ecdsa::signature::Signer as _;
 use p384::ecdsa::{Signature, SigningKey};
 
 use crate::bytes::{Bytes, Bytes32, Bytes48, Bytes64};
-use crate::snp::{GuestPolicy, Product, REPORT_BYTES, TcbComponents};
+use crate::snp::{GuestPolicy, Product, REPORT_BYTES, TcbComponents, ecdsa};
 
 const SIGNED_BYTES: usize = 0x2a0;
 
@@ -132,12 +132,7 @@ pub(super) fn sign(report: &mut [u8], key: &SigningKey) {
     put_signature(report, SIGNED_BYTES, &signature);
 }
 
-/// Two numbers of 72 bytes, little-endian.
 pub(super) fn put_signature(bytes: &mut [u8], at: usize, signature: &Signature) {
     let (r, s) = signature.split_bytes();
-    for (offset, scalar) in [(at, r), (at + 72, s)] {
-        for (index, byte) in scalar.iter().rev().enumerate() {
-            bytes[offset + index] = *byte;
-        }
-    }
+    ecdsa::put(bytes, at, [&r, &s]);
 }

@@ -1,19 +1,18 @@
 //! The ID block of an SNP guest: what its owner says that it is, signed, and checked by the firmware when the launch ends (SNP
 //! ABI, section 8.18, tables 75 and 76).
 
+use p384::ecdsa::VerifyingKey;
 use p384::ecdsa::signature::Verifier as _;
-use p384::ecdsa::{Signature, VerifyingKey};
 use sha2::{Digest as _, Sha384};
 
-use super::GuestPolicy;
+use super::{GuestPolicy, ecdsa};
 use crate::bytes::{Bytes, Bytes48};
 
 /// Bytes of the block.
 pub const ID_BLOCK_BYTES: usize = 96;
 /// Bytes of what vouches for it.
 pub const ID_AUTH_BYTES: usize = 4096;
-/// ECDSA P-384 with SHA-384, the only algorithm that there is, and its curve.
-const ECDSA_P384_SHA384: u32 = 1;
+/// The curve of a key, the only one that there is.
 const P384: u32 = 2;
 /// Where the parts of [`IdAuth`] are: two algorithms, signature and key of the block, signature and key of the author.
 const ALGORITHMS: [usize; 2] = [0x000, 0x004];
@@ -21,10 +20,8 @@ const BLOCK_SIGNATURE: usize = 0x040;
 const ID_KEY: usize = 0x240;
 const ID_KEY_SIGNATURE: usize = 0x680;
 const AUTHOR_KEY: usize = 0x880;
-/// Bytes of a key, and of a coordinate or a part of a signature in it, which are little-endian.
+/// Bytes of a key: its curve, then its point.
 const KEY_BYTES: usize = 0x404;
-const NUMBER: usize = 72;
-const SCALAR: usize = 48;
 
 /// What is wrong with an ID block. The firmware's own names are in brackets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -233,16 +230,14 @@ impl IdAuth {
         signature: usize,
     ) -> Result<(), IdBlockError> {
         let curve = u32::from_le_bytes(part(&*self.raw, key));
-        if self.algorithm(which) != ECDSA_P384_SHA384 || curve != P384 {
+        if self.algorithm(which) != ecdsa::ECDSA_P384_SHA384 || curve != P384 {
             return Err(IdBlockError::Algorithm(what));
         }
-        let number = |at| big_endian(&*self.raw, at);
-        let pair = |at| Some((number(at)?, number(at + NUMBER)?));
-        let key = pair(key + 4).and_then(|(x, y)| {
+        let key = ecdsa::numbers(&part(&*self.raw, key + 4)).and_then(|[x, y]| {
             let point = [&[4], &x[..], &y[..]].concat();
             VerifyingKey::from_sec1_bytes(&point).ok()
         });
-        let signature = pair(signature).and_then(|(r, s)| Signature::from_scalars(r, s).ok());
+        let signature = ecdsa::signature(&part(&*self.raw, signature));
         let holds = key.zip(signature);
         holds
             .and_then(|(key, signature)| key.verify(message, &signature).ok())
@@ -261,15 +256,6 @@ fn sized<const N: usize>(bytes: &[u8], what: &'static str) -> Result<[u8; N], Id
 /// Some bytes of a structure that is longer.
 fn part<const N: usize>(raw: &[u8], at: usize) -> [u8; N] {
     std::array::from_fn(|index| raw[at + index])
-}
-
-/// A number of 384 bits, if it is one.
-fn big_endian(raw: &[u8], at: usize) -> Option<[u8; SCALAR]> {
-    let bytes: [u8; NUMBER] = part(raw, at);
-    let (low, high) = bytes.split_at(SCALAR);
-    let mut number: [u8; SCALAR] = low.try_into().ok()?;
-    number.reverse();
-    high.iter().all(|&byte| byte == 0).then_some(number)
 }
 
 #[cfg(all(test, feature = "sim"))]

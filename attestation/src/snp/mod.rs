@@ -13,6 +13,7 @@ mod cert_table;
 mod chain;
 mod checks;
 mod claims;
+pub(crate) mod ecdsa;
 mod guest_policy;
 mod id_block;
 mod product;

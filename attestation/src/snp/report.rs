@@ -17,6 +17,7 @@ use std::fmt;
 use p384::ecdsa::Signature;
 use serde::Serialize;
 
+use super::ecdsa;
 use super::guest_policy::GuestPolicy;
 use super::product::Product;
 use super::tcb::Tcb;
@@ -26,10 +27,6 @@ use crate::bytes::{Bytes, Bytes32, Bytes48, Bytes64};
 pub const REPORT_BYTES: usize = 0x4a0;
 /// The signature covers everything before it.
 const SIGNED_BYTES: usize = 0x2a0;
-/// Signature components have 72 bytes, little-endian; P-384 uses 48 of them.
-const COMPONENT_BYTES: usize = 72;
-const SCALAR_BYTES: usize = 48;
-const ECDSA_P384_SHA384: u32 = 1;
 /// PLATFORM_INFO bits that a revision of the ABI defines, and bit 6: Turin firmware sets it, no revision names it.
 const PLATFORM_INFO_KNOWN: u64 = 0xff;
 
@@ -178,7 +175,7 @@ impl Report {
 
     /// Whether SIGNATURE_ALGO is ECDSA P-384 with SHA-384, the only one defined (SNP ABI table 139).
     pub fn is_ecdsa_p384_sha384(&self) -> bool {
-        self.signature_algorithm() == ECDSA_P384_SHA384
+        self.signature_algorithm() == ecdsa::ECDSA_P384_SHA384
     }
 
     /// CURRENT_TCB.
@@ -286,9 +283,7 @@ impl Report {
     ///
     /// `None` if a component does not fit 48 bytes, is zero or is not below the group's order.
     pub fn signature(&self) -> Option<Signature> {
-        let r = self.scalar_at(SIGNED_BYTES)?;
-        let s = self.scalar_at(SIGNED_BYTES + COMPONENT_BYTES)?;
-        Signature::from_scalars(r, s).ok()
+        ecdsa::signature(&self.bytes_at(SIGNED_BYTES).0)
     }
 
     /// The reserved fields that are not zero, each with its place and content. Those inside a TCB version depend on
@@ -375,16 +370,5 @@ impl Report {
     fn version_at(&self, offset: usize) -> FirmwareVersion {
         let [build, minor, major] = self.bytes_at(offset).0;
         FirmwareVersion { major, minor, build }
-    }
-
-    fn scalar_at(&self, offset: usize) -> Option<[u8; SCALAR_BYTES]> {
-        let component: [u8; COMPONENT_BYTES] = self.bytes_at(offset).0;
-        if component[SCALAR_BYTES..].iter().any(|&byte| byte != 0) {
-            return None;
-        }
-        let mut scalar = [0; SCALAR_BYTES];
-        scalar.copy_from_slice(&component[..SCALAR_BYTES]);
-        scalar.reverse();
-        Some(scalar)
     }
 }
