@@ -28,11 +28,12 @@ fn nothing_that_root_writes_reaches_the_host() {
     if needs::cloaked_program("/bin/sh").is_none() || !needs::root() {
         return;
     }
+    // Others write in /var/tmp, which is a new time in /var.
     let listing = || {
-        let list = Command::new("ls")
-            .args(["-la", "/etc", "/usr", "/var", "/opt", "/usr/share"])
-            .output();
-        list.expect("ls runs").stdout
+        ["ls -la /etc /usr /opt /usr/share", "ls -a /var /root"].map(|list| {
+            let output = Command::new("sh").args(["-c", list]).output();
+            output.expect("ls runs").stdout
+        })
     };
     let before = listing();
     let outcome = Case::new("/bin/sh")
@@ -40,7 +41,6 @@ fn nothing_that_root_writes_reaches_the_host() {
         .run(&Launcher::under_test());
     assert_eq!(outcome.text(), FOUND, "{}", outcome.error_text());
     assert_eq!(listing(), before);
-    assert!(!Path::new("/root/cloak-overlay-test").exists());
 }
 
 #[test]
