@@ -30,8 +30,8 @@ use crate::host::{self, Answer, Answered, CAPACITY, Request};
 use crate::sched::{self, Lock, clock};
 use crate::user::Buf;
 
-/// Slots that are left to requests that somebody waits for.
-const SPARE_FETCH: usize = 128;
+/// Slots that are left to requests that somebody waits for, by fetches and by deliveries.
+pub const SPARE_FETCH: usize = 128;
 const SPARE_DELIVER: usize = 64;
 /// Most bytes of one write that is not waited for.
 pub const DELIVER_MOST: usize = 64 << 10;
@@ -190,7 +190,10 @@ impl Flow {
     /// EFAULT, and what broke the connection.
     pub fn take(self: &Arc<Self>, to: &mut Buf, peek: bool, discard: bool) -> SysResult<Taken> {
         let _reading = self.reading.lock();
-        self.fetch();
+        // What the host has said is there a fetch would bring too late for this call.
+        if self.readiness.ready() & ready::IN == 0 {
+            self.fetch();
+        }
         let (request, at, end) = {
             let mut inbox = self.inbox.lock();
             match core::mem::replace(&mut *inbox, Inbox::Read) {

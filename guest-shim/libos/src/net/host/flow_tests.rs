@@ -2,6 +2,7 @@
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpStream};
+use std::sync::{PoisonError, RwLock, RwLockReadGuard};
 use std::time::Duration;
 
 use super::tests::{loopback, open, read};
@@ -12,6 +13,14 @@ use crate::host::CAPACITY;
 use crate::net::socket::msg;
 use crate::sched::clock;
 use crate::testing::{self, count, lie};
+
+/// The ring's slots, of which all tests of the process share one set: a connection runs ahead while there are some.
+static SLOTS: RwLock<()> = RwLock::new(());
+
+/// Nobody takes all of them meanwhile.
+fn slots_to_spare() -> RwLockReadGuard<'static, ()> {
+    SLOTS.read().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// A guest's listener with its port.
 fn listener() -> (Arc<OpenFile>, Arc<HostSocket>, u16) {
@@ -66,6 +75,7 @@ fn until(what: &str, mut condition: impl FnMut() -> bool) {
 
 #[test]
 fn questions_and_answers_take_no_request_that_is_waited_for() {
+    let _slots = slots_to_spare();
     let (file, mut client) = accepted(O_NONBLOCK);
     let set = Epoll::new();
     set.add(3, &file, ready::IN, 7).expect("adds");
@@ -95,6 +105,7 @@ fn questions_and_answers_take_no_request_that_is_waited_for() {
 
 #[test]
 fn a_peek_leaves_what_it_shows_and_the_count_tells_of_it() {
+    let _slots = slots_to_spare();
     let (file, mut client) = accepted(0);
     client.write_all(b"first second").expect("sends");
     assert_eq!(receive(&file, 5, msg::PEEK), Ok(b"first".to_vec()));
@@ -120,6 +131,7 @@ fn a_peek_leaves_what_it_shows_and_the_count_tells_of_it() {
 
 #[test]
 fn what_is_left_of_a_read_is_told_again_by_level_and_not_by_edge() {
+    let _slots = slots_to_spare();
     let (file, mut client) = accepted(O_NONBLOCK);
     let (level, edge) = (Epoll::new(), Epoll::new());
     level.add(3, &file, ready::IN, 1).expect("adds");
@@ -139,6 +151,7 @@ fn what_is_left_of_a_read_is_told_again_by_level_and_not_by_edge() {
 
 #[test]
 fn a_client_that_does_not_read_makes_the_writer_wait() {
+    let _slots = slots_to_spare();
     let (file, mut client) = accepted(O_NONBLOCK);
     let block: Vec<u8> = (0..32 << 10).map(|n| (n % 251) as u8).collect();
     let mut sent = Vec::new();
@@ -184,6 +197,7 @@ fn a_client_that_does_not_read_makes_the_writer_wait() {
 
 #[test]
 fn a_close_comes_after_what_was_sent() {
+    let _slots = slots_to_spare();
     for shuts in [false, true] {
         let (file, mut client) = accepted(O_NONBLOCK);
         for n in 0..50u8 {
@@ -204,6 +218,7 @@ fn a_close_comes_after_what_was_sent() {
 
 #[test]
 fn a_close_with_something_unread_resets() {
+    let _slots = slots_to_spare();
     let (file, mut client) = accepted(0);
     client.write_all(b"unread").expect("sends");
     until("the data", || flow(&file).held() > 0);
@@ -214,6 +229,7 @@ fn a_close_with_something_unread_resets() {
 
 #[test]
 fn a_reset_is_an_error_once_and_an_end_after_it() {
+    let _slots = slots_to_spare();
     let reset = || {
         let (file, client) = accepted(O_NONBLOCK);
         // Unread data at the client makes its close a reset.
@@ -241,6 +257,7 @@ fn a_reset_is_an_error_once_and_an_end_after_it() {
 
 #[test]
 fn a_client_that_ended_its_sending_still_gets_answers() {
+    let _slots = slots_to_spare();
     let (file, mut client) = accepted(0);
     client.write_all(b"question").expect("sends");
     client.shutdown(Shutdown::Write).expect("shuts down");
@@ -254,6 +271,7 @@ fn a_client_that_ended_its_sending_still_gets_answers() {
 
 #[test]
 fn urgent_data_and_options_of_reception_are_the_hosts_business() {
+    let _slots = slots_to_spare();
     let (file, mut client) = accepted(O_NONBLOCK);
     client.write_all(b"before").expect("sends");
     until("the data", || flow(&file).held() == 6);
@@ -287,6 +305,7 @@ fn urgent_data_and_options_of_reception_are_the_hosts_business() {
 
 #[test]
 fn what_connects_from_here_does_not_run_ahead() {
+    let _slots = slots_to_spare();
     let (file, socket, port) = listener();
     let (ours, near) = open(
         HostSocket::create(family::INET, Kind::Stream, 0).expect("creates"),
@@ -310,6 +329,7 @@ fn what_connects_from_here_does_not_run_ahead() {
 
 #[test]
 fn more_connections_than_the_ring_has_slots_are_served_all_the_same() {
+    let _all = SLOTS.write().unwrap_or_else(PoisonError::into_inner);
     let (file, socket, port) = listener();
     let set = Epoll::new();
     let mut all = Vec::new();
@@ -351,7 +371,27 @@ fn more_connections_than_the_ring_has_slots_are_served_all_the_same() {
 }
 
 #[test]
+fn what_the_host_has_told_of_is_read_also_when_slots_come_free_in_between() {
+    let _all = SLOTS.write().unwrap_or_else(PoisonError::into_inner);
+    testing::start();
+    // More than that, as other tests give theirs back meanwhile.
+    let taken: Vec<Request> = std::iter::from_fn(|| Request::spare(flow::SPARE_FETCH / 2)).collect();
+    let (file, mut client) = accepted(O_NONBLOCK);
+    let set = Epoll::new();
+    set.add(3, &file, ready::IN, 1).expect("adds");
+    client.write_all(b"question").expect("sends");
+    let told = set
+        .wait(8, clock::deadline_in(60_000_000_000))
+        .expect("no failure");
+    assert_eq!(told.len(), 1);
+    assert!(!flow(&file).covers(), "the host was asked");
+    drop(taken);
+    assert_eq!(read(&file, 100), Ok(b"question".to_vec()));
+}
+
+#[test]
 fn answers_that_are_lies_are_errors() {
+    let _slots = slots_to_spare();
     for wrong in [CAPACITY as i64 + 1, i64::MAX, i64::MIN, -5000] {
         let (listening, socket, port) = listener();
         let mut client = TcpStream::connect(("127.0.0.1", port)).expect("connects");
@@ -375,6 +415,7 @@ fn answers_that_are_lies_are_errors() {
 
 #[test]
 fn a_service_that_never_says_what_became_of_data_is_an_error_at_the_end() {
+    let _slots = slots_to_spare();
     let (file, _client) = accepted(O_NONBLOCK);
     flow(&file).pretend_in_flight(1);
     assert_eq!(host(&file).shutdown(1), Err(Errno::EIO));
