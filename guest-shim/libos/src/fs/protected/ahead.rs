@@ -3,13 +3,17 @@
 //!
 //! They are bytes like any from the OS side, checked when they are used. What is written over meanwhile is forgotten here.
 
+use core::sync::atomic::{AtomicUsize, Ordering};
+
 use cloak_abi::hostop::HostOp;
 
 use crate::fs::hostfd::HostFd;
 use crate::host::{CAPACITY, Pending, Request};
 
-/// Slots that are left to others.
-const LEFT: usize = 64;
+/// Slots that requests which nobody waits for leave to others.
+pub(super) const LEFT: usize = 64;
+/// Most readings at a time, of all volumes: one that nobody comes back to keeps its slot.
+const MOST: usize = 16;
 
 /// What is read in a row, and what was asked for of it.
 #[derive(Debug)]
@@ -32,14 +36,13 @@ struct Reading {
     _counted: Counted,
 }
 
-/// Readings there are, each of which has a slot.
-#[cfg(test)]
-static READINGS: core::sync::atomic::AtomicUsize = core::sync::atomic::AtomicUsize::new(0);
+/// Readings there are. Each has a slot, for as long as nobody reads on.
+static READINGS: AtomicUsize = AtomicUsize::new(0);
 
 /// Slots that are kept here, for tests that count all of them.
 #[cfg(test)]
 pub(super) fn kept_slots() -> usize {
-    READINGS.load(core::sync::atomic::Ordering::SeqCst)
+    READINGS.load(Ordering::SeqCst)
 }
 
 /// One of the readings.
@@ -47,17 +50,17 @@ pub(super) fn kept_slots() -> usize {
 struct Counted;
 
 impl Counted {
-    fn new() -> Self {
-        #[cfg(test)]
-        READINGS.fetch_add(1, core::sync::atomic::Ordering::SeqCst);
-        Self
+    /// Unless there are [`MOST`].
+    fn new() -> Option<Self> {
+        let more = |count: usize| (count < MOST).then_some(count + 1);
+        let counted = READINGS.fetch_update(Ordering::SeqCst, Ordering::SeqCst, more);
+        counted.is_ok().then_some(Self)
     }
 }
 
-#[cfg(test)]
 impl Drop for Counted {
     fn drop(&mut self) {
-        READINGS.fetch_sub(1, core::sync::atomic::Ordering::SeqCst);
+        READINGS.fetch_sub(1, Ordering::SeqCst);
     }
 }
 
@@ -125,13 +128,15 @@ impl Ahead {
 
     /// Asks for the bytes at `offset`, unless requests are scarce.
     pub(super) fn begin(&mut self, fd: &HostFd, offset: u64) {
-        self.reading = Request::spare(LEFT).map(|request| Reading {
-            offset,
-            len: CAPACITY,
-            state: State::Coming(
-                request.begin(HostOp::PRead, [fd.number(), CAPACITY as u64, offset, 0, 0, 0]),
-            ),
-            _counted: Counted::new(),
+        self.reading = None;
+        self.reading = Counted::new().and_then(|counted| {
+            let args = [fd.number(), CAPACITY as u64, offset, 0, 0, 0];
+            Some(Reading {
+                offset,
+                len: CAPACITY,
+                state: State::Coming(Request::spare(LEFT)?.begin(HostOp::PRead, args)),
+                _counted: counted,
+            })
         });
     }
 
