@@ -180,6 +180,16 @@ pub fn own_registers(work: &mut dyn FnMut()) {
     work();
 }
 
+/// What `work` gives, done within `wide`.
+///
+/// # Panics
+/// When `wide` does not run what it is given.
+pub fn within<R>(wide: Wide, work: impl FnOnce() -> R) -> R {
+    let (mut work, mut result) = (Some(work), None);
+    wide(&mut || result = work.take().map(|work| work()));
+    result.expect("`Wide` runs what it is given")
+}
+
 /// The keys of all sessions.
 pub struct KeyRing {
     ciphers: Ciphers,
@@ -201,9 +211,7 @@ impl KeyRing {
     /// Seals and opens. Several blocks at once are better than one after the other: what [`Wide`] costs comes once.
     pub fn with<R>(&mut self, work: impl FnOnce(&mut Ciphers) -> R) -> R {
         let Self { ciphers, wide } = self;
-        let (mut work, mut result) = (Some(work), None);
-        wide(&mut || result = work.take().map(|work| work(ciphers)));
-        result.expect("`Wide` runs what it is given")
+        within(*wide, || work(ciphers))
     }
 }
 

@@ -3,8 +3,8 @@
 use std::ffi::CString;
 use std::fs;
 use std::os::unix::fs::symlink;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
@@ -15,6 +15,7 @@ use super::flags::*;
 use crate::errno::{Errno, SysResult};
 use crate::syscall::{Args, TABLE};
 use cloak_abi::hostop::HostOp;
+use spin::Mutex;
 
 /// Makes a system call.
 pub(super) fn call(number: usize, args: &[u64]) -> SysResult {
@@ -116,10 +117,7 @@ fn a_file_on_a_read_only_mount_is_opened_and_read_once_in_a_second() {
         assert_eq!(stat.size, 100_000);
         close(fd);
     }
-    assert_eq!(
-        *counts.lock().unwrap(),
-        [HostOp::Open, HostOp::PRead, HostOp::PRead]
-    );
+    assert_eq!(*counts.lock(), [HostOp::Open, HostOp::PRead, HostOp::PRead]);
     fs::write(host.root.join("library/f"), vec![8; 100_001]).expect("written");
     thread::sleep(Duration::from_millis(1100));
     let fd = open("/mnt/library/f", 0).expect("opened");
@@ -137,7 +135,7 @@ fn counted(host: &Service) -> Arc<Mutex<Vec<HostOp>>> {
     let seen = counts.clone();
     host.twist(move |op, _, _, _| {
         if op != HostOp::Close {
-            seen.lock().unwrap().push(op);
+            seen.lock().push(op);
         }
     });
     counts
@@ -155,7 +153,7 @@ fn an_open_file_of_a_read_only_mount_has_its_locks_for_itself() {
     let third = open("/mnt/library/locked", 0).expect("opened");
     let expected = [HostOp::Open, HostOp::Open, HostOp::Flock, HostOp::Open];
     assert_eq!(
-        *counts.lock().unwrap(),
+        *counts.lock(),
         expected,
         "none is shared with one that has a lock"
     );

@@ -103,7 +103,7 @@ pub fn spread() {
         return;
     }
     let waited = arch::ticks().saturating_sub(QUEUED_AT.load(Ordering::Relaxed));
-    if waited > SPREAD_US * arch::ticks_per_second() / 1_000_000 {
+    if waited > in_ticks(SPREAD_US) {
         wake_a_vcpu();
     }
 }

@@ -20,7 +20,7 @@ use cloak_abi::vcpu::{MonitorCall, VcpuState};
 use super::queue::{enqueue, others_wait, pick};
 use super::thread::{EMPTY, ENDED, PARKED, Thread};
 use super::timer;
-use super::vcpus::{VCPUS, load_space, patience, set_state, vcpu, vcpus, wake_a_vcpu};
+use super::vcpus::{VCPUS, in_ticks, load_space, patience, set_state, vcpu, vcpus, wake_a_vcpu};
 use crate::arch::{self, Frame};
 use crate::host;
 use crate::mem::space::Space;
@@ -254,7 +254,7 @@ fn poll_for_work(index: usize) -> bool {
     set_state(index, VcpuState::Polling);
     let is_probe = vcpu().polls.fetch_add(1, Ordering::Relaxed).is_multiple_of(PROBE);
     let time = if is_probe { POLL_US } else { patience() };
-    let end = arch::ticks() + time * arch::ticks_per_second() / 1_000_000;
+    let end = arch::ticks() + in_ticks(time);
     let mut found = false;
     while !found && arch::ticks() < end {
         host::poll_all(vcpus());

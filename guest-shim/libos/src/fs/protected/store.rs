@@ -12,7 +12,7 @@ use alloc::vec;
 use cloak_abi::hostop::HostOp;
 use cloak_volumes::{Store, StoreError};
 
-use super::ahead::Ahead;
+use super::ahead::{Ahead, LEFT};
 use crate::errno::{Errno, SysResult};
 use crate::fs::hostfd::HostFd;
 use crate::fs::hostops;
@@ -26,8 +26,6 @@ const DEPTH: usize = 4;
 /// Bytes that are written before the host is told to begin with the disk's work on them. Fewer make more requests to the disk,
 /// more leave more to a flush.
 const WRITE_OUT: u64 = 4 << 20;
-/// Slots that such a word leaves to others.
-const LEFT: usize = 64;
 /// How [`HostOp::Sync`] works: `fdatasync`, with which the length is flushed, too.
 const DATA: u64 = 1;
 /// It begins to write out.

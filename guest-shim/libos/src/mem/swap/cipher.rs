@@ -8,6 +8,7 @@ use sha2::Sha256;
 use zeroize::Zeroizing;
 
 use cloak_abi::layout::PAGE;
+use cloak_volumes::keys::within;
 
 use crate::arch;
 
@@ -99,9 +100,7 @@ impl PageKeys {
 
 /// The cipher takes all registers that there are.
 fn wide<R>(work: impl FnOnce() -> R) -> R {
-    let (mut work, mut result) = (Some(work), None);
-    arch::with_wide_registers(&mut || result = work.take().map(|work| work()));
-    result.expect("it was run")
+    within(arch::with_wide_registers, work)
 }
 
 fn cipher(secret: &[u8; 32], generation: u32) -> Aes256Gcm {
