@@ -8,7 +8,7 @@ use spin::Mutex;
 
 use super::run::current;
 use super::thread::Thread;
-use super::vcpus::{Elsewhere, elsewhere, in_ticks, ring_once, vcpu, wake_a_vcpu};
+use super::vcpus::{Elsewhere, elsewhere, in_ticks, ring, vcpu, wake_a_vcpu};
 use crate::arch;
 use crate::host;
 
@@ -92,7 +92,7 @@ pub(super) fn pick() -> Option<Arc<Thread>> {
     }
     drop(queue);
     if let Some(vcpu) = halted {
-        ring_once(vcpu);
+        ring(vcpu);
     }
     thread
 }

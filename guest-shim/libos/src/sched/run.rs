@@ -282,6 +282,7 @@ fn called() -> bool {
 fn halt(index: usize) {
     let deadline = timer::next_deadline();
     host::queue(index).deadline.store(deadline, Ordering::SeqCst);
+    VCPUS[index].rung.store(false, Ordering::SeqCst);
     set_state(index, VcpuState::Halted);
     fence(Ordering::SeqCst);
     let work = others_wait() || host::has_news(vcpus()) || called() || timer::next_deadline() < deadline;

@@ -2,7 +2,7 @@
 
 use alloc::sync::Arc;
 use core::cell::{Cell, UnsafeCell};
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use cloak_abi::kcall::Kcall;
 use cloak_abi::layout::MAX_VCPUS;
@@ -35,8 +35,8 @@ pub(super) struct Vcpu {
     changes: Cell<(u64, u64)>,
     /// Tag of the address space that it has loaded ([`Tables::tag`]). Others read it.
     pub(super) space: AtomicU64,
-    /// When another vCPU last woke it for the sake of that, ticks.
-    rung: AtomicU64,
+    /// Another vCPU has woken it since it halted: it looks for work once more before it halts again.
+    pub(super) rung: AtomicBool,
 }
 
 // SAFETY: each element is used by its own vCPU only.
@@ -51,7 +51,7 @@ pub(super) static VCPUS: [Vcpu; MAX_VCPUS] = [const {
         polls: AtomicU64::new(0),
         changes: Cell::new((0, 0)),
         space: AtomicU64::new(0),
-        rung: AtomicU64::new(0),
+        rung: AtomicBool::new(false),
     }
 }; MAX_VCPUS];
 
@@ -103,12 +103,9 @@ pub(super) fn elsewhere(thread: &Thread, me: usize, waited: u64) -> Elsewhere {
     find(VcpuState::Halted).map_or(Elsewhere::No, Elsewhere::Halted)
 }
 
-/// Wakes a halted vCPU, unless that was done just now.
-pub(super) fn ring_once(halted: usize) {
-    let now = arch::ticks();
-    let rung = &VCPUS[halted].rung;
-    if now.saturating_sub(rung.load(Ordering::Relaxed)) > in_ticks(LEAVE_HALTED_US) {
-        rung.store(now, Ordering::Relaxed);
+/// Wakes a halted vCPU, once until it runs: where all cores are taken that may last longer than until the next call.
+pub(super) fn ring(halted: usize) {
+    if !VCPUS[halted].rung.swap(true, Ordering::SeqCst) {
         arch::doorbell(1 + halted as u32);
     }
 }
@@ -158,7 +155,7 @@ pub(super) fn wake_a_vcpu() {
         return;
     }
     if let Some(halted) = (0..count).find(|i| state(i) == VcpuState::Halted as u32) {
-        arch::doorbell(1 + halted as u32);
+        ring(halted);
     } else if let Some(offline) = (0..count).find(|i| state(i) == VcpuState::Offline as u32) {
         // Marked at once, so that it is started once.
         set_state(offline, VcpuState::Polling);
