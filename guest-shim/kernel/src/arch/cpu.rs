@@ -30,9 +30,6 @@ pub struct Cpu {
     pub upcall: [u64; 5],
     /// Return address of the kernel-call instruction.
     pub kcall: u64,
-    /// First address and bytes of where root tables may be that the entry code loads at once; none where the kernel
-    /// checks what they hold.
-    pub roots: [u64; 2],
     /// Where SYSCALL goes on when it entered CPL 0.
     pub syscall_stashed: u64,
     /// The VM's number of the vCPU.
@@ -72,7 +69,6 @@ pub static mut CPUS: [Cpu; MAX_VCPUS] = [const {
         block: 0,
         upcall: [0; 5],
         kcall: 0,
-        roots: [0; 2],
         syscall_stashed: 0,
         index: 0,
         context: 0,
@@ -114,8 +110,8 @@ pub const fn above_stack(offset: usize) -> usize {
 }
 
 /// What a vCPU needs to enter CPL 3 and come back. `block` is its block in the kernel's window; the entry code loads any
-/// root table in `roots`.
-pub fn install(index: usize, context: u32, block: u64, header: &LibosHeader, roots: core::ops::Range<u64>) {
+/// root table if `short`.
+pub fn install(index: usize, context: u32, block: u64, header: &LibosHeader, short: bool) {
     // SAFETY: each vCPU installs its own element, once, before it takes a trap from CPL 3.
     let cpu = unsafe {
         let all = &raw mut CPUS;
@@ -126,7 +122,6 @@ pub fn install(index: usize, context: u32, block: u64, header: &LibosHeader, roo
     cpu.block = block;
     cpu.upcall = [header.upcall, u64::from(USER_CS), 0x202, 0, u64::from(USER_SS)];
     cpu.kcall = header.kcall;
-    cpu.roots = [roots.start, roots.end - roots.start];
     cpu.syscall_stashed = header.syscall_stashed;
     cpu.context = u64::from(context);
     // STAR: SYSCALL loads CS 0x10, SS 0x18; SYSRET loads CS 0x33, SS 0x2b.
@@ -135,6 +130,9 @@ pub fn install(index: usize, context: u32, block: u64, header: &LibosHeader, roo
     wrmsr(0xc000_0084, FLAG_MASK);
     // Kernel GS for the SYSCALL stub, which has no stack of its own.
     wrmsr(0xc000_0102, &raw const cpu.block as u64);
+    if short {
+        load_idt(entry::short_idt());
+    }
 }
 
 /// Fills this vCPU's descriptor tables and loads them: from here on it can take a trap of its own.
@@ -173,17 +171,14 @@ pub fn load_tables(index: usize) {
         limit: size_of_val(&cpu.gdt) as u16 - 1,
         base: cpu.gdt.as_ptr() as u64,
     };
-    let idt = Pointer {
-        limit: entry::IDT_BYTES as u16 - 1,
-        base: entry::idt(),
-    };
+    load_idt(entry::idt());
     // SAFETY: the tables are complete and live as long as the VM; the code selector is the same flat one
     // that the monitor started us with.
     unsafe {
         asm!(
-            "lgdt [{gdt}]", "lidt [{idt}]", "ltr {tss:x}",
+            "lgdt [{gdt}]", "ltr {tss:x}",
             "mov ss, {null:x}", "mov ds, {null:x}", "mov es, {null:x}",
-            gdt = in(reg) &raw const gdt, idt = in(reg) &raw const idt, tss = in(reg) TSS_SELECTOR,
+            gdt = in(reg) &raw const gdt, tss = in(reg) TSS_SELECTOR,
             null = in(reg) 0,
         );
     }
@@ -192,17 +187,23 @@ pub fn load_tables(index: usize) {
 /// Gives this vCPU the interrupt descriptor table at `base`, all of whose gates name the first stack of the interrupt stack
 /// table. It is the one that traps from CPL 3 take anyway.
 pub fn load_interrupts(index: usize, base: u64) {
-    let idt = Pointer {
-        limit: entry::IDT_BYTES as u16 - 1,
-        base,
-    };
-    // SAFETY: this vCPU's own element, after `load_tables`; the table is complete and lives as long as the VM.
+    // SAFETY: this vCPU's own element, after `load_tables`.
     unsafe {
         let all = &raw mut CPUS;
         let cpu = &mut (*all)[index];
         cpu.tss.ist[0] = &raw const cpu.block as u64;
-        asm!("lidt [{}]", in(reg) &raw const idt);
     }
+    load_idt(base);
+}
+
+/// Loads the interrupt descriptor table at `base`.
+fn load_idt(base: u64) {
+    let idt = Pointer {
+        limit: entry::IDT_BYTES as u16 - 1,
+        base,
+    };
+    // SAFETY: the callers' tables are complete, and live as long as the VM.
+    unsafe { asm!("lidt [{}]", in(reg) &raw const idt) };
 }
 
 /// This vCPU's root table.

@@ -52,7 +52,7 @@ const fn gate(vector: u64) -> [u64; 2] {
     gate_to(handler, ist, dpl)
 }
 
-static IDT: Idt = Idt({
+const GATES: Idt = Idt({
     let mut table = [[0; 2]; VECTORS];
     let mut vector = 0;
     while vector < VECTORS {
@@ -61,13 +61,28 @@ static IDT: Idt = Idt({
     }
     table
 });
+static IDT: Idt = GATES;
+/// The same with a shorter way to another address space.
+static mut SHORT_IDT: Idt = GATES;
 
 /// Address of the interrupt descriptor table.
 pub fn idt() -> u64 {
     IDT.0.as_ptr() as u64
 }
 
+/// Address of the one for contexts that answer for their tables themselves.
+pub fn short_idt() -> u64 {
+    let gate = gate_to(short_breakpoint as *const () as u64, 0, 3);
+    let table = &raw mut SHORT_IDT;
+    // SAFETY: nothing else is ever written there; no vCPU takes a breakpoint before it has been here itself.
+    unsafe {
+        (&raw mut (*table).0[3]).write_volatile(gate);
+        (*table).0.as_ptr() as u64
+    }
+}
+
 unsafe extern "C" {
+    fn short_breakpoint();
     fn syscall_entry();
     fn kernel_entry();
     fn read_sev_status() -> u64;
@@ -247,31 +262,24 @@ global_asm!(
     "iretq",
 
     // --- kernel calls -------------------------------------------------------------------------------
-    // The libos's stub is a function to its compiler: caller-saved registers are dead there. The two calls that a
-    // switch between processes makes are answered here, where the libos edits its tables itself and so answers for
-    // what is in the root table that it names (there are no roots otherwise).
+    // The libos's stub is a function to its compiler: caller-saved registers are dead there.
+    //
+    // Where the libos edits its tables itself it could give itself anything there is, so what it names as a root table
+    // is loaded as it comes. It says that it wants this by its return address in RCX, which no program's breakpoint has.
+    "short_breakpoint:",
+    "cmp [rsp], rcx",
+    "jne breakpoint",
+    // The number first, as in `cpu::switch`; loading CR3 makes it seen.
+    "mov [rsp + 40 + {c_space}], rdi",
+    "mov cr3, rsi",
+    "iretq",
     "breakpoint:",
     "push rcx",
     "mov rcx, [rsp + 48 + {c_kcall}]",
     "cmp [rsp + 8], rcx",
     "jne 3f",
     "cmp rax, {flush}",
-    "je 4f",
-    "cmp rax, {switch}",
     "jne 5f",
-    "mov rcx, rsi",
-    "sub rcx, [rsp + 48 + {c_roots}]",
-    "cmp rcx, [rsp + 48 + {c_roots_len}]",
-    "jae 5f",
-    "test ecx, 4095",
-    "jnz 5f",
-    // The number first, as in `cpu::switch`; loading CR3 makes it seen.
-    "mov [rsp + 48 + {c_space}], rdi",
-    "mov cr3, rsi",
-    "xor eax, eax",
-    "pop rcx",
-    "iretq",
-    "4:",
     "mov rcx, cr3",
     "mov cr3, rcx",
     "xor eax, eax",
@@ -356,14 +364,11 @@ global_asm!(
     b_srflags = const core::mem::offset_of!(VcpuBlock, syscall_rflags),
     c_upcall = const super::cpu::above_stack(core::mem::offset_of!(Cpu, upcall)),
     c_kcall = const super::cpu::above_stack(core::mem::offset_of!(Cpu, kcall)),
-    c_roots = const super::cpu::above_stack(core::mem::offset_of!(Cpu, roots)),
-    c_roots_len = const super::cpu::above_stack(core::mem::offset_of!(Cpu, roots)) + 8,
     c_index = const super::cpu::above_stack(core::mem::offset_of!(Cpu, index)),
     c_space = const super::cpu::above_stack(core::mem::offset_of!(Cpu, space)),
     c_stashed = const super::cpu::above_stack(core::mem::offset_of!(Cpu, syscall_stashed)),
     c_spare = const super::cpu::above_stack(core::mem::offset_of!(Cpu, spare)),
     flush = const Kcall::Flush as u64,
-    switch = const Kcall::SpaceSwitch as u64,
     cpu_size = const size_of::<Cpu>(),
     cpus = sym super::cpu::CPUS,
     stack_top = const super::cpu::STACK_TOP,

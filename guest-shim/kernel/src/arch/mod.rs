@@ -193,14 +193,10 @@ impl Context {
 }
 
 impl Context {
-    /// Roots that the entry code may load by itself: it checks no table, and knows no bit of private memory.
-    fn short_roots(&self) -> core::ops::Range<u64> {
+    /// Whether the entry code may load a root table by itself: it checks none, and knows no bit of private memory.
+    fn loads_at_once(&self) -> bool {
         let all = self.constants();
-        if all.checks || all.private != 0 {
-            0..0
-        } else {
-            all.roots[0].clone()
-        }
+        !all.checks && all.private == 0
     }
 
     /// The bit of private memory.
@@ -281,7 +277,7 @@ fn start_in(context: &'static Context, number: usize, blocks: u64, index: u32) -
         number as u32,
         KERNEL_PHYS_VA + blocks + u64::from(own) * PAGE,
         header,
-        context.short_roots(),
+        context.loads_at_once(),
     );
     let mode = context.mode.load(Ordering::Relaxed);
     if mode != UNKNOWN_MODE {

@@ -299,16 +299,25 @@ global_asm!(
     "ud2",
 
     // --- kernel calls --------------------------------------------------------------------------------
+    // The return address in RCX asks for the short way, where there is one.
+    ".globl libos_switch_space",
+    "libos_switch_space:",
+    "mov eax, {switch}",
+    "lea rcx, [rip + libos_kcall_return]",
+    "jmp 2f",
     ".globl libos_kcall",
     "libos_kcall:",
     "mov rax, rdi",
     "mov rdi, rsi",
     "mov rsi, rdx",
+    "xor ecx, ecx",
+    "2:",
     "int3",
     "libos_kcall_return:",
     "ret",
 
     magic = const LIBOS_MAGIC,
+    switch = const cloak_abi::kcall::Kcall::SpaceSwitch as u64,
     version = const cloak_abi::VERSION,
     boot = sym super::BOOT,
     slot = const LIBOS_SLOT,
@@ -339,6 +348,7 @@ unsafe extern "C" {
     pub fn read_program();
     fn read_program_end();
     fn libos_kcall();
+    fn libos_switch_space();
     fn libos_patched();
 }
 
@@ -371,6 +381,17 @@ pub fn kernel_call(number: u64, first: u64, second: u64) -> i64 {
     unsafe {
         asm!("call {f}", f = sym libos_kcall, in("rdi") number, in("rsi") first,
             in("rdx") second, lateout("rax") result,
+            clobber_abi("C"));
+    }
+    result
+}
+
+/// Goes on with the root table at `root`, which the kernel knows as space `tag`; negative where it does not.
+pub fn switch_space(tag: u64, root: u64) -> i64 {
+    let result: i64;
+    // SAFETY: as above. All tables map what runs here.
+    unsafe {
+        asm!("call {f}", f = sym libos_switch_space, in("rdi") tag, in("rsi") root, lateout("rax") result,
             clobber_abi("C"));
     }
     result

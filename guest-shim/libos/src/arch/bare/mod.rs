@@ -133,6 +133,12 @@ pub fn kcall2(call: Kcall, first: u64, second: u64) -> i64 {
     entry::kernel_call(call as u64, first, second)
 }
 
+/// Loads an address space's root table; the kernel knows the space as `tag`. Negative when it does not.
+pub fn switch_space(tag: u64, root: u64) -> i64 {
+    vcpu_block(vcpu_index()).kcalls.fetch_add(1, Ordering::Relaxed);
+    entry::switch_space(tag, root)
+}
+
 /// Ticks in a second.
 pub fn ticks_per_second() -> u64 {
     boot().tsc_khz * 1000

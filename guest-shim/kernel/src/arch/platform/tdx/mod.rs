@@ -125,8 +125,8 @@ pub fn start(index: u32) -> ! {
         Ok((division, header)) => {
             CONTEXTS[0].begin(&division.context);
             state.blocks = division.context.vcpu_blocks;
-            let roots = CONTEXTS[0].short_roots();
-            cpu::install(0, 0, KERNEL_PHYS_VA + state.blocks, &header, roots);
+            let short = CONTEXTS[0].loads_at_once();
+            cpu::install(0, 0, KERNEL_PHYS_VA + state.blocks, &header, short);
             entry::enter_libos(header.start, 0, [division.zeros.va, division.zeros.len])
         }
         Err(stop) => end(machine, stop),
