@@ -245,7 +245,7 @@ impl Inbox {
         let left = {
             let mut state = self.state.lock();
             state.closed = true;
-            state.used = 0;
+            (state.taken, state.used) = (0, 0);
             core::mem::take(&mut state.packets)
         };
         self.wake(ready::OUT | ready::HUP);

@@ -78,6 +78,16 @@ fn the_end_comes_after_the_data_and_writing_then_breaks() {
 }
 
 #[test]
+fn an_ended_socket_has_nothing_left_of_what_was_half_read() {
+    let (a, b) = pair(Kind::Stream, 0);
+    assert_eq!(send(&a, b"question"), Ok(8));
+    assert_eq!(receive(&b, 5, 0), Ok((b"quest".to_vec(), 0)));
+    assert_eq!(b.1.inbox.readable_bytes(true), 3);
+    b.1.end(false);
+    assert_eq!(b.1.inbox.readable_bytes(true), 0);
+}
+
+#[test]
 fn half_of_a_connection_can_be_shut_down() {
     let (a, b) = pair(Kind::Stream, 0);
     a.1.shutdown(1).expect("shuts down");
