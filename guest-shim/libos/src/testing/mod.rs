@@ -146,11 +146,13 @@ impl Service {
     }
 
     fn serve_slots(&mut self) -> bool {
-        let mut asked: Vec<(u64, usize)> = (0..SLOTS)
-            .map(|index| (slot(index).seq.load(Ordering::Acquire), index))
-            .filter(|&(seq, index)| seq != 0 && seq != self.served[index])
+        // In the order in which they were made, as from a queue: the second look finds all that came before what the first
+        // one found, also in slots that it had passed by then.
+        let newest = self.new_requests().map(|(seq, _)| seq).max();
+        let mut asked: Vec<(u64, usize)> = self
+            .new_requests()
+            .filter(|&(seq, _)| Some(seq) <= newest)
             .collect();
-        // In the order in which they were made, as from a queue.
         asked.sort_unstable();
         for &(seq, index) in &asked {
             self.served[index] = seq;
@@ -166,6 +168,11 @@ impl Service {
             }
         }
         !asked.is_empty()
+    }
+
+    fn new_requests(&self) -> impl Iterator<Item = (u64, usize)> {
+        let all = (0..SLOTS).map(|index| (slot(index).seq.load(Ordering::Acquire), index));
+        all.filter(|&(seq, index)| seq != 0 && seq != self.served[index])
     }
 
     fn complete(&mut self, index: usize, seq: u64, (result, extra): Reply) {
