@@ -16,6 +16,7 @@ It ends with 0 when every step was done, and with the step and the screen otherw
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -73,6 +74,7 @@ class Screen:
     def close(self):
         # tmux's own end hangs up the terminal, and with it what is left on it.
         subprocess.run(["tmux", "-S", os.path.join(self.folder, "tmux"), "kill-server"], capture_output=True)
+        shutil.rmtree(self.folder, ignore_errors=True)
 
 
 def main():

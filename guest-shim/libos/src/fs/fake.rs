@@ -84,8 +84,21 @@ pub fn service() -> Service {
     }
 }
 
+/// What is on the host side, of this process alone.
+fn folder() -> PathBuf {
+    std::env::temp_dir().join(format!("cloak-libos-test-{}", std::process::id()))
+}
+
+/// The folder goes with the process: no test knows that it is the last one.
+extern "C" fn remove_folder() {
+    // Nobody is left who could be told.
+    let _ = fs::remove_dir_all(folder());
+}
+
 fn start() -> PathBuf {
-    let root = std::env::temp_dir().join(format!("cloak-libos-test-{}", std::process::id()));
+    let root = folder();
+    // SAFETY: it touches files only.
+    assert_eq!(unsafe { libc::atexit(remove_folder) }, 0, "its end can be told");
     let volume = root.join("volume");
     let library = root.join("library");
     for folder in [&volume, &library] {
