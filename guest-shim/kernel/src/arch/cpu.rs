@@ -109,9 +109,8 @@ pub const fn above_stack(offset: usize) -> usize {
     offset - STACK_TOP
 }
 
-/// What a vCPU needs to enter CPL 3 and come back. `block` is its block in the kernel's window; the entry code loads any
-/// root table if `short`.
-pub fn install(index: usize, context: u32, block: u64, header: &LibosHeader, short: bool) {
+/// What a vCPU needs to enter CPL 3 and come back. `block` is its block in the kernel's window.
+pub fn install(index: usize, context: u32, block: u64, header: &LibosHeader) {
     // SAFETY: each vCPU installs its own element, once, before it takes a trap from CPL 3.
     let cpu = unsafe {
         let all = &raw mut CPUS;
@@ -130,9 +129,6 @@ pub fn install(index: usize, context: u32, block: u64, header: &LibosHeader, sho
     wrmsr(0xc000_0084, FLAG_MASK);
     // Kernel GS for the SYSCALL stub, which has no stack of its own.
     wrmsr(0xc000_0102, &raw const cpu.block as u64);
-    if short {
-        load_idt(entry::short_idt());
-    }
 }
 
 /// Fills this vCPU's descriptor tables and loads them: from here on it can take a trap of its own.
@@ -194,6 +190,11 @@ pub fn load_interrupts(index: usize, base: u64) {
         cpu.tss.ist[0] = &raw const cpu.block as u64;
     }
     load_idt(base);
+}
+
+/// From here on the entry code of this vCPU loads any root table that it is asked for.
+pub fn take_short_way() {
+    load_idt(entry::short_idt());
 }
 
 /// Loads the interrupt descriptor table at `base`.

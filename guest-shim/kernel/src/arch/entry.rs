@@ -1,6 +1,6 @@
 //! Entry code: vectors, the way up to the libos, the SYSCALL hand-over, the kernel-call gate.
 //!
-//! Every instruction here costs 0.6 us where CPL 0 is interpreted, so there is no register save that is not
+//! Every instruction here costs 0.6 us and more where CPL 0 is interpreted, so there is no register save that is not
 //! needed and no Rust on the upcall path.
 //!
 //! Stack on arrival, after the vector stub (offsets from RSP):
@@ -266,6 +266,7 @@ global_asm!(
     //
     // Where the libos edits its tables itself it could give itself anything there is, so what it names as a root table
     // is loaded as it comes. It says that it wants this by its return address in RCX, which no program's breakpoint has.
+    ".globl short_breakpoint",
     "short_breakpoint:",
     "cmp [rsp], rcx",
     "jne breakpoint",

@@ -197,6 +197,7 @@ fn space_switch(context: &Context, cpu: &Cpu, number: u64, root: u64) -> Result<
         });
     }
     // The context's own table: it answers for what is in it.
+    let root = root & !all.private;
     let known = root == all.first_root || all.roots.iter().any(|range| range.contains(&root));
     if !known || !root.is_multiple_of(cloak_abi::layout::PAGE) {
         return Err(KcallError::Invalid);

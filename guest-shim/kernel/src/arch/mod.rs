@@ -193,12 +193,6 @@ impl Context {
 }
 
 impl Context {
-    /// Whether the entry code may load a root table by itself: it checks none, and knows no bit of private memory.
-    fn loads_at_once(&self) -> bool {
-        let all = self.constants();
-        !all.checks && all.private == 0
-    }
-
     /// The bit of private memory.
     fn private(&self) -> u64 {
         self.constants().private
@@ -260,6 +254,9 @@ extern "C" fn start(index: u32) -> ! {
             if index == block.first_vcpu {
                 CONTEXTS[number].begin(block);
             }
+            if block.own_tables != 0 {
+                cpu::take_short_way();
+            }
             start_in(&CONTEXTS[number], number, block.vcpu_blocks, index);
         }
         number += 1;
@@ -277,7 +274,6 @@ fn start_in(context: &'static Context, number: usize, blocks: u64, index: u32) -
         number as u32,
         KERNEL_PHYS_VA + blocks + u64::from(own) * PAGE,
         header,
-        context.loads_at_once(),
     );
     let mode = context.mode.load(Ordering::Relaxed);
     if mode != UNKNOWN_MODE {

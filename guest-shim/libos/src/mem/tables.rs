@@ -95,7 +95,7 @@ impl Tables {
 
     /// This vCPU continues in the address space.
     pub fn load(self) {
-        if arch::switch_space(self.tag(), self.root) < 0 {
+        if arch::switch_space(self.tag(), self.root | arch::boot().private()) < 0 {
             arch::panic_exit("an address space that the kernel does not know");
         }
     }

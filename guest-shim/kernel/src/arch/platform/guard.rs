@@ -150,7 +150,7 @@ global_asm!(
     "jz dropped",
     "test byte ptr [rsp + 8], 3",
     "jz guarded_end",
-    "jmp breakpoint",
+    "jmp short_breakpoint", // a measured guest's one context answers for its tables itself
 
     // --- #VC: error, rip ------------------------------------------------------------------------------
     "guarded_vc:",

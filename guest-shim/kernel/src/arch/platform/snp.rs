@@ -91,8 +91,7 @@ pub fn start(index: u32) -> ! {
             super::set(platform::SNP);
             CONTEXTS[0].begin(&division.context);
             state.blocks = division.context.vcpu_blocks;
-            let short = CONTEXTS[0].loads_at_once();
-            cpu::install(0, 0, KERNEL_PHYS_VA + state.blocks, &header, short);
+            cpu::install(0, 0, KERNEL_PHYS_VA + state.blocks, &header);
             entry::enter_libos(header.start, 0, [division.zeros.va, division.zeros.len])
         }
         Err(stop) => end(state.instructions, stop),
@@ -160,7 +159,7 @@ fn further(state: &mut State, index: u32) -> ! {
     crate::arch::start_in(&CONTEXTS[0], 0, state.blocks, index)
 }
 
-/// From here on this vCPU takes no event that a hypervisor makes up.
+/// From here on this vCPU takes no event that a hypervisor makes up. The table has the short way, too.
 fn guard(index: u32) {
     cpu::load_interrupts(index as usize, guard::idt());
 }

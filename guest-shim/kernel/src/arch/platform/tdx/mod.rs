@@ -125,8 +125,8 @@ pub fn start(index: u32) -> ! {
         Ok((division, header)) => {
             CONTEXTS[0].begin(&division.context);
             state.blocks = division.context.vcpu_blocks;
-            let short = CONTEXTS[0].loads_at_once();
-            cpu::install(0, 0, KERNEL_PHYS_VA + state.blocks, &header, short);
+            cpu::take_short_way();
+            cpu::install(0, 0, KERNEL_PHYS_VA + state.blocks, &header);
             entry::enter_libos(header.start, 0, [division.zeros.va, division.zeros.len])
         }
         Err(stop) => end(machine, stop),
@@ -215,6 +215,7 @@ fn further(state: &State, index: u32) -> ! {
     if let Err(stop) = enable_interrupts(&mut machine()) {
         end(machine(), stop);
     }
+    cpu::take_short_way();
     crate::arch::start_in(&CONTEXTS[0], 0, state.blocks, index)
 }
 
