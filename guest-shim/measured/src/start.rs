@@ -198,7 +198,7 @@ fn last_part(image: &LaunchBlock) -> Result<PartBlock, Stop> {
 mod tests {
     use super::*;
     use cloak_abi::boot::{LAUNCH_MAGIC, MAX_PARTS, platform};
-    use cloak_abi::layout::{LAUNCH_TABLES_GPA, PARAMETERS_GPA, PLATFORM_GPA};
+    use cloak_abi::layout::{LAUNCH_TABLES_GPA, PARAMETERS_GPA, PLATFORM_GPA, SHARED_GPA};
     use proptest::prelude::*;
     use zerocopy::FromZeros;
 
@@ -224,6 +224,30 @@ mod tests {
         assert!(parameters.memory > MAX_RAM);
         assert_eq!(Given::check(parameters), Err(Stop::Parameters));
         assert!(Given(parameters).ram()[1][1] > PLATFORM_GPA);
+    }
+
+    /// The host could change what the guest has read of its configuration, in memory that stays the host's to write.
+    #[test]
+    fn without_the_check_the_configuration_reaches_into_what_is_shared() {
+        let parameters = Parameters {
+            config_len: 64 << 20,
+            ..given()
+        };
+        assert_eq!(Given::check(parameters), Err(Stop::Parameters));
+        let division = Division::new(&Given(parameters), &image()).expect("a division");
+        assert!(division.context.config_gpa + division.context.config_len > SHARED_GPA);
+    }
+
+    /// The kernel would make one whose number it has no stack for.
+    #[test]
+    fn without_the_check_there_are_vcpus_beyond_the_kernels_stacks() {
+        let parameters = Parameters {
+            vcpus: MAX_VCPUS as u64 + 1,
+            ..given()
+        };
+        assert_eq!(Given::check(parameters), Err(Stop::Parameters));
+        let division = Division::new(&Given(parameters), &image()).expect("a division");
+        assert!(division.context.vcpus as usize > MAX_VCPUS);
     }
 
     fn image() -> LaunchBlock {
