@@ -484,7 +484,7 @@ fn a_manifest_fixes_what_runs_unless_it_says_otherwise() {
 /// All of this area runs on them in `make test-simulated`; that it is there at all is seen without.
 #[test]
 fn simulated_machines_have_names_and_show_nothing() {
-    if needs::other_platform().is_some() || !needs::kvm() {
+    if !needs::plain() || !needs::kvm() {
         return;
     }
     for platform in ["sim-snp", "sim-tdx"] {
