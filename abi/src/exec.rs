@@ -1,6 +1,7 @@
 //! Where the monitor asks the libos for one more process, and learns how it ended.
 //!
-//! Private RAM behind the page of anchors: the OS side sees nothing of it. The monitor puts the request, records of
+//! RAM behind the page of anchors: the OS side sees nothing of it. Where the launch is measured that is memory of the monitor's, as
+//! the configuration is, and who starts something is the host: only where the manifest lets it. The monitor puts the request, records of
 //! [`crate::config`], behind the head, says in `asked` whose it is and makes a vCPU look. The libos copies the request and
 //! clears `asked`; from then on the buffer is free for the next one. What comes later, signals and sizes of the
 //! terminal, stands in the process's slot, and a bit of `news` says so. When the process has ended, the libos leaves its
@@ -8,7 +9,7 @@
 
 use core::sync::atomic::{AtomicU32, AtomicU64};
 
-use crate::layout::PAGE;
+use crate::layout::{CONFIG_LEN, PAGE};
 
 /// Most processes at a time.
 pub const EXECS: usize = 24;
@@ -57,6 +58,10 @@ pub mod exec_flags {
     /// Its streams are those of a terminal: it gets one, inside, and the streams are the other side of it.
     pub const TERMINAL: u64 = 1;
 }
+
+/// Most bytes of a configuration where the launch is measured: the page of anchors and all of this lie behind it, and before the
+/// shared region.
+pub const MEASURED_CONFIG_MAX: u64 = CONFIG_LEN - PAGE - LEN;
 
 /// Guest-physical address of the head.
 #[must_use]

@@ -42,6 +42,50 @@ fn every_listed_difference_has_its_line() {
     }
 }
 
+/// The page on platforms has each thing that a hostile hypervisor can do, and each protection that it names is one that a test
+/// takes away.
+#[test]
+fn every_hostile_case_has_its_protection_or_a_reason() {
+    let page = fs::read_to_string(root().join("docs/platforms.md")).expect("docs/platforms.md is there");
+    let (_, section) = page
+        .split_once("### Cases of a hostile hypervisor")
+        .expect("a section");
+    let (section, _) = section.split_once("The simulated processor").expect("its end");
+    let quoted = |text: &str| {
+        let words = text.split('`').skip(1).step_by(2);
+        words.map(str::to_owned).collect::<BTreeSet<String>>()
+    };
+    let (table, rest) = section
+        .split_once("What has nothing to take away")
+        .expect("two tables");
+    let rows: Vec<Vec<&str>> = table.lines().map(|line| line.split('|').collect()).collect();
+    let column = |at: usize| rows.iter().filter_map(move |row: &Vec<&str>| row.get(at));
+    let listed: BTreeSet<String> = column(1).flat_map(|text| quoted(text)).collect();
+    let explained: BTreeSet<String> = quoted(rest);
+    let cases = cloak_sim::hostile::Hostile::ALL.iter().map(|(name, _)| *name);
+    for name in cases.chain(
+        cloak_sim::tdx::hostile::Hostile::ALL
+            .iter()
+            .map(|(name, _)| *name),
+    ) {
+        assert!(
+            listed.contains(name) || explained.contains(name),
+            "docs/platforms.md says nothing of {name}"
+        );
+    }
+    let tests = ["snp/src/weakened_tests.rs", "tdx/src/weakened_tests.rs"];
+    let tests = tests.map(|path| fs::read_to_string(root().join("guest-shim").join(path)).expect("tests"));
+    for protection in column(2).flat_map(|text| quoted(text)) {
+        let taken = tests
+            .iter()
+            .any(|text| text.contains(&format!("Protection::{protection}")));
+        assert!(
+            taken || protection == "Given::check",
+            "no test takes {protection} away"
+        );
+    }
+}
+
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
 }

@@ -122,8 +122,7 @@ fn what_the_caller_ignores_and_blocks_the_program_does() {
     ) else {
         return;
     };
-    let session = |launcher: &Launcher| {
-        let command = by_such_a_caller(&launcher.command(&case));
+    let session = |command: Command| {
         let mut running = Running::start(command, Vec::new()).expect("perl can be started");
         assert!(
             running.prints("ready", PATIENCE),
@@ -136,9 +135,17 @@ fn what_the_caller_ignores_and_blocks_the_program_does() {
         let outcome = running.finish(PATIENCE).unwrap_or_else(|error| panic!("{error}"));
         (outcome.text(), outcome.status.shell_code())
     };
-    let native = session(&Launcher::Native);
+    let told = |launcher: &Launcher| session(by_such_a_caller(&launcher.command(&case)));
+    let native = told(&Launcher::Native);
     assert_eq!(native.1, 5, "{}", native.0);
-    assert_eq!(session(&Launcher::under_test()), native);
+    let wanted = if needs::other_platform().is_some() {
+        // A measured machine takes no word of the host's for it. SIGFPE is perl's own doing.
+        let neither = "SigBlk:\t0000000000000000\nSigIgn:\t0000000000000080\nready\n";
+        (neither.to_owned(), 128 + 1)
+    } else {
+        native
+    };
+    assert_eq!(told(&Launcher::under_test()), wanted);
 }
 
 #[test]

@@ -120,7 +120,7 @@ impl Case {
     pub fn run(&self, launcher: &Launcher) -> Outcome {
         let mut outcome = self
             .start(launcher)
-            .finish(self.patience)
+            .finish(self.patience * launcher.slowness())
             .unwrap_or_else(|error| panic!("{error}"));
         // Where all areas run on another machine, tests know nothing of it.
         if needs::other_platform().is_some() {

@@ -1,6 +1,6 @@
 //! How a program is started: by itself, or by `cloak run`.
 
-use crate::Case;
+use crate::{Case, needs};
 use std::env;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -27,6 +27,15 @@ impl Launcher {
             binary.display()
         );
         Launcher::Cloak(binary)
+    }
+
+    /// How many times as long a run may take as it may natively before it counts as hung. On a simulated machine every way out
+    /// of the guest is an exception and calls of its kernel, whose instructions may be interpreted.
+    pub fn slowness(&self) -> u32 {
+        match self {
+            Launcher::Cloak(_) if needs::other_platform().is_some() => 4,
+            _ => 1,
+        }
     }
 
     /// The command that runs `case` this way, without its standard streams.

@@ -7,8 +7,9 @@
 //! address: no two things can be told to lie in one place.
 
 use cloak_abi::boot::{ContextBlock, LaunchBlock, PARAMETERS_MAGIC, Parameters, PartBlock};
+use cloak_abi::exec::MEASURED_CONFIG_MAX;
 use cloak_abi::layout::{
-    CONFIG_GPA, CONFIG_LEN, HOLE_END, HOLE_START, LARGE, LAUNCH_WINDOW, LIBOS_BASE, LIBOS_IMAGE_MAX, MAX_RAM,
+    CONFIG_GPA, HOLE_END, HOLE_START, LARGE, LAUNCH_WINDOW, LIBOS_BASE, LIBOS_IMAGE_MAX, MAX_RAM,
     MAX_SEGMENTS, MAX_VCPUS, PAGE,
 };
 use cloak_abi::stop::Stop;
@@ -46,7 +47,7 @@ impl Given {
             && given.memory <= MAX_RAM
             && (1..=MAX_VCPUS as u64).contains(&given.vcpus)
             && (1..=1 << 32).contains(&given.tsc_khz)
-            && given.config_len <= CONFIG_LEN - PAGE;
+            && given.config_len <= MEASURED_CONFIG_MAX;
         if holds {
             Ok(Self(given))
         } else {
@@ -198,7 +199,8 @@ fn last_part(image: &LaunchBlock) -> Result<PartBlock, Stop> {
 mod tests {
     use super::*;
     use cloak_abi::boot::{LAUNCH_MAGIC, MAX_PARTS, platform};
-    use cloak_abi::layout::{LAUNCH_TABLES_GPA, PARAMETERS_GPA, PLATFORM_GPA};
+    use cloak_abi::exec::{LEN, head_at};
+    use cloak_abi::layout::{CONFIG_LEN, LAUNCH_TABLES_GPA, PARAMETERS_GPA, PLATFORM_GPA, SHARED_GPA};
     use proptest::prelude::*;
     use zerocopy::FromZeros;
 
@@ -224,6 +226,30 @@ mod tests {
         assert!(parameters.memory > MAX_RAM);
         assert_eq!(Given::check(parameters), Err(Stop::Parameters));
         assert!(Given(parameters).ram()[1][1] > PLATFORM_GPA);
+    }
+
+    /// The host could change what the guest has read of its configuration, in memory that stays the host's to write.
+    #[test]
+    fn without_the_check_the_configuration_reaches_into_what_is_shared() {
+        let parameters = Parameters {
+            config_len: 64 << 20,
+            ..given()
+        };
+        assert_eq!(Given::check(parameters), Err(Stop::Parameters));
+        let division = Division::new(&Given(parameters), &image()).expect("a division");
+        assert!(division.context.config_gpa + division.context.config_len > SHARED_GPA);
+    }
+
+    /// The kernel would make one whose number it has no stack for.
+    #[test]
+    fn without_the_check_there_are_vcpus_beyond_the_kernels_stacks() {
+        let parameters = Parameters {
+            vcpus: MAX_VCPUS as u64 + 1,
+            ..given()
+        };
+        assert_eq!(Given::check(parameters), Err(Stop::Parameters));
+        let division = Division::new(&Given(parameters), &image()).expect("a division");
+        assert!(division.context.vcpus as usize > MAX_VCPUS);
     }
 
     fn image() -> LaunchBlock {
@@ -270,7 +296,7 @@ mod tests {
             |p| p.vcpus = 65,
             |p| p.vcpus = u64::MAX,
             |p| p.tsc_khz = 0,
-            |p| p.config_len = CONFIG_LEN,
+            |p| p.config_len = MEASURED_CONFIG_MAX + 1,
             |p| p.config_len = u64::MAX,
         ];
         for change in wrong {
@@ -311,6 +337,7 @@ mod tests {
             prop_assert!(parts.iter().all(|(start, end)| start <= end && *end <= HOLE_START));
             prop_assert!(c.frames[1] == [0, 0] || c.frames[1][0] == HOLE_END && c.frames[0][1] == HOLE_START);
             prop_assert!(c.frames[1][1] <= PLATFORM_GPA);
+            prop_assert!(head_at(c.config_gpa, c.config_len) + LEN <= SHARED_GPA);
             prop_assert!(division.first_blocks().all(|gpa| gpa >= image().end));
             prop_assert_eq!(zeros.va % LARGE, zeros.gpa % LARGE);
             let ram = division.ram.iter().map(|[start, end]| end - start).sum::<u64>();

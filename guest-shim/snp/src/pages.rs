@@ -27,10 +27,10 @@ pub fn accept(machine: &mut impl Machine, ghcb: Ghcb, gpa: u64) -> Result<(), St
         Validation::Changed => Ok(()),
         Validation::Unchanged if without(Protection::Unchanged) => Ok(()),
         Validation::Unchanged => Err(Stop::Twice),
-        Validation::Failed(_) if without(Protection::Accepted) => Ok(()),
         Validation::Failed(SIZE_MISMATCH) => (gpa..gpa + LARGE)
             .step_by(PAGE as usize)
             .try_for_each(|page| accept_small(machine, page)),
+        Validation::Failed(_) if without(Protection::Accepted) => Ok(()),
         Validation::Failed(_) => Err(Stop::Validate),
     }
 }
@@ -38,7 +38,9 @@ pub fn accept(machine: &mut impl Machine, ghcb: Ghcb, gpa: u64) -> Result<(), St
 fn accept_small(machine: &mut impl Machine, gpa: u64) -> Result<(), Stop> {
     match machine.pvalidate(gpa, Size::Small, true) {
         Validation::Changed => Ok(()),
+        Validation::Unchanged if without(Protection::Unchanged) => Ok(()),
         Validation::Unchanged => Err(Stop::Twice),
+        Validation::Failed(_) if without(Protection::Accepted) => Ok(()),
         Validation::Failed(_) => Err(Stop::Validate),
     }
 }

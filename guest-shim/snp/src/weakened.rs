@@ -1,6 +1,10 @@
 //! What stands between the hypervisor and an SNP guest ([`cloak_measured::protections!`]).
 
 cloak_measured::protections! {
+    /// The C-bit is the image's: the hypervisor's word, and that of the table of CPUID values.
+    CBit,
+    /// The page that the hypervisor takes requests from is the one that the guest writes them to.
+    Registered,
     /// A page that PVALIDATE finds accepted ends the guest.
     Unchanged,
     /// The guest accepts a block of memory once: `cloak_measured::accepted` is asked before, by whoever accepts.

@@ -9,13 +9,13 @@ use cloak_measured::accepted::Accepted;
 
 use crate::cpuid::{Processor, Table};
 use crate::exception::{self, Outcome, Registers, Vcpu, reasons};
-use crate::ghcb::{Ghcb, fields};
+use crate::ghcb::{self, Ghcb, fields};
 use crate::message::{Carrier, Channel, Delivery, HEADER, Kind, LARGEST, Level};
 use crate::pages;
 use crate::secrets::{self, Key};
 use crate::testing::{Hypervisor, Memory};
 use crate::weakened::{Protection, only_without, without};
-use crate::{Machine, Size, Stop, Validation};
+use crate::{Machine, SIZE_MISMATCH, Size, Stop, Validation};
 
 const GHCB: u64 = 0x7000;
 const BLOCK: u64 = 6 << 20;
@@ -132,6 +132,96 @@ fn a_page_of_the_hypervisors_is_used_without_the_check() {
         machine.write(BLOCK, 0x5ec2e7);
         // The hypervisor reads its own memory.
         machine.memory.read(BLOCK) == 0x5ec2e7
+    });
+}
+
+/// The same two, of one page among those of a block that the hypervisor backs by small ones.
+#[test]
+fn one_small_page_is_used_without_the_check() {
+    for (protection, of_one) in [
+        (Protection::Unchanged, Validation::Unchanged),
+        (Protection::Accepted, Validation::Failed(2)),
+    ] {
+        only_without(protection, || {
+            let mut machine = Hypervisor::new(|register, memory: &mut Memory| {
+                memory.write(GHCB + fields::INFO1, 0);
+                memory.write(GHCB + fields::INFO2, 0);
+                memory.write(GHCB + fields::BUFFER, 1);
+                register
+            })
+            .with_validate(|gpa, size| match size {
+                Size::Large => Validation::Failed(SIZE_MISMATCH),
+                Size::Small if gpa == BLOCK + 0x5000 => of_one,
+                Size::Small => Validation::Changed,
+            });
+            machine.memory.write(BLOCK + 0x5000, 0x0bad);
+            pages::accept(&mut machine, Ghcb::registered(GHCB), BLOCK).is_ok()
+                && machine.read(BLOCK + 0x5000) == 0x0bad
+        });
+    }
+}
+
+/// The image's C-bit; that of a machine which has another one, where the image's is a bit of the address.
+const IMAGE_C_BIT: u64 = 1 << 51;
+const OTHER_C_BIT: u32 = 47;
+
+/// What the guest takes for private there: addresses with the image's bit, and without the machine's.
+fn disclosed() -> bool {
+    (BLOCK | IMAGE_C_BIT) >> OTHER_C_BIT & 1 == 0
+}
+
+/// The hypervisor's word for it. The guest that goes on writes its secrets where the hypervisor reads them.
+#[test]
+fn private_memory_is_shared_without_a_look_at_the_hypervisors_c_bit() {
+    only_without(Protection::CBit, || {
+        let info = 2 << 48 | 1 << 32 | u64::from(OTHER_C_BIT) << 24 | ghcb::INFO.1;
+        let mut machine = Hypervisor::registers(|_, _| info);
+        ghcb::agree(&mut machine, IMAGE_C_BIT).is_ok() && disclosed()
+    });
+}
+
+/// The table's word for it, of a hypervisor that does not say so itself.
+#[test]
+fn private_memory_is_shared_without_a_look_at_the_tables_c_bit() {
+    only_without(Protection::CBit, || {
+        let mut machine = Hypervisor::registers(|_, _| 0);
+        let ebx = u64::from(OTHER_C_BIT | 1 << 6);
+        for (at, word) in [(0, 1), (0x10, 0x8000_001f), (0x28, ebx << 32)] {
+            machine.memory.write(0x3000 + at, word);
+        }
+        let table = Table::take(&machine, 0x3000).expect("a table");
+        table.agree(IMAGE_C_BIT).is_ok() && disclosed()
+    });
+}
+
+/// The hypervisor has another page registered, and answers there. What is left in the guest's own is taken for an answer: here
+/// the time of an earlier request, over and over.
+#[test]
+fn what_nobody_answered_is_believed_without_a_look_at_the_page_that_was_registered() {
+    only_without(Protection::Registered, || {
+        const OTHER: u64 = GHCB + 0x1000;
+        let mut machine = Hypervisor::registers(|register, memory: &mut Memory| {
+            memory.write(OTHER + fields::RAX, 0x7133);
+            OTHER | register & 0xfff | 1
+        });
+        machine.memory.write(GHCB + fields::RAX, 0x01d);
+        let Ok(ghcb) = Ghcb::register(&mut machine, GHCB) else {
+            return false;
+        };
+        let mut registers = Registers::default();
+        let mut vcpu = Vcpu {
+            machine: &mut machine,
+            ghcb,
+            table: &Table::empty(),
+            processor: Processor {
+                id: 0,
+                vector_state: 3,
+            },
+            context: 0,
+        };
+        // rdtsc
+        let result = exception::answer(&mut vcpu, reasons::RDTSC, &[0x0f, 0x31], &mut registers);
+        result == Ok(Outcome::Done) && registers.rax == 0x01d
     });
 }
 

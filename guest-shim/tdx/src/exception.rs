@@ -96,6 +96,7 @@ pub fn handle(
         }
         reason::HALT if !registers.user => vmcall::halt(machine)?,
         reason::MEMORY | reason::MEMORY_SETTING => return Err(Stop::Mmio),
+        _ if without(Protection::Known) => {}
         _ => return not_allowed(Stop::Exception),
     }
     Ok(Outcome::Done)

@@ -207,7 +207,7 @@ pub fn exception(machine: &mut impl Machine) -> Result<Cause, Stop> {
         qualification: answer.rdx,
         length: answer.r10 & 0xffff_ffff,
     };
-    if answer.rax == 0 && (1..=15).contains(&cause.length) {
+    if answer.rax == 0 && (1..=15).contains(&cause.length) || without(Protection::Caused) {
         Ok(cause)
     } else {
         Err(Stop::Exception)

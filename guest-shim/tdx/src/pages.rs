@@ -28,6 +28,7 @@ pub fn accept(machine: &mut impl Machine, gpa: u64) -> Result<(), Stop> {
 fn accept_small(machine: &mut impl Machine, gpa: u64) -> Result<(), Stop> {
     match module::accept(machine, gpa, Size::Small) {
         Acceptance::Accepted => Ok(()),
+        Acceptance::Already if without(Protection::Already) => Ok(()),
         Acceptance::Already => Err(Stop::Twice),
         // There is nothing smaller.
         Acceptance::SizeMismatch | Acceptance::Refused => Err(Stop::Validate),

@@ -56,7 +56,7 @@ pub enum Progress {
 pub fn progress([_, status, lengths]: [u64; HEADER / 8]) -> Result<Progress, QuoteError> {
     match status {
         IN_FLIGHT => Ok(Progress::InFlight),
-        0 => {
+        status if status == 0 || without(Protection::Made) => {
             let len = (lengths >> 32) as usize;
             if (1..=BUFFER - HEADER).contains(&len) || without(Protection::Room) {
                 Ok(Progress::Done(len))

@@ -109,6 +109,22 @@ fn a_guest_that_accepts_twice_loses_what_it_wrote() {
     });
 }
 
+/// The same of one page, in a block that the host backs by small ones.
+#[test]
+fn one_small_page_that_was_accepted_before_is_used_without_the_check() {
+    const MISMATCH: u64 = 0xc000_0b0b_0000_0001;
+    only_without(Protection::Already, || {
+        let mut machine = Answering::new(|r: &mut Registers| {
+            r.rax = match r.rcx {
+                large if large & 1 == 1 => MISMATCH,
+                gpa if gpa == BLOCK + 0x5000 => ALREADY,
+                _ => 0,
+            };
+        });
+        pages::accept(&mut machine, BLOCK).is_ok()
+    });
+}
+
 /// Addresses of 34 bits: what the guest takes for private memory above 8 GiB is shared.
 #[test]
 fn private_memory_is_shared_without_a_look_at_the_width() {
@@ -168,6 +184,66 @@ fn exception(reason: u32, qualification: u64, registers: &mut Interrupted) -> Ve
     asked
 }
 
+/// Vector 20 that the module knows nothing of: what an earlier exception left in the registers is taken for the cause, and the value
+/// that the program has in RAX goes out by the shim's port.
+#[test]
+fn a_register_goes_out_at_an_exception_without_a_cause() {
+    const NONE: u64 = 0xc000_0704_0000_0000;
+    only_without(Protection::Caused, || {
+        let mut machine = Answering::new(|r: &mut Registers| {
+            (r.rax, r.rcx, r.rdx, r.r10) = (NONE, reason::PORT.into(), 0x510 << 16 | 3, 1);
+        });
+        let Ok(cause) = module::exception(&mut machine) else {
+            return false;
+        };
+        let mut registers = Interrupted {
+            rax: SECRET,
+            user: true,
+            ..Interrupted::default()
+        };
+        let asked = exception(cause.reason, cause.qualification, &mut registers);
+        asked.iter().any(|call| call.r15 == SECRET)
+    });
+}
+
+/// An exception of a reason that nothing has, in the kernel and in a program: the instruction there, which may be any, is left out.
+#[test]
+fn an_instruction_is_left_out_for_a_reason_that_nothing_has() {
+    const WINDOW: u32 = 8;
+    for user in [true, false] {
+        only_without(Protection::Known, || {
+            let mut machine = Answering::new(|_: &mut Registers| panic!("nothing is asked for"));
+            let cause = Cause {
+                reason: WINDOW,
+                qualification: 0,
+                length: 3,
+            };
+            let mut registers = Interrupted {
+                user,
+                ..Interrupted::default()
+            };
+            exception::handle(&mut machine, cause, &mut registers, &[0x510]) == Ok(exception::Outcome::Done)
+        });
+    }
+}
+
+/// A hypervisor that refuses a call: its interrupts are off, its doorbell was not rung, and what it says of CPUID is what the
+/// call was made with; and the guest goes on.
+#[test]
+fn what_was_refused_is_taken_for_done_without_the_check() {
+    let refusing = || Answering::new(|r: &mut Registers| (r.rax, r.r10) = (0, 1 << 63));
+    only_without(Protection::Taken, || {
+        vmcall::write_msr(&mut refusing(), 0x80f, 0x1ff).is_ok()
+    });
+    only_without(Protection::Taken, || {
+        vmcall::write_port(&mut refusing(), 0x510, 1).is_ok()
+    });
+    only_without(Protection::Taken, || {
+        // R12, the leaf that was asked for, comes back as EAX.
+        vmcall::cpuid(&mut refusing(), 0x4000_0000, 0) == Ok([0x4000_0000, 0, 0, 0])
+    });
+}
+
 /// An OUT of a program's to a port of the hypervisor's: a register goes out.
 #[test]
 fn another_port_is_reached_without_the_list() {
@@ -209,6 +285,21 @@ fn other_memory_changes_without_a_look_at_where_it_goes_on() {
         let done = vmcall::map_gpa(&mut machine, SHARED | BLOCK, LARGE).is_ok();
         drop(machine);
         done && asked == [SHARED | BLOCK, BLOCK]
+    });
+}
+
+/// The host says that it makes no quote. What is in the buffer, which is the host's to write, is handed on as one: here an
+/// earlier quote of a domain with the same registers, over the same data.
+#[test]
+fn what_is_no_quote_is_handed_on_without_a_look_at_the_status() {
+    const FAILED: u64 = 1 << 63;
+    only_without(Protection::Made, || {
+        let mut earlier = vec![0; 1048];
+        earlier[..2].copy_from_slice(&4u16.to_le_bytes());
+        earlier[4] = 0x81;
+        let header = [1, FAILED, REPORT as u64 | (earlier.len() as u64) << 32];
+        quote::progress(header) == Ok(Progress::Done(earlier.len()))
+            && quote::check(&earlier, &[0; REPORT]).is_ok()
     });
 }
 

@@ -238,11 +238,11 @@ impl Member {
             Where::Text(text) if text.is_empty() => return Err("an empty text is everywhere".to_owned()),
             Where::Text(text) => {
                 let holds = |bytes: &cloak_memory::PageBytes| holds(bytes, text.as_bytes());
-                let found = self.view.find(holds);
+                let found = self.view.find(holds).map_err(told)?;
                 found.ok_or_else(|| "no page of this context holds that text now".to_owned())?
             }
             Where::AnyText => {
-                let found = self.view.find(|bytes| is_text(bytes));
+                let found = self.view.find(|bytes| is_text(bytes)).map_err(told)?;
                 found.ok_or_else(|| {
                     "no page of this context is mostly text; name one with --page".to_owned()
                 })?

@@ -1,7 +1,8 @@
 //! The start of a VM whose launch is measured: the image goes in page by page, and the guest does the rest itself.
 
 use cloak_abi::boot::{PARAMETERS_MAGIC, Parameters};
-use cloak_abi::layout::{CONFIG_GPA, CONFIG_LEN, LARGE, MAX_RAM, PAGE, RESET_GPA};
+use cloak_abi::exec::MEASURED_CONFIG_MAX;
+use cloak_abi::layout::{CONFIG_GPA, LARGE, MAX_RAM, PAGE, RESET_GPA};
 use kvm_bindings::CpuId;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 use zerocopy::IntoBytes;
@@ -120,10 +121,10 @@ impl Measured {
     /// Leaves the configuration where the guest takes it; gives the page of parameters.
     fn parameters(&self, context: &ContextOptions, tsc_khz: u64) -> Result<Box<PageBytes>, VmError> {
         let config = &context.config;
-        if config.len() as u64 > CONFIG_LEN - PAGE {
+        if config.len() as u64 > MEASURED_CONFIG_MAX {
             return Err(VmError::ConfigTooLarge {
                 bytes: config.len(),
-                most: (CONFIG_LEN - PAGE) as usize,
+                most: MEASURED_CONFIG_MAX as usize,
             });
         }
         let config_gpa = GuestAddress(CONFIG_GPA);
@@ -155,7 +156,6 @@ impl Measured {
                 if high > 0 { [beyond, beyond + high] } else { [0, 0] },
             ],
             anchors: cloak_abi::anchor::page_at(CONFIG_GPA, config_len),
-            // Never used: such a VM has no control socket.
             exec: cloak_abi::exec::head_at(CONFIG_GPA, config_len),
             free_frames: self.first_frame,
         }

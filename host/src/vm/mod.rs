@@ -330,6 +330,9 @@ fn check(kvm: &Kvm, options: &Options) -> Result<(), VmError> {
     Ok(())
 }
 
+/// Why there is no view of a measured machine.
+const NOT_OURS: &str = "the memory of a measured machine is not the monitor's to show";
+
 /// What is there on plain KVM only.
 fn check_measured(options: &Options) -> Result<(), VmError> {
     let not = |what, why| Err(VmError::NotOnPlatform { what, why });
@@ -338,12 +341,6 @@ fn check_measured(options: &Options) -> Result<(), VmError> {
         return not(
             "a VM of several contexts",
             "the kernel makes one from its measured image",
-        );
-    }
-    if options.control.is_some() {
-        return not(
-            "--name",
-            "the monitor can neither show its memory nor start programs in it",
         );
     }
     Ok(())
@@ -415,6 +412,7 @@ impl Prepared {
                     info: options.info,
                     execs,
                     view: match paged {
+                        _ if !matches!(below, Below::Plain) => View::none(NOT_OURS, id, &placed, failed),
                         Some(paged) => View::paged(paged, id, &placed, failed),
                         None => View::new(&memory, key, id, &placed, failed),
                     },

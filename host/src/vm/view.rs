@@ -187,6 +187,23 @@ impl View {
         }
     }
 
+    /// None, and why.
+    pub fn none(
+        why: &str,
+        context: ContextId,
+        placed: &Placed,
+        failed: Arc<dyn Fn(MemoryError) + Send + Sync>,
+    ) -> Self {
+        Self {
+            context,
+            source: Source::Missing(why.to_owned()),
+            failed,
+            frames: placed.frames,
+            first: placed.free_frames,
+            mappings: Mutex::new(0),
+        }
+    }
+
     /// Number of the context.
     pub fn context(&self) -> ContextId {
         self.context
@@ -283,8 +300,11 @@ impl View {
 
     /// The first page that `wanted` accepts, of those that the shim hands out and whose plaintext is there. What it is
     /// shown may be changing.
-    pub fn find(&self, mut wanted: impl FnMut(&PageBytes) -> bool) -> Option<u64> {
-        match &self.source {
+    ///
+    /// # Errors
+    /// [`ViewError::Missing`].
+    pub fn find(&self, mut wanted: impl FnMut(&PageBytes) -> bool) -> Result<Option<u64>, ViewError> {
+        Ok(match &self.source {
             Source::Paged(memory) => memory.search(|_, bytes| wanted(bytes)).map(Page::gpa),
             Source::Open { segments, .. } => {
                 let mut bytes = Zeroizing::new([0; PAGE_SIZE]);
@@ -301,8 +321,8 @@ impl View {
                     })
                 })
             }
-            Source::Missing(_) => None,
-        }
+            Source::Missing(why) => return Err(ViewError::Missing(why.clone())),
+        })
     }
 }
 

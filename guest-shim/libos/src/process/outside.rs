@@ -1,6 +1,7 @@
 //! Processes that the owner starts beside the program's own (`cloak exec`).
 //!
-//! The request comes from the monitor, through private RAM ([`cloak_abi::exec`]); the OS service only hands over the
+//! The request comes from the monitor ([`cloak_abi::exec`]), by memory that is its own where the launch is measured: it is copied once, and
+//! its numbers are looked at before they are used. The OS service only hands over the
 //! streams, and what it says of them is checked as all that it says. Such a process is nobody's child in here: the
 //! program does not learn of its end, and need not wait for it. It begins a session of its own.
 //!
