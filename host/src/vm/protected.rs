@@ -4,11 +4,14 @@ use std::sync::Arc;
 
 use kvm_ioctls::{Kvm, VmFd};
 
+use super::border::Border;
 use super::clock::Clock;
 use super::error::{Step, VmError};
+use super::fill::{Below, Loaded};
 use super::measured::{Backing, Measured};
 use super::phases::Phases;
-use super::{Below, Border, Loaded, Options, add_doorbells, add_memory, snp, tdx};
+use super::slots::{add_doorbells, add_memory};
+use super::{Options, snp, tdx};
 use crate::image::Measuring;
 use crate::kvm::snp::kernel::KvmSnp;
 use crate::kvm::tdx::kernel::KvmTdx;
