@@ -78,14 +78,15 @@ pub fn run_all(
         })
         .collect::<Result<Vec<_>, _>>()?;
     let first = all.first_mut().ok_or(VmError::Shim("no program"))?;
-    let mut prepared = vm::prepare(Options {
+    let machine = std::mem::take(&mut first.machine);
+    let options = Options {
         device: first.device.clone(),
         own_tables: contexts.len() == 1 && !first.kernel_tables,
         contexts,
         segments: segments.into_iter().map(Segment::place).collect(),
         control: control.map(|name| Folder::open()?.bind(name)).transpose()?,
-        machine: std::mem::take(&mut first.machine),
-    })?;
+    };
+    let mut prepared = vm::prepare(options, machine)?;
     let mut services = Vec::new();
     for (border, side) in prepared.borders.iter().zip(sides) {
         services.push(side.start(border, &caller, &withheld)?);

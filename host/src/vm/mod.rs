@@ -22,7 +22,6 @@ mod outcome;
 pub(crate) mod pages;
 pub mod phases;
 mod prepare;
-mod protected;
 pub mod resident;
 mod running;
 pub mod shared;
@@ -44,7 +43,6 @@ use self::resident::Resident;
 use crate::control::folder::Bound;
 use crate::control::wire::ContextInfo;
 use crate::kvm::snp::IdBlock;
-use crate::platform::Machine;
 
 pub use self::border::Border;
 pub use self::outcome::{Ended, Outcome, Statistics};
@@ -64,8 +62,6 @@ pub struct Options {
     pub control: Option<Bound>,
     /// Contexts edit their page tables themselves: only where there is one.
     pub own_tables: bool,
-    /// Kind of machine.
-    pub machine: Machine,
 }
 
 /// What to run in a context, and in what.

@@ -7,16 +7,15 @@ use std::sync::mpsc::channel;
 use cloak_abi::layout::{MAX_CONTEXTS, MAX_RAM, MAX_VCPUS, MIN_RAM};
 use cloak_memory::MemoryError;
 use cloak_memory::page::ContextId;
-use kvm_ioctls::{Cap, Kvm, VmFd};
+use kvm_ioctls::{Cap, Kvm};
 
 use super::anchors::Anchors;
 use super::border::Border;
 use super::context::Context;
-use super::error::{Step, VmError};
+use super::error::VmError;
 use super::exec::Execs;
-use super::fill::{Loaded, load_vm};
+use super::fill::{Empty, Loaded};
 use super::phases::Phases;
-use super::protected::Protected;
 use super::running::{Event, Running};
 use super::view::View;
 use super::{Options, hidden, resident, signals};
@@ -29,8 +28,7 @@ type Failed = Arc<dyn Fn(MemoryError) + Send + Sync>;
 /// The parts that must exist before the OS services are started.
 pub struct Prepared {
     kvm: Kvm,
-    vm: Arc<VmFd>,
-    protected: Option<Protected>,
+    empty: Empty,
     /// By index of the context.
     pub borders: Vec<Border>,
     /// Where the time goes.
@@ -42,16 +40,12 @@ pub struct Prepared {
 ///
 /// # Errors
 /// Which step failed and what to try.
-pub fn prepare(mut options: Options) -> Result<Prepared, VmError> {
+pub fn prepare(options: Options, machine: Machine) -> Result<Prepared, VmError> {
     let mut phases = Phases::default();
     hidden::hide()?;
     let kvm = kvm::open(&options.device)?;
-    check(&kvm, &options)?;
-    let protected = Protected::of(&kvm, &mut options.machine)?;
-    let vm = match &protected {
-        Some(protected) => protected.vm(),
-        None => Arc::new(kvm.create_vm().step("creating a VM (KVM_CREATE_VM)")?),
-    };
+    check(&kvm, &options, &machine)?;
+    let empty = Empty::make(&kvm, machine)?;
     let borders = options
         .contexts
         .iter()
@@ -60,15 +54,14 @@ pub fn prepare(mut options: Options) -> Result<Prepared, VmError> {
     phases.done("opening KVM, making the VM");
     Ok(Prepared {
         kvm,
-        vm,
-        protected,
+        empty,
         borders,
         phases,
         options,
     })
 }
 
-fn check(kvm: &Kvm, options: &Options) -> Result<(), VmError> {
+fn check(kvm: &Kvm, options: &Options, machine: &Machine) -> Result<(), VmError> {
     let contexts = options.contexts.len();
     if contexts == 0 || contexts > MAX_CONTEXTS || options.own_tables && contexts > 1 {
         return Err(VmError::Contexts {
@@ -76,7 +69,7 @@ fn check(kvm: &Kvm, options: &Options) -> Result<(), VmError> {
             most: MAX_CONTEXTS,
         });
     }
-    if !matches!(options.machine, Machine::Plain) {
+    if !matches!(machine, Machine::Plain) {
         check_measured(options)?;
     }
     let most = kvm.get_max_vcpus().min(MAX_VCPUS);
@@ -142,12 +135,12 @@ impl Prepared {
     pub fn start(self) -> Result<Running, VmError> {
         let Self {
             kvm,
-            vm,
-            protected,
+            empty,
             borders,
             mut phases,
-            mut options,
+            options,
         } = self;
+        let vm = empty.vm.clone();
         let Loaded {
             memory,
             cpuid,
@@ -156,10 +149,7 @@ impl Prepared {
             placed,
             below,
             made,
-        } = match protected {
-            Some(protected) => protected.load(&kvm, &borders, &mut phases, &options)?,
-            None => load_vm(&kvm, &vm, &borders, &mut phases, &mut options)?,
-        };
+        } = empty.fill(&kvm, &borders, &mut phases, &options)?;
         let Options {
             contexts: all,
             control,
@@ -215,7 +205,7 @@ impl Prepared {
             cpuid,
             entry,
             below,
-            made,
+            made: made.into_iter().map(Some).collect(),
             early: None,
             sender,
             events,

@@ -1,5 +1,6 @@
 //! What KVM is told of a VM's memory, and of the ports by which its contexts wake others.
 
+use std::mem::ManuallyDrop;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
 use cloak_abi::layout::doorbell_port;
@@ -7,6 +8,7 @@ use cloak_abi::ring::SHARED_LEN;
 use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::{IoEventAddress, VmFd};
 use vm_memory::{Address, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
+use vmm_sys_util::eventfd::EventFd;
 
 use super::border::Border;
 use super::error::{Step, VmError};
@@ -45,22 +47,24 @@ pub fn add_memory(
     Ok(())
 }
 
-/// Value 0 on the context's doorbell port wakes its OS service, value 1 + n its vCPU n, without a return to the monitor.
+/// Value 0 on a context's doorbell port wakes its OS service, value 1 + n its vCPU n, without a return to the monitor.
 ///
 /// # Errors
 /// KVM's refusal.
-pub fn add_doorbells(vm: &VmFd, context: u32, border: &Border) -> Result<(), VmError> {
-    let port = IoEventAddress::Pio(u64::from(doorbell_port(context)));
-    for (value, fd) in (0u32..).zip(std::iter::once(&border.doorbell).chain(&border.wakes)) {
-        let event = borrowed(fd);
-        vm.register_ioevent(&event, &port, value)
-            .step("registering a doorbell (KVM_IOEVENTFD)")?;
-        std::mem::forget(event);
+pub fn add_doorbells(vm: &VmFd, borders: &[Border]) -> Result<(), VmError> {
+    for (context, border) in (0..).zip(borders) {
+        let port = IoEventAddress::Pio(u64::from(doorbell_port(context)));
+        for (value, fd) in (0u32..).zip(std::iter::once(&border.doorbell).chain(&border.wakes)) {
+            let event = borrowed(fd);
+            vm.register_ioevent(&event, &port, value)
+                .step("registering a doorbell (KVM_IOEVENTFD)")?;
+        }
     }
     Ok(())
 }
 
-fn borrowed(fd: &OwnedFd) -> vmm_sys_util::eventfd::EventFd {
-    // SAFETY: an eventfd; the caller forgets the result, so it is not closed twice.
-    unsafe { vmm_sys_util::eventfd::EventFd::from_raw_fd(fd.as_raw_fd()) }
+/// As `kvm-ioctls` wants it.
+fn borrowed(fd: &OwnedFd) -> ManuallyDrop<EventFd> {
+    // SAFETY: an eventfd, which is not closed by the result.
+    ManuallyDrop::new(unsafe { EventFd::from_raw_fd(fd.as_raw_fd()) })
 }
