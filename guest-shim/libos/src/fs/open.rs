@@ -21,7 +21,7 @@ use super::node::{self, New, Node};
 use super::open_cache::{self, Asked, Fresh, Sharing};
 use super::pathfile::PathFile;
 use super::walk::{self, HostPlace, Last, Links, NodePlace, Place, Start};
-use super::{OpenFile, path};
+use super::{OpenFile, path, shared_pages};
 use crate::errno::{Errno, SysResult};
 use crate::host::Request;
 use crate::process::Process;
@@ -131,8 +131,8 @@ fn open_host(place: &HostPlace, flags: u32, mode: u32) -> SysResult<Arc<OpenFile
         result => result?,
     };
     let truncates = flags & O_TRUNC != 0 && stat.mode & S_IFMT == S_IFREG;
-    if truncates {
-        truncated(&stat)?;
+    if truncates && let Some(pages) = shared_pages::find((stat.dev, stat.ino)) {
+        pages.resize(0);
     }
     let open = opened(host_file(fd, &stat, flags));
     if truncates {
@@ -154,14 +154,6 @@ fn open_only_read(place: &HostPlace, flags: u32) -> SysResult<Arc<dyn File>> {
         Fresh::Kept(opened) => Arc::new(HostFile::read_only(opened, flags)),
         Fresh::Own { fd, stat, .. } => host_file(fd, &stat, flags),
     })
-}
-
-/// Shared mappings of a file that was truncated by opening it learn of that.
-fn truncated(stat: &Stat) -> SysResult<()> {
-    match super::shared_pages::find((stat.dev, stat.ino)) {
-        Some(pages) => pages.resize(0),
-        None => Ok(()),
-    }
 }
 
 fn host_file(fd: HostFd, stat: &Stat, flags: u32) -> Arc<dyn File> {
