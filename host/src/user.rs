@@ -4,6 +4,8 @@
 //! becomes that user before the program starts, so the host's own checks hold for its files: what the program makes on
 //! a volume is the user's, and what the user may not read it can't.
 
+use std::io::ErrorKind;
+
 use crate::jail::privileges::Identity;
 use crate::vm::error::VmError;
 
@@ -30,12 +32,16 @@ pub fn caller() -> Result<Identity, VmError> {
 /// # Errors
 /// When a name is unknown, a file can't be read, or the caller may not become that user.
 pub fn named(text: &str) -> Result<Identity, VmError> {
-    let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
     let unknown = |what: &'static str| VmError::User {
         name: text.to_owned(),
         why: what,
     };
-    let wanted = parse(text, &read("/etc/passwd"), &read("/etc/group")).map_err(unknown)?;
+    let read = |path: &str| match std::fs::read_to_string(path) {
+        // A host without it knows numbers only.
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(String::new()),
+        result => result.map_err(|_| unknown("/etc/passwd or /etc/group can't be read")),
+    };
+    let wanted = parse(text, &read("/etc/passwd")?, &read("/etc/group")?).map_err(unknown)?;
     if wanted != caller()? && !rustix::process::geteuid().is_root() {
         return Err(unknown("only root runs programs as another user"));
     }

@@ -9,6 +9,7 @@ use cloak_host::control::client::{Start, Target};
 use cloak_host::control::session;
 use cloak_host::control::wire::End;
 use cloak_host::run;
+use cloak_host::vm::signals::Inherited;
 
 use super::run::parse_variable;
 
@@ -61,6 +62,7 @@ pub fn run(args: Args) -> ExitCode {
         environment: &environment,
         workdir: workdir.as_deref(),
         terminal: None,
+        signals: Inherited::now(),
     };
     match session::run(&args.target, &start, terminal) {
         Ok(End::Exited(code)) => ExitCode::from(code),

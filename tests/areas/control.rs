@@ -9,7 +9,7 @@ use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use cloak_tests::process::Running;
+use cloak_tests::process::{Running, by_deaf_caller};
 use cloak_tests::{Launcher, Outcome, Scratch, Status, needs};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
@@ -247,6 +247,35 @@ fn signals_to_the_caller_reach_the_program() {
     rustix::process::kill_process(running.pid(), rustix::process::Signal::TERM).expect("it runs");
     let outcome = running.finish(PATIENCE).expect("it ends");
     ended(&outcome, 9, "ready\ngot it\n");
+}
+
+/// As what starts it elsewhere would: `nohup`, the background of a script, a service manager.
+#[test]
+fn what_the_caller_ignores_and_blocks_the_further_program_does() {
+    if !needs::kvm() || needs::host_program("perl").is_none() {
+        return;
+    }
+    let place = Place::new();
+    let _vm = place.run(&["--name", "deaf"], STAYS);
+    let sets = |mut command: Command| {
+        let output = command.output().expect("it can be started");
+        assert!(
+            output.status.success(),
+            "{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        String::from_utf8(output.stdout).expect("text")
+    };
+    let program = ["/bin/grep", "-E", "Sig(Blk|Ign)", "/proc/self/status"];
+    let mut native = Command::new(program[0]);
+    native.args(&program[1..]);
+    let mut inside = place.cloak(&["exec", "deaf", "--"]);
+    inside.args(program);
+    let deaf = sets(by_deaf_caller(&native));
+    assert_eq!(sets(by_deaf_caller(&inside)), deaf);
+    let others = sets(native);
+    assert_ne!(others, deaf);
+    assert_eq!(sets(inside), others);
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! Standard streams, exit codes, signals and the terminal pass through `cloak run` as with the program alone.
 
 use cloak_tests::outcome::forget_notice;
-use cloak_tests::process::Running;
+use cloak_tests::process::{Running, by_deaf_caller};
 use cloak_tests::scratch::noise;
 use cloak_tests::{Case, Launcher, Status, needs};
 use rustix::process::{Pid, Signal, kill_process};
@@ -101,19 +101,6 @@ fn an_unhandled_signal_from_outside() {
     }
 }
 
-/// The same command, started by a caller that ignores SIGHUP, as `nohup` does, and blocks SIGUSR1 and a real-time signal.
-fn by_such_a_caller(command: &Command) -> Command {
-    let mut caller = Command::new("/usr/bin/perl");
-    caller.args([
-        "-MPOSIX",
-        "-e",
-        "$SIG{HUP} = 'IGNORE'; sigprocmask(SIG_BLOCK, POSIX::SigSet->new(SIGUSR1, 63)); exec @ARGV",
-        "--",
-    ]);
-    caller.arg(command.get_program()).args(command.get_args());
-    caller
-}
-
 #[test]
 fn what_the_caller_ignores_and_blocks_the_program_does() {
     let Some(case) = perl(
@@ -122,7 +109,8 @@ fn what_the_caller_ignores_and_blocks_the_program_does() {
     ) else {
         return;
     };
-    let session = |command: Command| {
+    let session = |launcher: &Launcher| {
+        let command = by_deaf_caller(&launcher.command(&case));
         let mut running = Running::start(command, Vec::new()).expect("perl can be started");
         assert!(
             running.prints("ready", PATIENCE),
@@ -135,8 +123,7 @@ fn what_the_caller_ignores_and_blocks_the_program_does() {
         let outcome = running.finish(PATIENCE).unwrap_or_else(|error| panic!("{error}"));
         (outcome.text(), outcome.status.shell_code())
     };
-    let told = |launcher: &Launcher| session(by_such_a_caller(&launcher.command(&case)));
-    let native = told(&Launcher::Native);
+    let native = session(&Launcher::Native);
     assert_eq!(native.1, 5, "{}", native.0);
     let wanted = if needs::other_platform().is_some() {
         // A measured machine takes no word of the host's for it. SIGFPE is perl's own doing.
@@ -145,7 +132,7 @@ fn what_the_caller_ignores_and_blocks_the_program_does() {
     } else {
         native
     };
-    assert_eq!(told(&Launcher::under_test()), wanted);
+    assert_eq!(session(&Launcher::under_test()), wanted);
 }
 
 #[test]
@@ -181,6 +168,40 @@ fn a_reader_that_leaves_gives_sigpipe() {
         (status(&Launcher::Native), status(&Launcher::under_test())),
         (141, 141)
     );
+}
+
+/// A service manager ignores SIGPIPE; what it starts is told by EPIPE.
+#[test]
+fn a_reader_that_leaves_gives_epipe_where_the_caller_ignores_sigpipe() {
+    if !needs::plain() {
+        return;
+    }
+    let Some(case) = perl(
+        "print \"ready\\n\"; select undef, undef, undef, 0.01 while print \"more\\n\"; print STDERR \"$!\"; exit 6",
+    ) else {
+        return;
+    };
+    let session = |launcher: &Launcher| {
+        let mut command = by_deaf_caller(&launcher.command(&case));
+        let mut child = command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("perl can be started");
+        let mut line = [0; 6];
+        let mut output = child.stdout.take().expect("a pipe");
+        output.read_exact(&mut line).expect("ready");
+        drop(output);
+        let outcome = child.wait_with_output().expect("it ends");
+        (
+            outcome.status.code(),
+            String::from_utf8_lossy(&outcome.stderr).into_owned(),
+        )
+    };
+    let native = session(&Launcher::Native);
+    assert_eq!(native, (Some(6), "Broken pipe".to_owned()));
+    assert_eq!(session(&Launcher::under_test()), native);
 }
 
 #[test]

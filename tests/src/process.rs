@@ -45,6 +45,24 @@ pub enum RunError {
     },
 }
 
+/// The same command, started by a caller that ignores SIGHUP, as `nohup` does, and SIGPIPE, as service managers do, and blocks
+/// SIGUSR1 and a real-time signal. Needs perl.
+#[must_use]
+pub fn by_deaf_caller(command: &Command) -> Command {
+    let mut caller = Command::new("/usr/bin/perl");
+    caller.args([
+        "-MPOSIX",
+        "-e",
+        "$SIG{$_} = 'IGNORE' for 'HUP', 'PIPE'; sigprocmask(SIG_BLOCK, POSIX::SigSet->new(SIGUSR1, 63)); exec @ARGV",
+        "--",
+    ]);
+    caller.arg(command.get_program()).args(command.get_args());
+    for (name, value) in command.get_envs() {
+        caller.env(name, value.unwrap_or_default());
+    }
+    caller
+}
+
 /// A process that runs.
 pub struct Running {
     child: Child,

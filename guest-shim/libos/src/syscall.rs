@@ -49,6 +49,13 @@ impl Args {
     pub const fn i64(&self, n: usize) -> i64 {
         self.0[n] as i64
     }
+    /// Argument `n` as a place in a file, or the size of one.
+    ///
+    /// # Errors
+    /// EINVAL when it is negative.
+    pub fn offset(&self, n: usize) -> SysResult<u64> {
+        u64::try_from(self.i64(n)).map_err(|_| Errno::EINVAL)
+    }
 }
 
 /// Serves one call.

@@ -11,6 +11,7 @@ use super::folder::{Folder, Name};
 use super::wire::{
     Ask, End, Info, Looked, Received, Reply, Request, VERSION, Where, WireError, receive, send,
 };
+use crate::vm::signals::Inherited;
 
 /// A VM or a context of one: `NAME`, `NAME/CONTEXT`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -141,6 +142,7 @@ impl Connection {
         if let Some(folder) = program.workdir {
             records.put(Tag::Cwd, folder);
         }
+        records.numbers(Tag::Signals, &[program.signals.ignored, program.signals.blocked]);
         let ask = Ask::Exec {
             terminal: program.terminal.is_some(),
             window: program.terminal.unwrap_or_default(),
@@ -164,6 +166,8 @@ pub struct Start<'s> {
     pub workdir: Option<&'s [u8]>,
     /// Rows and columns of the terminal whose other side the streams are.
     pub terminal: Option<[u16; 2]>,
+    /// What it is to find ignored and blocked.
+    pub signals: Inherited,
 }
 
 /// A process that was started.

@@ -279,7 +279,7 @@ impl Member {
 fn check_records(bytes: &[u8]) -> Result<(), String> {
     for record in Records::new(bytes) {
         match record {
-            Ok((Tag::Program | Tag::Arg | Tag::Env | Tag::Cwd, _)) => {}
+            Ok((Tag::Program | Tag::Arg | Tag::Env | Tag::Cwd | Tag::Signals, _)) => {}
             Ok((other, _)) => return Err(format!("{other:?} can't be said of a further process")),
             Err(error) => return Err(format!("the request can't be read: {error:?}")),
         }

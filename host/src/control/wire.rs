@@ -15,7 +15,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 /// Changes with the messages.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 /// Most bytes of a message.
 pub const MESSAGE_MAX: usize = 192 << 10;
 /// Most descriptors of one.
@@ -40,7 +40,7 @@ pub enum Ask {
     /// What it is. Answer: [`Reply::Info`].
     Info,
     /// One more process. With three descriptors, its streams, and records of [`cloak_abi::config`] (program, arguments,
-    /// environment, working directory). Answers: [`Reply::Started`], [`Reply::Ended`]; in between the caller may say more.
+    /// environment, working directory, signals). Answers: [`Reply::Started`], [`Reply::Ended`]; in between the caller may say more.
     Exec {
         /// Its streams are the other side of a terminal.
         terminal: bool,

@@ -109,6 +109,12 @@ pub struct LaunchImage {
 }
 
 impl LaunchImage {
+    /// Its pages in their order, in runs of one kind without gaps, which a launch adds by one call each.
+    pub fn runs(&self) -> impl Iterator<Item = &[Page]> {
+        self.pages
+            .chunk_by(|a, b| a.kind == b.kind && a.gpa + PAGE == b.gpa)
+    }
+
     /// The image of `shim` for `platform`.
     ///
     /// # Errors

@@ -4,6 +4,7 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
+use cloak_abi::layout::PAGE;
 use kvm_bindings::{
     KVM_MEM_GUEST_MEMFD, KVM_MEMORY_ATTRIBUTE_PRIVATE, kvm_enable_cap, kvm_memory_attributes,
     kvm_userspace_memory_region2,
@@ -13,7 +14,8 @@ use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 use super::private::PrivateMemory;
 use super::snp::calls::Backing;
 
-const PAGE: u64 = 4096;
+/// Most times that one call of a launch is made without progress: a signal came, memory was short, or the TDX module was busy.
+pub const TRIES: u32 = 16;
 
 /// The VM, its memory and its vCPUs.
 #[derive(Debug)]
@@ -29,6 +31,20 @@ pub struct ProtectedVm {
 /// The kernel's answer, as the launches take it.
 pub fn errno(error: kvm_ioctls::Error) -> io::Error {
     io::Error::from_raw_os_error(error.errno())
+}
+
+/// Whether the kernel will find `len` bytes at address `at` in `source`, which is all that it may be told to look at.
+///
+/// # Errors
+/// EFAULT, as the kernel's answer to an address that is not there.
+pub fn within(source: &[u8], at: u64, len: Option<u64>) -> io::Result<()> {
+    let offset = at.checked_sub(source.as_ptr() as u64);
+    let end = offset.zip(len).and_then(|(offset, len)| offset.checked_add(len));
+    if end.is_some_and(|end| end <= source.len() as u64) {
+        Ok(())
+    } else {
+        Err(io::Error::from_raw_os_error(libc::EFAULT))
+    }
 }
 
 impl ProtectedVm {
@@ -131,4 +147,29 @@ pub fn slot(
         flags: 0,
     };
     Ok((region, private))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_kernel_is_told_of_no_bytes_outside_the_source() {
+        let source = [0; 4096];
+        let at = source.as_ptr() as u64;
+        for (at, len, inside) in [
+            (at, Some(4096), true),
+            (at + 4095, Some(1), true),
+            (at + 4096, Some(0), true),
+            (at - 1, Some(1), false),
+            (at, Some(4097), false),
+            (at + 4096, Some(1), false),
+            (at + 1, Some(u64::MAX), false),
+            (at, None, false),
+            (0, Some(1), false),
+            (u64::MAX, Some(1), false),
+        ] {
+            assert_eq!(within(&source, at, len).is_ok(), inside, "{at:#x} {len:?}");
+        }
+    }
 }

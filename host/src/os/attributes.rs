@@ -83,7 +83,7 @@ pub fn access(call: &Call<'_>, scratch: &mut Scratch) -> Reply {
         0,
         3,
         Last::from_flags(call.word(2)),
-        resolution(call)?,
+        Resolve::parse(call, 4)?,
         scratch,
     )?;
     sys::access(target.as_fd(), c"", mode, flags | EMPTY_PATH)?;
@@ -97,10 +97,6 @@ pub fn access(call: &Call<'_>, scratch: &mut Scratch) -> Reply {
 fn is_special(fd: BorrowedFd<'_>) -> Result<bool, Errno> {
     let kind = sys::fstat(fd)?.mode() & libc::S_IFMT;
     Ok(!matches!(kind, libc::S_IFREG | libc::S_IFDIR | libc::S_IFLNK))
-}
-
-fn resolution(call: &Call<'_>) -> Result<Resolve, Errno> {
-    Resolve::parse(call, 4)
 }
 
 /// What an operation on an existing object works on.

@@ -144,8 +144,8 @@ pub fn root(directory: OwnedFd, read_only: bool) -> Result<Entry, OsError> {
     Ok(entry)
 }
 
-/// Moves the standard streams to numbers of the table's and leaves `/dev/null` in their places: a number
-/// that is free could become some file of the guest's, and a panic message would end up in it.
+/// Copies of the standard streams, for the table. [`settle`] leaves `/dev/null` in their places: a number that is free could become
+/// some file of the guest's, and a panic message would end up in it.
 fn standard_streams() -> Result<[Entry; 3], Errno> {
     let copy = |fd| rustix::io::fcntl_dupfd_cloexec(fd, 3).and_then(stdio::stream);
     let streams = [

@@ -24,7 +24,6 @@ use rustix::io::Errno;
 use rustix::net::Shutdown;
 
 use super::readiness;
-use super::region::VcpuIndex;
 use super::request::{Answer, Call, Refusal, Reply, Request};
 use super::server::Shared;
 use super::sys;
@@ -162,12 +161,15 @@ pub fn fetch(call: &Call<'_>) -> Reply {
 }
 
 /// Ends a fetch that waits.
-fn cancel(shared: &Shared, entry: &Entry) -> Option<VcpuIndex> {
-    let request = entry.flow().fetch.take()?;
-    Some(answer(shared, &request, Err(Errno::CANCELED)))
+fn cancel(shared: &Shared, entry: &Entry) {
+    let waiting = entry.flow().fetch.take();
+    if let Some(request) = waiting {
+        answer(shared, &request, Err(Errno::CANCELED));
+    }
 }
 
-fn answer(shared: &Shared, request: &Request, result: Result<usize, Errno>) -> VcpuIndex {
+/// Rings nobody: who waits for it is rung for the event that brought it, or asked for its end itself.
+fn answer(shared: &Shared, request: &Request, result: Result<usize, Errno>) {
     let answer = match result {
         Ok(len) => len.into(),
         Err(errno) => Answer {
@@ -177,7 +179,6 @@ fn answer(shared: &Shared, request: &Request, result: Result<usize, Errno>) -> V
     };
     shared.finish(request);
     shared.complete(request, answer);
-    request.vcpu
 }
 
 /// [`cloak_abi::hostop::HostOp::Deliver`]

@@ -5,6 +5,7 @@
 
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -14,6 +15,7 @@ use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
 
 use super::request::{Call, Reply, Scratch};
+use super::table::Entry;
 
 /// Events carry the token and, above it, the guest's number of the file, which is never all ones.
 const DOORBELL: u64 = u64::MAX;
@@ -24,6 +26,12 @@ const NUMBER_SHIFT: u32 = 32;
 const BATCH: usize = 64;
 /// Most files in one [`poll`]: what a buffer holds.
 const POLL_MOST: usize = cloak_abi::ring::BUFFER / 8;
+
+/// The timeout of who does not wait.
+const AT_ONCE: Timespec = Timespec {
+    tv_sec: 0,
+    tv_nsec: 0,
+};
 
 /// What one look at the epoll set brought.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -69,7 +77,7 @@ impl Readiness {
     ) -> Result<Turn, Errno> {
         let mut space = [const { MaybeUninit::uninit() }; BATCH];
         let timeout = timeout.map(|t| Timespec {
-            tv_sec: 0,
+            tv_sec: i64::try_from(t.as_secs()).unwrap_or(i64::MAX),
             tv_nsec: i64::from(t.subsec_nanos()),
         });
         let ready = match epoll::wait(&self.set, &mut space, timeout.as_ref()) {
@@ -115,12 +123,7 @@ pub fn watch(call: &Call<'_>) -> Reply {
 }
 
 /// Registers a file, whose number of the guest's is `number`, if it is not registered under `token`.
-pub fn watch_as(
-    readiness: &Readiness,
-    entry: &super::table::Entry,
-    number: u64,
-    token: u32,
-) -> Result<(), Errno> {
+pub fn watch_as(readiness: &Readiness, entry: &Entry, number: u64, token: u32) -> Result<(), Errno> {
     if entry.is_watched_as(token) {
         return Ok(());
     }
@@ -143,7 +146,7 @@ pub fn watch_as(
 
 /// Ends the watching of a file that is being closed: a request in progress or a duplicate may keep the
 /// open file, and with it the registration, alive.
-pub fn forget(readiness: &Readiness, entry: &super::table::Entry) {
+pub fn forget(readiness: &Readiness, entry: &Entry) {
     if entry.is_watched() {
         // The only failure is that it is not in the set, which is what is wanted.
         let _absent = epoll::delete(&readiness.set, entry);
@@ -169,13 +172,7 @@ pub fn poll(call: &Call<'_>, scratch: &mut Scratch) -> Reply {
         .map(|record| Asked::parse(call, record))
         .collect();
     let mut known: Vec<PollFd<'_>> = asked.iter().filter_map(Asked::known).collect();
-    rustix::event::poll(
-        &mut known,
-        Some(&Timespec {
-            tv_sec: 0,
-            tv_nsec: 0,
-        }),
-    )?;
+    rustix::event::poll(&mut known, Some(&AT_ONCE))?;
     let mut answers = known.iter().map(|fd| fd.revents().bits());
     let mut ready = 0usize;
     for (record, asked) in bytes.chunks_exact_mut(POLLFD).zip(&asked) {
@@ -202,7 +199,7 @@ enum Asked {
     Ignored,
     /// A number that was not given out.
     Unknown,
-    Known(std::sync::Arc<super::table::Entry>, PollFlags),
+    Known(Arc<Entry>, PollFlags),
 }
 
 impl Asked {
@@ -229,11 +226,5 @@ impl Asked {
 /// Whether a file is ready for `events`, without waiting.
 pub fn is_ready(fd: BorrowedFd<'_>, events: PollFlags) -> Result<bool, Errno> {
     let mut fds = [PollFd::from_borrowed_fd(fd, events)];
-    Ok(rustix::event::poll(
-        &mut fds,
-        Some(&Timespec {
-            tv_sec: 0,
-            tv_nsec: 0,
-        }),
-    )? > 0)
+    Ok(rustix::event::poll(&mut fds, Some(&AT_ONCE))? > 0)
 }

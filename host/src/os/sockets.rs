@@ -2,9 +2,11 @@
 
 use std::os::fd::AsFd;
 
+use rustix::event::PollFlags;
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, Protocol, Shutdown, SocketFlags, SocketType};
 
+use super::readiness::is_ready;
 use super::request::{Answer, Call, Reply, Scratch};
 use super::sys::{self, Address, End};
 use super::table::{Entry, Kind};
@@ -101,7 +103,7 @@ pub fn listen(call: &Call<'_>) -> Reply {
 /// [`cloak_abi::hostop::HostOp::Accept`]
 pub fn accept(call: &Call<'_>) -> Reply {
     let entry = call.file(0)?;
-    if entry.kind == Kind::SharedSocket && !super::readiness::is_ready(entry.as_fd(), POLL_IN)? {
+    if entry.kind == Kind::SharedSocket && !is_ready(entry.as_fd(), PollFlags::IN)? {
         return Err(Errno::AGAIN.into());
     }
     let (socket, peer) = sys::accept(entry.as_fd())?;
@@ -110,8 +112,6 @@ pub fn accept(call: &Call<'_>) -> Reply {
     call.buffer().write(peer.bytes());
     Ok(Answer::with(fd as usize, peer.bytes().len() as u64))
 }
-
-const POLL_IN: rustix::event::PollFlags = rustix::event::PollFlags::IN;
 
 /// [`cloak_abi::hostop::HostOp::Shutdown`]
 pub fn shutdown(call: &Call<'_>) -> Reply {

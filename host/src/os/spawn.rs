@@ -120,13 +120,11 @@ pub fn spawn(config: &SpawnConfig<'_>) -> Result<OsService, OsError> {
         rustix::pipe::pipe_with(PipeFlags::CLOEXEC).map_err(OsError::at("making the lifeline"))?;
     let copies = config.copies(lifeline.as_fd(), handover.end())?;
     let program = c"/proc/self/exe".to_owned();
-    let mut arguments = vec![c"cloak-os-service".to_owned()];
-    arguments.extend(
-        [MARK.to_owned()]
-            .into_iter()
-            .chain(handover.arguments())
-            .filter_map(|a| CString::new(a).ok()),
-    );
+    let told = [MARK.to_owned()].into_iter().chain(handover.arguments());
+    let told = told.map(|text| CString::new(text.clone()).map_err(|_| OsError::Argument(text)));
+    let arguments = std::iter::once(Ok(c"cloak-os-service".to_owned()))
+        .chain(told)
+        .collect::<Result<Vec<_>, _>>()?;
     let pid = sys::start(&program, &arguments, &copies, REGION).map_err(OsError::at(
         "starting the service (posix_spawn of /proc/self/exe)",
     ))?;

@@ -11,7 +11,7 @@ use super::table::{Entry, Kind};
 
 /// Major number of the memory devices (`/dev/null`, `/dev/zero`), which never make anybody wait.
 const MEMORY_DEVICES: u32 = 1;
-/// Minor-0 device that makes a new terminal each time it is opened, `/dev/ptmx`.
+/// The device that makes a new terminal each time it is opened, `/dev/ptmx`: major and minor number.
 const PTMX: (u32, u32) = (5, 2);
 
 /// Finds out how a stream can be used without changing it for those we share it with.

@@ -18,7 +18,7 @@ use super::readiness::is_ready;
 use super::region::Buffer;
 use super::request::{Answer, Call, Place, Refusal, Reply};
 use super::sys::{self, Address};
-use super::table::{Caching, Entry, Kind};
+use super::table::{Entry, Kind};
 use super::terminal;
 
 /// A write that takes longer than this was made to wait.
@@ -59,13 +59,13 @@ fn read_when_ready(entry: &Entry, out: &Buffer<'_>) -> Result<usize, Refusal> {
 /// Reads a regular file at its position.
 fn read_file(call: &Call<'_>, entry: &Entry, out: &Buffer<'_>) -> Result<usize, Refusal> {
     call.may_be_remote(entry)?;
-    if call.place == Place::Worker || entry.caching() == Caching::Unknown {
+    if call.place == Place::Worker || !entry.may_know_nowait() {
         return Ok(sys::read(entry.as_fd(), out)?);
     }
     let len = match sys::read_nowait(entry.as_fd(), out, -1) {
         Err(Errno::AGAIN) => return Err(Refusal::Defer),
         Err(Errno::OPNOTSUPP) => {
-            entry.knows_no_caching();
+            entry.knows_no_nowait();
             return Ok(sys::read(entry.as_fd(), out)?);
         }
         other => other?,
@@ -74,7 +74,7 @@ fn read_file(call: &Call<'_>, entry: &Entry, out: &Buffer<'_>) -> Result<usize, 
         return Ok(len);
     }
     // The end of the file, or of what is cached. The position has moved, so this can't start again on a
-    // worker; programs do not expect short reads of files.
+    // worker; programs do not expect short reads of files. An error here comes again at the next read.
     let rest = out.part(len, out.len() - len)?;
     Ok(len + sys::read(entry.as_fd(), &rest).unwrap_or(0))
 }
@@ -85,7 +85,7 @@ pub fn pread(call: &Call<'_>) -> Reply {
     let out = call.data(1)?;
     let offset = call.offset(2)?;
     call.may_be_remote(&entry)?;
-    if call.place == Place::Worker || entry.kind != Kind::Regular || entry.caching() == Caching::Unknown {
+    if call.place == Place::Worker || entry.kind != Kind::Regular || !entry.may_know_nowait() {
         return Ok(sys::pread(entry.as_fd(), &out, offset)?.into());
     }
     match sys::read_nowait(entry.as_fd(), &out, offset) {
@@ -93,7 +93,7 @@ pub fn pread(call: &Call<'_>) -> Reply {
         Ok(len) if ends(&entry, offset, len)? => Ok(len.into()),
         Ok(_) | Err(Errno::AGAIN) => Err(Refusal::Defer),
         Err(Errno::OPNOTSUPP) => {
-            entry.knows_no_caching();
+            entry.knows_no_nowait();
             Ok(sys::pread(entry.as_fd(), &out, offset)?.into())
         }
         Err(errno) => Err(errno.into()),

@@ -35,16 +35,6 @@ pub enum Kind {
     SharedDevice,
 }
 
-/// What `RWF_NOWAIT` does on a file.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[repr(u8)]
-pub enum Caching {
-    /// Not tried yet, or works.
-    Known = 0,
-    /// The file system does not know it, and keeps its files in memory or on a local disk.
-    Unknown = 1,
-}
-
 /// Writes in a row that go to a worker after one that took long.
 const SLOW_WRITES: u8 = 32;
 
@@ -68,7 +58,8 @@ pub struct Entry {
     watched: AtomicU64,
     /// Close may wait for the peer.
     pub lingers: AtomicBool,
-    caching: AtomicU8,
+    /// Its file system does not know `RWF_NOWAIT`, and keeps its files in memory or on a local disk.
+    knows_no_nowait: AtomicBool,
     slow_writes: AtomicU8,
     flow: Mutex<Flow>,
 }
@@ -89,7 +80,7 @@ impl Entry {
             device: 0,
             watched: AtomicU64::new(UNWATCHED),
             lingers: AtomicBool::new(false),
-            caching: AtomicU8::new(Caching::Known as u8),
+            knows_no_nowait: AtomicBool::new(false),
             slow_writes: AtomicU8::new(0),
             flow: Mutex::default(),
         }
@@ -116,17 +107,14 @@ impl Entry {
         self.watched.load(Ordering::Relaxed) == u64::from(token)
     }
 
-    /// What `RWF_NOWAIT` does here.
-    pub fn caching(&self) -> Caching {
-        match self.caching.load(Ordering::Relaxed) {
-            0 => Caching::Known,
-            _ => Caching::Unknown,
-        }
+    /// Whether `RWF_NOWAIT` may be tried here.
+    pub fn may_know_nowait(&self) -> bool {
+        !self.knows_no_nowait.load(Ordering::Relaxed)
     }
 
     /// `RWF_NOWAIT` was refused.
-    pub fn knows_no_caching(&self) {
-        self.caching.store(Caching::Unknown as u8, Ordering::Relaxed);
+    pub fn knows_no_nowait(&self) {
+        self.knows_no_nowait.store(true, Ordering::Relaxed);
     }
 
     /// Whether writes are slow at the moment (the disk is behind and Linux makes writers wait). Counts
@@ -156,7 +144,7 @@ impl Entry {
         copy.terminal = self.terminal;
         copy.device = self.device;
         copy.lingers = AtomicBool::new(self.lingers.load(Ordering::Relaxed));
-        copy.caching = AtomicU8::new(self.caching.load(Ordering::Relaxed));
+        copy.knows_no_nowait = AtomicBool::new(self.knows_no_nowait.load(Ordering::Relaxed));
         Ok(copy)
     }
 }

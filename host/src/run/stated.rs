@@ -20,6 +20,7 @@ use cloak_manifest::{Digest, Identity, Manifest, ManifestDigests, ManifestError,
 
 use crate::platform::Machine;
 
+use super::configuration;
 use super::{Anchor, Environment, Network, Protected, Published, RunOptions, Volume, VolumeKey};
 
 /// What the one who starts a context may say about it beside its manifest.
@@ -385,9 +386,9 @@ pub fn of_options(options: &RunOptions, program: &std::path::Path, vcpus: usize)
         program: Program {
             path: text(program),
             args: Vec::new(),
-            workdir: text(&super::workdir(options)),
+            workdir: text(&configuration::workdir(options)),
             environment: BTreeMap::new(),
-            untrusted_environment: super::environment(&options.environment)
+            untrusted_environment: configuration::environment(&options.environment)
                 .iter()
                 .filter_map(|variable| {
                     String::from_utf8(variable.split(|b| *b == b'=').next()?.to_vec()).ok()

@@ -15,14 +15,16 @@ use super::anchors::Anchors;
 use super::clock::Clock;
 use super::error::{Step, VmError};
 use super::exec::Execs;
+use super::fill::Below;
 use super::load::Placed;
 use super::phases::Phases;
 use super::resident::Paging;
+use super::running::Event;
 use super::shared::SharedRegion;
 use super::signals::Reach;
 use super::ticker::Ticker;
 use super::vcpu::{Handle, Runner};
-use super::{Below, Border, Ended, Event, Outcome, Statistics};
+use super::{Border, Ended, Outcome, Statistics};
 use crate::platform::GuestRam;
 
 /// A context.

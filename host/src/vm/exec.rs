@@ -13,9 +13,10 @@ use cloak_abi::config::{Tag, Writer};
 use cloak_abi::exec::{EXECS, ExecPage, HEAD_LEN, LEN, REQUEST_MAX, exec_flags};
 use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
 
+use super::Outcome;
+use super::border::eventfd;
 use super::error::VmError;
 use super::signals::{Reach, notify};
-use super::{Outcome, eventfd};
 use crate::os::handed::{self, Streams};
 
 /// How long the libos may take to take a request over. It does so at its next look outside, a time slice away at most; a

@@ -71,7 +71,7 @@ impl Measured {
         })
     }
 
-    /// Launches an SNP guest. Gives where its first vCPU starts, and what the monitor has to know of the context.
+    /// Launches an SNP guest.
     ///
     /// # Errors
     /// [`VmError::Snp`]: which step, and why.
@@ -82,7 +82,7 @@ impl Measured {
         cpuid: &CpuId,
         tsc_khz: u64,
         certificates: bool,
-    ) -> Result<(snp::Launched<C>, u64, Placed), VmError> {
+    ) -> Result<snp::Launched<C>, VmError> {
         let options = snp::Options {
             policy: snp::POLICY,
             vcpus: context.vcpus as u32,
@@ -93,8 +93,7 @@ impl Measured {
             certificates,
         };
         let guest = snp::Configured::new(calls, self.image.clone(), options)?;
-        let guest = guest.start()?.back(&self.private)?.add()?.vcpus()?.finish()?;
-        Ok((guest, self.image.first.rip, self.placed(context)))
+        Ok(guest.start()?.back(&self.private)?.add()?.vcpus()?.finish()?)
     }
 
     /// The same for a TDX domain.
@@ -106,7 +105,7 @@ impl Measured {
         calls: C,
         context: &ContextOptions,
         tsc_khz: u64,
-    ) -> Result<(tdx::Finalized<C>, u64, Placed), VmError> {
+    ) -> Result<tdx::Finalized<C>, VmError> {
         let options = tdx::Options {
             attributes: SEPT_VE_DISABLE,
             vcpus: context.vcpus as u32,
@@ -114,8 +113,7 @@ impl Measured {
             parameters: self.parameters(context, tsc_khz)?,
         };
         let domain = tdx::Configured::new(calls, self.image.clone(), options)?;
-        let domain = domain.init()?.vcpus()?.back(&self.private)?.add()?.finalize()?;
-        Ok((domain, self.image.first.rip, self.placed(context)))
+        Ok(domain.init()?.vcpus()?.back(&self.private)?.add()?.finalize()?)
     }
 
     /// Leaves the configuration where the guest takes it; gives the page of parameters.
@@ -144,7 +142,13 @@ impl Measured {
         Ok(page)
     }
 
-    fn placed(&self, context: &ContextOptions) -> Placed {
+    /// Where the first vCPU starts.
+    pub fn entry(&self) -> u64 {
+        self.image.first.rip
+    }
+
+    /// What the monitor has to know of the context.
+    pub fn placed(&self, context: &ContextOptions) -> Placed {
         let config_len = context.config.len() as u64;
         let (low, high) = ram::split(self.ram);
         let beyond = cloak_abi::layout::HOLE_END;

@@ -2,7 +2,7 @@
 //! takes them and leaves them in the shared header.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use cloak_abi::ring::TYPED;
 use cloak_abi::vcpu::VcpuState;
@@ -46,48 +46,79 @@ pub struct Inherited {
     pub blocked: u64,
 }
 
+impl Inherited {
+    /// What this process had of its caller: to be asked before it changes any of it.
+    #[must_use]
+    pub fn now() -> Self {
+        // SAFETY: only asks; a zeroed sigset_t is space for the answer.
+        let mask = unsafe {
+            let mut mask: libc::sigset_t = std::mem::zeroed();
+            libc::pthread_sigmask(libc::SIG_BLOCK, std::ptr::null(), &raw mut mask);
+            mask
+        };
+        Self {
+            ignored: bits(|signal| match signal {
+                libc::SIGPIPE => PIPE_IGNORED.load(Ordering::Relaxed),
+                other => is_ignored(other),
+            }),
+            // SAFETY: only reads a valid set.
+            blocked: bits(|signal| unsafe { libc::sigismember(&raw const mask, signal) } == 1),
+        }
+    }
+}
+
+/// Whether the caller ignores SIGPIPE.
+static PIPE_IGNORED: AtomicBool = AtomicBool::new(false);
+
+/// Rust's start-up ignores SIGPIPE before `main`. What the caller had is to be seen before that only, and the C library calls
+/// what stands here earlier.
+#[used]
+// SAFETY: the section holds addresses of functions, and this one needs nothing that is set up later.
+#[unsafe(link_section = ".init_array")]
+static BEFORE_START: extern "C" fn() = {
+    extern "C" fn look() {
+        PIPE_IGNORED.store(is_ignored(libc::SIGPIPE), Ordering::Relaxed);
+    }
+    look
+};
+
 /// Blocks the forwarded signals in the calling thread, and so in all that it starts, whatever the caller had blocked; gives
 /// the kick signal its empty handler, and SIGCHLD what waiting for the OS service needs. To be called before any thread is
 /// started. Gives what the program is to find.
 pub fn block() -> Inherited {
     extern "C" fn nothing(_: libc::c_int) {}
     let handler: extern "C" fn(libc::c_int) = nothing;
-    let ignored = ignored();
+    let inherited = Inherited::now();
     // SAFETY: a zeroed sigaction is valid; the handler does nothing, so it is async-signal-safe. It
-    // interrupts KVM_RUN because SA_RESTART is not set. A zeroed sigset_t is space for the former one.
+    // interrupts KVM_RUN because SA_RESTART is not set.
     unsafe {
         let mut action: libc::sigaction = std::mem::zeroed();
         libc::sigaction(libc::SIGCHLD, &raw const action, std::ptr::null_mut());
         action.sa_sigaction = handler as usize;
         libc::sigaction(KICK_SIGNAL, &raw const action, std::ptr::null_mut());
-        let mut former: libc::sigset_t = std::mem::zeroed();
-        libc::pthread_sigmask(libc::SIG_SETMASK, &raw const *set().as_ref(), &raw mut former);
-        let is_blocked = |signal| libc::sigismember(&raw const former, signal) == 1;
-        Inherited {
-            ignored,
-            blocked: bits(is_blocked),
-        }
+        libc::pthread_sigmask(
+            libc::SIG_SETMASK,
+            &raw const *set().as_ref(),
+            std::ptr::null_mut(),
+        );
     }
+    inherited
 }
 
-/// Those that the caller ignores. Not SIGPIPE: Rust's start-up ignores it before any code of ours runs, so what the caller
-/// had is not known.
-fn ignored() -> u64 {
-    bits(|signal| {
-        // Handler, flags, restorer, mask. The C library's own call tells nothing of the two signals that it keeps for itself.
-        let mut action = [0usize; 4];
-        // SAFETY: only asks, and there is room for the answer.
-        unsafe {
-            libc::syscall(
-                libc::SYS_rt_sigaction,
-                signal,
-                std::ptr::null::<usize>(),
-                action.as_mut_ptr(),
-                size_of::<u64>(),
-            )
-        };
-        signal != libc::SIGPIPE && action[0] == libc::SIG_IGN
-    })
+fn is_ignored(signal: libc::c_int) -> bool {
+    // Handler, flags, restorer, mask. The C library's own call tells nothing of the two signals that it keeps for itself.
+    let mut action = [0usize; 4];
+    // SAFETY: only asks, and there is room for the answer.
+    unsafe {
+        libc::syscall(
+            libc::SYS_rt_sigaction,
+            signal,
+            std::ptr::null::<usize>(),
+            action.as_mut_ptr(),
+            size_of::<u64>(),
+        )
+    };
+    action[0] == libc::SIG_IGN
 }
 
 fn bits(has: impl Fn(libc::c_int) -> bool) -> u64 {

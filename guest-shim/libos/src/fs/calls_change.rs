@@ -95,12 +95,7 @@ fn change_open(
         return Ok(0);
     }
     let number = open.file.host_fd().ok_or(Errno::EPERM)?;
-    let at = At {
-        dir: u64::from(number),
-        path: b"",
-        how: 0,
-    };
-    host(at, true)?;
+    host(At::itself(number.into()), true)?;
     inotify::happened_to(open, event::ATTRIB);
     Ok(0)
 }
@@ -306,12 +301,8 @@ fn utimensat(args: &Args) -> SysResult {
     change_times(args.i32(0), &path_argument(args.u64(1))?, times, flags)
 }
 
-fn size(args: &Args, n: usize) -> SysResult<u64> {
-    u64::try_from(args.i64(n)).map_err(|_| Errno::EINVAL)
-}
-
 fn truncate(args: &Args) -> SysResult {
-    let size = size(args, 1)?;
+    let size = args.offset(1)?;
     let path = path_argument(args.u64(0))?;
     // Opening checks what is to be checked: permission, kind, read-only mounts.
     let flags = O_WRONLY | O_NONBLOCK | inotify::UNNOTICED;
@@ -353,17 +344,8 @@ pub fn punch(open: &OpenFile, offset: u64, len: u64) -> SysResult<()> {
     Ok(())
 }
 
-fn writer(number: i32) -> SysResult<Arc<OpenFile>> {
-    let open = fd::get(number)?;
-    if open.writable() {
-        Ok(open)
-    } else {
-        Err(Errno::EBADF)
-    }
-}
-
 fn ftruncate(args: &Args) -> SysResult {
-    let size = size(args, 1)?;
+    let size = args.offset(1)?;
     let open = fd::get(args.i32(0))?;
     if !open.writable() {
         return Err(if open.flags() & O_PATH != 0 {
@@ -376,8 +358,8 @@ fn ftruncate(args: &Args) -> SysResult {
 }
 
 fn fallocate(args: &Args) -> SysResult {
-    let open = writer(args.i32(0))?;
-    let (offset, len) = (size(args, 2)?, size(args, 3)?);
+    let open = fd::writer(args.i32(0))?;
+    let (offset, len) = (args.offset(2)?, args.offset(3)?);
     if len == 0 {
         return Err(Errno::EINVAL);
     }
@@ -442,8 +424,8 @@ fn sync_file_range(args: &Args) -> SysResult {
     if args.u32(3) & !7 != 0 {
         return Err(Errno::EINVAL);
     }
-    size(args, 1)?;
-    size(args, 2)?;
+    args.offset(1)?;
+    args.offset(2)?;
     synced(args.i32(0), true)
 }
 

@@ -1,7 +1,5 @@
 //! System calls that move data: `read`, `write` and their vectored and positioned forms, `lseek`.
 
-use alloc::sync::Arc;
-
 use super::flags::O_APPEND;
 use super::inotify::{self, event};
 use super::{OpenFile, fd, size_limit};
@@ -34,24 +32,6 @@ fn restartable<T>(result: SysResult<T>) -> SysResult<T> {
     result.map_err(|e| if e == Errno::EINTR { Errno::ERESTARTSYS } else { e })
 }
 
-fn reader(number: i32) -> SysResult<Arc<OpenFile>> {
-    let open = fd::get(number)?;
-    if open.readable() {
-        Ok(open)
-    } else {
-        Err(Errno::EBADF)
-    }
-}
-
-fn writer(number: i32) -> SysResult<Arc<OpenFile>> {
-    let open = fd::get(number)?;
-    if open.writable() {
-        Ok(open)
-    } else {
-        Err(Errno::EBADF)
-    }
-}
-
 /// Tells who watches the file.
 pub(super) fn was_read(open: &OpenFile, bytes: usize) -> u64 {
     if bytes > 0 {
@@ -77,27 +57,23 @@ fn do_write(open: &OpenFile, from: &mut Buf) -> SysResult {
     restartable(open.file.write(open, from)).map(|n| was_written(open, n))
 }
 
-fn offset(args: &Args, n: usize) -> SysResult<u64> {
-    u64::try_from(args.i64(n)).map_err(|_| Errno::EINVAL)
-}
-
 fn read(args: &Args) -> SysResult {
-    let open = reader(args.i32(0))?;
+    let open = fd::reader(args.i32(0))?;
     do_read(&open, &mut Buf::user(args.u64(1), args.usize(2))?)
 }
 
 fn write(args: &Args) -> SysResult {
-    let open = writer(args.i32(0))?;
+    let open = fd::writer(args.i32(0))?;
     do_write(&open, &mut Buf::user(args.u64(1), args.usize(2))?)
 }
 
 fn readv(args: &Args) -> SysResult {
-    let open = reader(args.i32(0))?;
+    let open = fd::reader(args.i32(0))?;
     do_read(&open, &mut Buf::user_vector(args.u64(1), args.usize(2))?)
 }
 
 fn writev(args: &Args) -> SysResult {
-    let open = writer(args.i32(0))?;
+    let open = fd::writer(args.i32(0))?;
     do_write(&open, &mut Buf::user_vector(args.u64(1), args.usize(2))?)
 }
 
@@ -122,22 +98,22 @@ fn write_at(open: &OpenFile, offset: u64, from: &mut Buf) -> SysResult {
 }
 
 fn pread64(args: &Args) -> SysResult {
-    let (open, offset) = (reader(args.i32(0))?, offset(args, 3)?);
+    let (open, offset) = (fd::reader(args.i32(0))?, args.offset(3)?);
     read_at(&open, offset, &mut Buf::user(args.u64(1), args.usize(2))?)
 }
 
 fn pwrite64(args: &Args) -> SysResult {
-    let (open, offset) = (writer(args.i32(0))?, offset(args, 3)?);
+    let (open, offset) = (fd::writer(args.i32(0))?, args.offset(3)?);
     write_at(&open, offset, &mut Buf::user(args.u64(1), args.usize(2))?)
 }
 
 fn preadv(args: &Args) -> SysResult {
-    let (open, offset) = (reader(args.i32(0))?, offset(args, 3)?);
+    let (open, offset) = (fd::reader(args.i32(0))?, args.offset(3)?);
     read_at(&open, offset, &mut Buf::user_vector(args.u64(1), args.usize(2))?)
 }
 
 fn pwritev(args: &Args) -> SysResult {
-    let (open, offset) = (writer(args.i32(0))?, offset(args, 3)?);
+    let (open, offset) = (fd::writer(args.i32(0))?, args.offset(3)?);
     write_at(&open, offset, &mut Buf::user_vector(args.u64(1), args.usize(2))?)
 }
 
@@ -157,14 +133,14 @@ fn pwritev2(args: &Args) -> SysResult {
     if flags & !(RWF_HIPRI | RWF_DSYNC | RWF_SYNC | RWF_APPEND) != 0 {
         return Err(Errno::EOPNOTSUPP);
     }
-    let open = writer(args.i32(0))?;
+    let open = fd::writer(args.i32(0))?;
     let mut from = Buf::user_vector(args.u64(1), args.usize(2))?;
     let done = if flags & RWF_APPEND != 0 {
         append(&open, &mut from)?
     } else if args.i64(3) == -1 {
         do_write(&open, &mut from)?
     } else {
-        write_at(&open, offset(args, 3)?, &mut from)?
+        write_at(&open, args.offset(3)?, &mut from)?
     };
     if flags & (RWF_DSYNC | RWF_SYNC) != 0 {
         open.file.sync(flags & RWF_SYNC == 0)?;

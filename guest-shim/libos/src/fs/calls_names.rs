@@ -208,8 +208,8 @@ fn move_name(from: (i32, &[u8]), to: (i32, &[u8]), flags: u32) -> SysResult {
             (Place::Host(source), Place::Host(target)) => {
                 let directory = inotify::watched() && is_host_directory(source);
                 hostops::rename(source.at(), target.at(), flags)?;
-                host_fifos::renamed(&source.path, &target.path);
                 let exchanged = flags & RENAME_EXCHANGE != 0;
+                host_fifos::renamed(&source.path, &target.path, exchanged);
                 inotify::renamed(&source.path, &target.path, directory, exchanged);
                 Ok(0)
             }
@@ -317,11 +317,7 @@ fn link_open(from: i32, to: (i32, &[u8])) -> SysResult {
         Place::Node(target) => link_open_node(&open, target),
         Place::Host(target) => {
             let fd = open.file.host_fd().ok_or(Errno::EXDEV)?;
-            let source = hostops::At {
-                dir: u64::from(fd),
-                path: b"",
-                how: 0,
-            };
+            let source = hostops::At::itself(fd.into());
             hostops::link(source, target.at(), AT_EMPTY_PATH)?;
             inotify::made(&target.path, false);
             Ok(0)

@@ -71,14 +71,11 @@ fn statx_open(dirfd: i32, flags: u32, mask: u32) -> SysResult<Statx> {
     }
     let open = fd::get(dirfd)?;
     match open.file.host_fd() {
-        Some(number) if mask & !STATX_BASIC != 0 && open.file.node().is_none() => {
-            let at = At {
-                dir: u64::from(number),
-                path: b"",
-                how: 0,
-            };
-            hostops::statx(at, AT_EMPTY_PATH | flags & AT_STATX_SYNC, mask)
-        }
+        Some(number) if mask & !STATX_BASIC != 0 && open.file.node().is_none() => hostops::statx(
+            At::itself(number.into()),
+            AT_EMPTY_PATH | flags & AT_STATX_SYNC,
+            mask,
+        ),
         _ => open.file.stat().map(|s| attributes::statx_of(&s)),
     }
 }

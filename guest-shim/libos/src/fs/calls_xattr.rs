@@ -63,14 +63,7 @@ fn on<T>(
     on_node: impl Fn(&dyn Node, bool) -> SysResult<T>,
 ) -> SysResult<T> {
     match subject {
-        Subject::Host(dir) => host(
-            At {
-                dir: *dir,
-                path: b"",
-                how: 0,
-            },
-            true,
-        ),
+        Subject::Host(dir) => host(At::itself(*dir), true),
         Subject::Node(node) => on_node(&**node, false),
         Subject::Path(path, last) => walk::with_object(AT_FDCWD, path, *last, |place| match place {
             Place::Host(place) => host(place.at(), *last == Last::Follow),

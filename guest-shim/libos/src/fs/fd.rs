@@ -309,3 +309,19 @@ impl FdTable {
 pub fn get(fd: i32) -> SysResult<Arc<OpenFile>> {
     Process::current().files.get(fd)
 }
+
+/// The same, if it was opened for reading.
+///
+/// # Errors
+/// EBADF.
+pub fn reader(fd: i32) -> SysResult<Arc<OpenFile>> {
+    Some(get(fd)?).filter(|open| open.readable()).ok_or(Errno::EBADF)
+}
+
+/// The same, if it was opened for writing.
+///
+/// # Errors
+/// EBADF.
+pub fn writer(fd: i32) -> SysResult<Arc<OpenFile>> {
+    Some(get(fd)?).filter(|open| open.writable()).ok_or(Errno::EBADF)
+}

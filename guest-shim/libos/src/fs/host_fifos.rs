@@ -14,6 +14,7 @@ use super::flags::{O_CREAT, O_EXCL, O_PATH, S_IFIFO, S_IFMT};
 use super::hostops;
 use super::node;
 use super::open::wanted;
+use super::path;
 use super::pipe::Pipe;
 use super::walk::HostPlace;
 use crate::errno::{Errno, SysResult};
@@ -39,11 +40,21 @@ pub fn removed(path: &[u8]) {
     MADE.lock().retain(|fifo| fifo.path != path);
 }
 
-/// The name is another one now.
-pub fn renamed(from: &[u8], to: &[u8]) {
+/// The name is another one now, and so are those below it. What was at `to` is gone, or has been exchanged for it.
+pub fn renamed(from: &[u8], to: &[u8], exchanged: bool) {
+    if from == to {
+        return;
+    }
     let mut all = MADE.lock();
-    if let Some(fifo) = all.iter_mut().find(|fifo| fifo.path == from) {
-        fifo.path = to.to_vec();
+    if !exchanged {
+        all.retain(|fifo| fifo.path != to);
+    }
+    for fifo in &mut *all {
+        let there = path::moved(&fifo.path, from, to);
+        let back = || path::moved(&fifo.path, to, from).filter(|_| exchanged);
+        if let Some(path) = there.or_else(back) {
+            fifo.path = path;
+        }
     }
 }
 
@@ -70,4 +81,41 @@ pub fn open(place: &HostPlace, flags: u32) -> Option<SysResult<Arc<dyn File>>> {
             .map_err(|_| Errno::EACCES)
             .and_then(|()| pipe.open(flags, None)),
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn made_at(path: &[u8]) -> Arc<Pipe> {
+        let pipe = Pipe::new(false);
+        MADE.lock().push(Made {
+            path: path.to_vec(),
+            pipe: pipe.clone(),
+        });
+        pipe
+    }
+
+    fn is_at(path: &[u8], pipe: &Arc<Pipe>) -> bool {
+        let all = MADE.lock();
+        let found: Vec<_> = all.iter().filter(|fifo| fifo.path == path).collect();
+        matches!(found[..], [one] if Arc::ptr_eq(&one.pipe, pipe))
+    }
+
+    #[test]
+    fn a_name_that_moves_takes_its_fifo_along_and_leaves_none_behind() {
+        let (one, other) = (made_at(b"/fifos/a"), made_at(b"/fifos/b"));
+        renamed(b"/fifos/a", b"/fifos/a", false);
+        assert!(is_at(b"/fifos/a", &one));
+        renamed(b"/fifos/a", b"/fifos/b", true);
+        assert!(is_at(b"/fifos/b", &one) && is_at(b"/fifos/a", &other));
+        renamed(b"/fifos/b", b"/fifos/a", false);
+        assert!(is_at(b"/fifos/a", &one));
+        assert!(MADE.lock().iter().all(|fifo| fifo.path != b"/fifos/b"));
+        renamed(b"/fifos", b"/elsewhere", false);
+        assert!(is_at(b"/elsewhere/a", &one));
+        renamed(b"/else", b"/other", false);
+        assert!(is_at(b"/elsewhere/a", &one), "another name that begins alike");
+        removed(b"/elsewhere/a");
+    }
 }

@@ -333,10 +333,10 @@ impl File for HostFile {
     fn truncate(&self, size: u64) -> SysResult<()> {
         hostops::plain(HostOp::Truncate, &self.fd, size, 0, 0)?;
         read_cache::changed(self.key);
-        match shared_pages::find(self.key) {
-            Some(pages) => pages.resize(size),
-            None => Ok(()),
+        if let Some(pages) = shared_pages::find(self.key) {
+            pages.resize(size);
         }
+        Ok(())
     }
 
     fn sync(&self, data_only: bool) -> SysResult<()> {
@@ -352,7 +352,7 @@ impl File for HostFile {
         hostops::plain(HostOp::Allocate, &self.fd, u64::from(mode), offset, len)?;
         read_cache::changed(self.key);
         if let Some(pages) = shared_pages::find(self.key) {
-            pages.resize(hostops::fstat(&self.fd)?.size as u64)?;
+            pages.resize(hostops::fstat(&self.fd)?.size as u64);
             pages.reload(
                 offset,
                 if mode & !3 == 0 {

@@ -29,11 +29,11 @@ pub struct At<'a> {
 }
 
 impl<'a> At<'a> {
-    /// The file behind a descriptor itself.
+    /// What a descriptor stands for itself.
     #[must_use]
-    pub const fn itself(fd: &HostFd) -> At<'static> {
+    pub const fn itself(number: u64) -> At<'static> {
         At {
-            dir: fd.number(),
+            dir: number,
             path: b"",
             how: 0,
         }

@@ -3,18 +3,19 @@
 //! | module | concept |
 //! |---|---|
 //! | [`fd`], [`mod@file`] | descriptors, open files, what they can refer to |
-//! | [`mount`], [`walk`], [`path`] | the name space: mounts, path resolution |
+//! | [`mount`], [`walk`], [`path`], `context` | the name space: mounts, path resolution, working directory |
 //! | [`open`], [`mod@init`] | from paths to open files; boot |
 //! | [`hostops`], [`hostfd`] | operations of the OS service, checked |
-//! | [`hostfile`], [`hostdir`], [`hoststream`], [`tty`], [`jobs`], [`shared_pages`] | the host's files |
+//! | [`hostfile`], [`hostdir`], [`hoststream`], `host_fifos`, [`tty`], [`jobs`], [`shared_pages`] | the host's files |
+//! | `name_cache`, `open_cache`, [`read_cache`] | what the host said and gave, believed for a second |
 //! | [`node`], [`nodedir`], [`tmpfs`], [`devfs`], [`synth`], [`special`] | file systems in the guest |
 //! | [`pty`] | pseudo-terminals |
 //! | [`overlay`] | a host tree with changes in guest memory |
 //! | [`protected`] | volumes that the host keeps and can't read |
 //! | [`measured`] | files that the host keeps and can't change |
-//! | [`locks`], [`readiness`], [`attributes`], [`dirent`], [`flags`] | what they share |
+//! | [`locks`], [`readiness`], [`attributes`], [`dirent`], [`flags`], [`size_limit`], `pathfile` | what they share |
 //! | [`poll`], [`epoll`], [`hostlink`] | waiting for many files |
-//! | [`pipe`], [`eventfd`], [`inotify`], [`timerfd`], [`signalfd`], [`anon`] | what is no file of a file system |
+//! | [`pipe`], [`eventfd`], [`inotify`], [`timerfd`], [`signalfd`], [`anon`], [`certificates`] | what is no file of a file system |
 //! | [`providers`], [`signals`] | what files need to know of the rest of the libos |
 //! | `calls_*` | system calls |
 

@@ -256,15 +256,7 @@ pub fn root_device(root: u64) -> SysResult<u64> {
     if let Some((_, device)) = ROOT_DEVICES.lock().iter().find(|(r, _)| *r == root) {
         return Ok(*device);
     }
-    let statx = hostops::statx(
-        At {
-            dir: root,
-            path: b"",
-            how: 0,
-        },
-        super::flags::AT_EMPTY_PATH,
-        0x7ff,
-    )?;
+    let statx = hostops::statx(At::itself(root), super::flags::AT_EMPTY_PATH, 0x7ff)?;
     let device = super::attributes::stat_of(&statx).dev;
     ROOT_DEVICES.lock().push((root, device));
     Ok(device)

@@ -18,11 +18,10 @@ use super::hostops;
 use super::hoststream::HostStream;
 use super::inotify::{self, event};
 use super::node::{self, New, Node};
-use super::open_cache::{self, Asked, Opened, Sharing};
+use super::open_cache::{self, Asked, Fresh, Sharing};
 use super::pathfile::PathFile;
-use super::read_cache::believed_until;
 use super::walk::{self, HostPlace, Last, Links, NodePlace, Place, Start};
-use super::{OpenFile, path};
+use super::{OpenFile, path, shared_pages};
 use crate::errno::{Errno, SysResult};
 use crate::host::Request;
 use crate::process::Process;
@@ -119,18 +118,10 @@ fn open_host(place: &HostPlace, flags: u32, mode: u32) -> SysResult<Arc<OpenFile
     }
     let directory = if place.must_be_directory { O_DIRECTORY } else { 0 };
     let asked = flags & HOST_FLAGS | directory;
-    let opening = Asked {
-        dir: &place.dir,
-        path: &place.name,
-        how: place.how,
-        flags: asked,
-    };
-    let only_read = place.read_only && asked & !O_NOFOLLOW == 0;
     let opened = |file| OpenFile::new(file, flags & !CREATION_FLAGS, place.path.clone());
-    if only_read && let Some(known) = open_cache::known(&opening, Sharing::One) {
-        return Ok(opened(Arc::new(HostFile::read_only(known, flags))));
+    if place.read_only && asked & !O_NOFOLLOW == 0 {
+        return open_only_read(place, asked).map(opened);
     }
-    let until = believed_until();
     let (fd, stat) = match hostops::open(place.at(), asked, mode) {
         // On a read-only mount what exists can be opened with O_CREAT all the same.
         Err(Errno::EROFS) if flags & (O_CREAT | O_EXCL | O_TRUNC | O_ACCMODE) == O_CREAT => {
@@ -140,28 +131,29 @@ fn open_host(place: &HostPlace, flags: u32, mode: u32) -> SysResult<Arc<OpenFile
         result => result?,
     };
     let truncates = flags & O_TRUNC != 0 && stat.mode & S_IFMT == S_IFREG;
-    if truncates {
-        truncated(&stat)?;
+    if truncates && let Some(pages) = shared_pages::find((stat.dev, stat.ino)) {
+        pages.resize(0);
     }
-    let open = opened(if only_read && Opened::has_content(&stat) {
-        let known = Opened::new(fd, stat, until);
-        open_cache::keep(&opening, known.clone());
-        Arc::new(HostFile::read_only(known, flags))
-    } else {
-        host_file(fd, &stat, flags)
-    });
+    let open = opened(host_file(fd, &stat, flags));
     if truncates {
         calls_change::ends_at(&open, 0);
     }
     Ok(open)
 }
 
-/// Shared mappings of a file that was truncated by opening it learn of that.
-fn truncated(stat: &Stat) -> SysResult<()> {
-    match super::shared_pages::find((stat.dev, stat.ino)) {
-        Some(pages) => pages.resize(0),
-        None => Ok(()),
-    }
+/// Opens for reading what nobody inside can write: the content of such a file is cached, and so is that it is open.
+fn open_only_read(place: &HostPlace, flags: u32) -> SysResult<Arc<dyn File>> {
+    let asked = Asked {
+        dir: &place.dir,
+        path: &place.name,
+        how: place.how,
+        flags,
+    };
+    let fresh = open_cache::known(&asked, Sharing::One).map(Fresh::Kept);
+    Ok(match fresh.map_or_else(|| open_cache::open(&asked), Ok)? {
+        Fresh::Kept(opened) => Arc::new(HostFile::read_only(opened, flags)),
+        Fresh::Own { fd, stat, .. } => host_file(fd, &stat, flags),
+    })
 }
 
 fn host_file(fd: HostFd, stat: &Stat, flags: u32) -> Arc<dyn File> {

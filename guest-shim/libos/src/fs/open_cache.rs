@@ -12,8 +12,11 @@ use spin::{Lazy, Mutex};
 use super::file::Stat;
 use super::flags::{S_IFMT, S_IFREG};
 use super::hostfd::HostFd;
+use super::hostops::{self, At};
 use super::mount::Dir;
+use super::read_cache::believed_until;
 use crate::arch;
+use crate::errno::SysResult;
 
 /// Most files kept open: beyond that those of which nothing is believed any more are closed, or all.
 const MOST: usize = 256;
@@ -41,6 +44,14 @@ pub struct Asked<'a> {
 }
 
 impl Asked<'_> {
+    fn at(&self) -> At<'_> {
+        At {
+            dir: self.dir.number(),
+            path: self.path,
+            how: self.how,
+        }
+    }
+
     fn key(&self) -> Key {
         Key {
             dir: self.dir.number(),
@@ -77,6 +88,22 @@ impl Opened {
     }
 }
 
+/// What the host has just opened.
+#[derive(Debug)]
+pub enum Fresh {
+    /// A file to be read, which is kept here for the next one, too.
+    Kept(Opened),
+    /// Anything else: it is the caller's alone.
+    Own {
+        /// The host's open file.
+        fd: HostFd,
+        /// What the host said of it.
+        stat: Stat,
+        /// Until when that is believed, ticks.
+        until: u64,
+    },
+}
+
 #[derive(Debug, PartialEq, Eq, Hash)]
 struct Key {
     dir: u64,
@@ -104,8 +131,22 @@ pub fn known(asked: &Asked<'_>, sharing: Sharing) -> Option<Opened> {
     (may_be_shared && arch::ticks() < opened.until).then(|| opened.clone())
 }
 
-/// Keeps a file that was just opened.
-pub fn keep(asked: &Asked<'_>, opened: Opened) {
+/// Asks the host to open it.
+///
+/// # Errors
+/// What the host reports.
+pub fn open(asked: &Asked<'_>) -> SysResult<Fresh> {
+    let until = believed_until();
+    let (fd, stat) = hostops::open(asked.at(), asked.flags, 0)?;
+    if !Opened::has_content(&stat) {
+        return Ok(Fresh::Own { fd, stat, until });
+    }
+    let opened = Opened::new(fd, stat, until);
+    keep(asked, opened.clone());
+    Ok(Fresh::Kept(opened))
+}
+
+fn keep(asked: &Asked<'_>, opened: Opened) {
     let kept = Kept {
         opened,
         _dir: asked.dir.clone(),

@@ -66,6 +66,18 @@ pub fn below<'p>(prefix: &[u8], path: &'p [u8]) -> Option<&'p [u8]> {
     }
 }
 
+/// `path` with `from` at its beginning replaced by `to`, if it is there.
+#[must_use]
+pub fn moved(path: &[u8], from: &[u8], to: &[u8]) -> Option<Vec<u8>> {
+    let below = below(from, path)?;
+    let mut moved = to.to_vec();
+    if !below.is_empty() {
+        moved.push(b'/');
+        moved.extend_from_slice(below);
+    }
+    Some(moved)
+}
+
 /// Parent path and last component of an absolute, normalised path; nothing for the root.
 #[must_use]
 pub fn split_last(path: &[u8]) -> Option<(&[u8], &[u8])> {

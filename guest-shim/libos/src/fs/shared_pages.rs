@@ -98,7 +98,7 @@ impl SharedPages {
             if page >= size.div_ceil(PAGE) {
                 return Err(Errno::ENXIO);
             }
-            self.cache.resize(size)?;
+            self.cache.resize(size);
         }
         match self.cache.get(page) {
             Some(frame) => Ok(frame),
@@ -191,8 +191,8 @@ impl SharedPages {
         let Some(end) = offset.checked_add(len as u64) else {
             return;
         };
-        if end > self.cache.size() && self.cache.resize(end).is_err() {
-            return;
+        if end > self.cache.size() {
+            self.cache.resize(end);
         }
         let mut at = 0;
         while at < len {
@@ -213,11 +213,11 @@ impl SharedPages {
     /// EIO.
     pub fn reload(&self, start: u64, end: u64) -> SysResult<()> {
         let size = super::hostops::fstat(&self.reader)?.size as u64;
-        self.cache.resize(size)?;
+        self.cache.resize(size);
         let affected = start / PAGE..end.div_ceil(PAGE);
         for page in self.cache.present().into_iter().filter(|p| affected.contains(p)) {
             if let Some(frame) = self.cache.get(page) {
-                frame.buf(0, PAGE as usize).put_zeros(PAGE as usize)?;
+                frame.clear(0, PAGE as usize);
                 self.fetch(page, frame)?;
             }
         }
@@ -225,11 +225,8 @@ impl SharedPages {
     }
 
     /// The file's size changed.
-    ///
-    /// # Errors
-    /// ENOMEM.
-    pub fn resize(&self, size: u64) -> SysResult<()> {
-        self.cache.resize(size)
+    pub fn resize(&self, size: u64) {
+        self.cache.resize(size);
     }
 }
 

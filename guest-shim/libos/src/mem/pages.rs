@@ -71,6 +71,26 @@ impl Frame {
         assert!(at + len <= PAGE as usize, "inside the frame");
         Buf::own_raw(self.address() + at as u64, len)
     }
+
+    /// Copies from it.
+    pub fn read(&self, at: usize, to: &mut [u8]) {
+        all_of(to.len(), self.buf(at, to.len()).take(to));
+    }
+
+    /// Copies into it.
+    pub fn write(&self, at: usize, from: &[u8]) {
+        all_of(from.len(), self.buf(at, from.len()).put(from));
+    }
+
+    /// Writes zeros into it.
+    pub fn clear(&self, at: usize, len: usize) {
+        all_of(len, self.buf(at, len).put_zeros(len));
+    }
+}
+
+/// A copy faults where a program may have unmapped its side. Here both sides are the libos's own.
+fn all_of(len: usize, copied: SysResult<usize>) {
+    assert_eq!(copied, Ok(len), "own memory");
 }
 
 impl Drop for Owned {
@@ -188,10 +208,7 @@ impl PageCache {
     }
 
     /// Sets the size. Pages beyond it go; the rest of the last one becomes zero.
-    ///
-    /// # Errors
-    /// EFAULT can't happen with own frames; ENOMEM.
-    pub fn resize(&self, size: u64) -> SysResult<()> {
+    pub fn resize(&self, size: u64) {
         let (dropped, edge) = {
             let mut inner = self.inner.lock();
             let shrinks = size < inner.size;
@@ -207,16 +224,12 @@ impl PageCache {
         drop(dropped);
         if let Some(frame) = edge {
             let at = (size % PAGE) as usize;
-            frame.buf(at, PAGE as usize - at).put_zeros(PAGE as usize)?;
+            frame.clear(at, PAGE as usize - at);
         }
-        Ok(())
     }
 
     /// Frees the pages that lie wholly in `[start, end)` and clears the parts of others.
-    ///
-    /// # Errors
-    /// As [`PageCache::resize`].
-    pub fn punch(&self, start: u64, end: u64) -> SysResult<()> {
+    pub fn punch(&self, start: u64, end: u64) {
         let affected: Vec<u64> = {
             let inner = self.inner.lock();
             inner
@@ -231,12 +244,9 @@ impl PageCache {
             if to - from == PAGE && !frame.0.lent {
                 self.inner.lock().pages.remove(&page);
             } else {
-                frame
-                    .buf((from % PAGE) as usize, (to - from) as usize)
-                    .put_zeros((to - from) as usize)?;
+                frame.clear((from % PAGE) as usize, (to - from) as usize);
             }
         }
-        Ok(())
     }
 
     /// Reads at `offset`, holes as zeros, up to the size.
@@ -347,8 +357,8 @@ mod tests {
         assert_eq!(cache.read_at(0, &mut Buf::own_mut(&mut all)), Ok(5006));
         assert!(all[..5000].iter().all(|&b| b == 0));
         assert_eq!(&all[5000..], b"abcdef");
-        cache.resize(5002).expect("shrinks");
-        cache.resize(5006).expect("grows");
+        cache.resize(5002);
+        cache.resize(5006);
         let mut tail = [1u8; 6];
         assert_eq!(cache.read_at(5000, &mut Buf::own_mut(&mut tail)), Ok(6));
         assert_eq!(&tail, b"ab\0\0\0\0");

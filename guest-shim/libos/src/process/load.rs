@@ -30,8 +30,8 @@ const ARGUMENTS_MAX: usize = 2 << 20;
 /// Deepest `#!` nesting, as on Linux.
 const SCRIPT_DEPTH: usize = 5;
 
-/// What `/proc/self` shows of the program.
-#[derive(Debug, Default, Clone)]
+/// What `/proc/self` shows of the program. A child by `fork` has the same.
+#[derive(Debug, Default)]
 pub struct ImageInfo {
     /// Absolute path of the executable.
     pub path: Vec<u8>,
@@ -331,14 +331,14 @@ impl Executable {
         let rsp = (at - 8 * words.len() as u64) & !15;
         let bytes = |words: &[u64]| words.iter().flat_map(|w| w.to_le_bytes()).collect::<Vec<u8>>();
         user::copy_out(rsp, &bytes(&words))?;
-        *process.image.lock() = ImageInfo {
+        *process.image.lock() = Arc::new(ImageInfo {
             path: self.resolved.clone(),
             command_line: arguments,
             arguments_at,
             environment,
             auxv: bytes(&vector),
             stack_start: rsp,
-        };
+        });
         Ok(rsp)
     }
 }

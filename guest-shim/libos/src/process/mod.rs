@@ -104,7 +104,7 @@ pub struct Process {
     pub limits: Limits,
     /// The program that runs.
     #[cfg(feature = "bare")]
-    pub image: Mutex<ImageInfo>,
+    pub image: Mutex<Arc<ImageInfo>>,
     #[cfg(feature = "bare")]
     threads: Mutex<BTreeMap<i32, Arc<Thread>>>,
     /// Parent, group, session, and what becomes known of its end.
@@ -163,7 +163,7 @@ impl Process {
             space: Mutex::new(space),
             signals: ProcessSignals::default(),
             limits: Limits::default(),
-            image: Mutex::new(ImageInfo::default()),
+            image: Mutex::default(),
             threads: Mutex::new(BTreeMap::new()),
             family,
             ended_ticks: core::sync::atomic::AtomicU64::new(0),

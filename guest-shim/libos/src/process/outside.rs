@@ -68,6 +68,8 @@ struct Asked {
     arguments: Vec<Vec<u8>>,
     environment: Vec<Vec<u8>>,
     cwd: Option<Vec<u8>>,
+    /// Sets of signals that the caller ignores, and blocks.
+    signals: (u64, u64),
     flags: u64,
     ticket: u64,
     window: [u16; 2],
@@ -84,6 +86,7 @@ impl Asked {
                 Tag::Arg => asked.arguments.push(value.to_vec()),
                 Tag::Env => asked.environment.push(value.to_vec()),
                 Tag::Cwd => asked.cwd = Some(value.to_vec()),
+                Tag::Signals => asked.signals = (n(0)?, n(1)?),
                 Tag::Exec => {
                     (asked.flags, asked.ticket) = (n(0)?, n(1)?);
                     asked.window = [n(2)? as u16, n(3)? as u16];
@@ -173,7 +176,9 @@ fn start(slot: usize, bytes: &[u8], defaults: &Defaults) -> Result<(), String> {
         Family::outside(pid),
     ));
     let failed = |errno: Errno| format!("it can't be started ({})", errno.name());
+    process.signals.ignore(asked.signals.0);
     let thread = Thread::with_entry(process.clone(), pid, run).map_err(failed)?;
+    thread.signals.block(asked.signals.1);
     family::add(&process).map_err(failed)?;
     process.add_thread(&thread);
     let outside = Outside {

@@ -198,7 +198,7 @@ impl Providers for Libos {
             uid: credentials.uid,
             gid: credentials.gid,
             groups: credentials.groups,
-            exe: image.path,
+            exe: image.path.clone(),
             signals: [
                 thread.signals.pending.bits(),
                 process.signals.pending.bits(),
@@ -285,7 +285,7 @@ impl Providers for Libos {
         match now {
             Some(bytes) => title::of(&bytes, arguments).to_vec(),
             // Not in memory, or not mapped any more.
-            None => image.command_line,
+            None => image.command_line.clone(),
         }
     }
 

@@ -166,7 +166,7 @@ fn make() -> SysResult<Arc<PageCache>> {
         .collect();
     pages.write_at(0, &mut Buf::own(&data))?;
     pages.write_at(PAGE, &mut Buf::own(&image()))?;
-    pages.resize(2 * PAGE)?;
+    pages.resize(2 * PAGE);
     Ok(pages)
 }
 

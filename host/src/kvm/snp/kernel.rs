@@ -4,7 +4,6 @@
 //! the headers of the machine where those are new enough.
 
 use std::fs::File;
-use std::io;
 use std::os::fd::AsRawFd;
 use std::path::Path;
 use std::sync::Arc;
@@ -21,7 +20,7 @@ use super::IdBlock;
 use super::calls::{Backing, LaunchCalls, Refusal, RunCalls};
 use super::error::{At, SnpError, Step};
 use crate::image::registers::Registers;
-use crate::kvm::protected::{ProtectedVm, errno};
+use crate::kvm::protected::{ProtectedVm, errno, within};
 use crate::kvm::start;
 
 /// The security processor's device.
@@ -134,14 +133,7 @@ impl LaunchCalls for KvmSnp {
     }
 
     fn update(&mut self, data: &mut kvm_sev_snp_launch_update, source: &mut [u8]) -> Result<(), Refusal> {
-        let start = source.as_ptr() as u64;
-        let inside = data
-            .uaddr
-            .checked_sub(start)
-            .and_then(|at| at.checked_add(data.len));
-        if inside.is_none_or(|end| end > source.len() as u64) {
-            return Err(io::Error::from_raw_os_error(libc::EFAULT).into());
-        }
+        within(source, data.uaddr, Some(data.len))?;
         // SAFETY: the command's own type; `uaddr` and `len` lie in `source`, which is ours to have changed.
         unsafe { self.command(sev_cmd_id_KVM_SEV_SNP_LAUNCH_UPDATE, data) }
     }

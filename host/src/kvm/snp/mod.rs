@@ -29,6 +29,7 @@ pub mod firmware;
 pub mod kernel;
 pub mod page_state;
 
+use cloak_abi::layout::PAGE;
 use kvm_bindings::{
     KVM_CAP_EXIT_HYPERCALL, KVM_SEV_SNP_PAGE_TYPE_CPUID, KVM_SEV_SNP_PAGE_TYPE_NORMAL,
     KVM_SEV_SNP_PAGE_TYPE_SECRETS, KVM_SEV_SNP_PAGE_TYPE_UNMEASURED, kvm_memory_attributes, kvm_sev_init,
@@ -38,8 +39,8 @@ use kvm_bindings::{
 use self::calls::{Backing, LaunchCalls, Refusal, RunCalls};
 use self::error::{At, SnpError, Step};
 use crate::image::memory::PageBytes;
-use crate::image::{Kind, LaunchImage, Measuring, Page};
-use crate::kvm::protected::slot;
+use crate::image::{Kind, LaunchImage, Measuring};
+use crate::kvm::protected::{TRIES, slot};
 
 /// Number of the hypercall by which a guest changes the state of its pages.
 pub const KVM_HC_MAP_GPA_RANGE: u64 = 12;
@@ -49,7 +50,6 @@ pub const KVM_SEV_SNP_ENABLE_REQ_CERTS: u32 = kvm_bindings::sev_cmd_id_KVM_SEV_S
 pub const KVM_EXIT_SNP_REQ_CERTS: u32 = 43;
 /// The GHCB protocol that the shim speaks.
 const GHCB_VERSION: u16 = 2;
-const PAGE: u64 = 4096;
 
 /// The guest policy (SNP ABI, section 4.3): bit 17 is always one; SMT is allowed, debugging and migration are not.
 pub const POLICY: u64 = 1 << 17 | 1 << 16;
@@ -194,26 +194,25 @@ impl<C: LaunchCalls> Backed<C> {
     /// # Errors
     /// As above; [`SnpError::NoProgress`].
     pub fn add(mut self) -> Result<Populated<C>, SnpError> {
-        let image = std::mem::take(&mut self.0.image.pages);
-        let same = |a: &Page, b: &Page| a.kind == b.kind && a.gpa + PAGE == b.gpa;
-        for run in image.chunk_by(same) {
+        let Configured {
+            calls,
+            image,
+            options,
+        } = &mut self.0;
+        for run in image.runs() {
             let mut bytes = Vec::with_capacity(run.len() * PAGE as usize);
             for page in run {
                 bytes.extend_from_slice(match page.kind {
                     Kind::Measured | Kind::Secrets => &page.contents[..],
-                    Kind::Unmeasured => &self.0.options.parameters[..],
-                    Kind::Cpuid => &self.0.options.cpuid[..],
+                    Kind::Unmeasured => &options.parameters[..],
+                    Kind::Cpuid => &options.cpuid[..],
                 });
             }
-            add_run(&mut self.0.calls, run[0].gpa, run[0].kind, &mut bytes)?;
+            add_run(calls, run[0].gpa, run[0].kind, &mut bytes)?;
         }
-        self.0.image.pages = image;
         Ok(Populated(self.0))
     }
 }
-
-/// Most times that one call is made without progress: a signal came, or memory was short.
-const TRIES: u32 = 16;
 
 /// The kernel adds what it can, says how far it came, and wants to be asked again.
 fn add_run(calls: &mut impl LaunchCalls, gpa: u64, kind: Kind, bytes: &mut [u8]) -> Result<(), SnpError> {

@@ -4,6 +4,7 @@ use std::path::Path;
 use kvm_bindings::{KVM_MEM_GUEST_MEMFD, KVM_MEMORY_ATTRIBUTE_PRIVATE, kvm_userspace_memory_region2};
 
 use super::*;
+use crate::image::Page;
 use crate::image::registers::Registers;
 use crate::kvm::headers;
 

@@ -3,6 +3,7 @@
 use std::io;
 use std::sync::Arc;
 
+use cloak_abi::layout::PAGE;
 use kvm_bindings::{
     CpuId, KVM_VCPU_TSC_CTRL, KVM_VCPU_TSC_OFFSET, kvm_device_attr, kvm_memory_attributes, kvm_run,
     kvm_userspace_memory_region2,
@@ -18,11 +19,10 @@ use super::abi::{
 };
 use super::calls::{Backing, LaunchCalls, Offered, Refusal, RunCalls};
 use super::error::{At, Step, TdxError};
-use crate::kvm::protected::{ProtectedVm, errno};
+use crate::kvm::protected::{ProtectedVm, errno, within};
 use crate::kvm::snp::calls;
 use crate::tdvmcall::Exit;
 
-const PAGE: u64 = 4096;
 /// Most leaves of CPUID that KVM takes.
 const MOST: usize = kvm_bindings::KVM_MAX_CPUID_ENTRIES;
 
@@ -240,12 +240,7 @@ impl LaunchCalls for KvmTdx {
         flags: u32,
         source: &[u8],
     ) -> Result<(), Refusal> {
-        let offset = data.source_addr.checked_sub(source.as_ptr() as u64);
-        let len = data.nr_pages.checked_mul(PAGE);
-        let end = offset.zip(len).and_then(|(offset, len)| offset.checked_add(len));
-        if end.is_none_or(|end| end > source.len() as u64) {
-            return Err(io::Error::from_raw_os_error(libc::EFAULT).into());
-        }
+        within(source, data.source_addr, data.nr_pages.checked_mul(PAGE))?;
         let at = std::ptr::from_mut(data) as u64;
         // SAFETY: the structure that the command reads and writes; what it points to lies in `source`, which is only read.
         unsafe { self.vcpu_command(0, command(KVM_TDX_INIT_MEM_REGION, flags, at)) }

@@ -32,6 +32,7 @@ pub mod error;
 pub mod kernel;
 pub mod status;
 
+use cloak_abi::layout::PAGE;
 use kvm_bindings::{KVM_CAP_EXIT_HYPERCALL, KVM_CAP_SPLIT_IRQCHIP, kvm_memory_attributes};
 
 use self::abi::{CpuidEntry, KVM_TDX_MEASURE_MEMORY_REGION, kvm_tdx_init_mem_region, kvm_tdx_init_vm};
@@ -40,17 +41,14 @@ use self::config::Config;
 use self::error::{At, Step, TdxError};
 use self::status::ModuleStatus;
 use crate::image::memory::PageBytes;
-use crate::image::{Kind, LaunchImage, Measuring, Page};
-use crate::kvm::protected::slot;
+use crate::image::{Kind, LaunchImage, Measuring};
+use crate::kvm::protected::{TRIES, slot};
 use crate::kvm::snp::{self, KVM_HC_MAP_GPA_RANGE};
 
-const PAGE: u64 = 4096;
 /// Interrupt lines of the I/O APIC that there isn't: KVM wants a number.
 const ROUTES: u64 = 24;
 /// Room for leaves of CPUID at the first asking, and the most that is given (KVM's own limit).
 const ROOM: [usize; 2] = [32, 256];
-/// Most times that one call is made without progress: a signal came, or the module was busy.
-const TRIES: u32 = 16;
 
 /// What is not the image's.
 #[derive(Debug, Clone)]
@@ -257,8 +255,7 @@ impl<C: LaunchCalls> Backed<C> {
             image,
             options,
         } = &mut self.0.configured;
-        let same = |a: &Page, b: &Page| a.kind == b.kind && a.gpa + PAGE == b.gpa;
-        for run in image.pages.chunk_by(same) {
+        for run in image.runs() {
             let mut pages = Vec::with_capacity(run.len());
             for page in run {
                 pages.push(Aligned(match page.kind {

@@ -4,6 +4,7 @@ use std::path::Path;
 use kvm_bindings::kvm_userspace_memory_region2;
 
 use super::*;
+use crate::image::Page;
 use crate::image::registers::Registers;
 use crate::kvm::headers;
 use crate::kvm::snp::{calls, page_state};

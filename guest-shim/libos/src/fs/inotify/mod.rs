@@ -20,8 +20,8 @@ use spin::Mutex;
 
 pub use self::calls::SYSCALLS;
 pub use self::queue::Inotify;
+use super::OpenFile;
 use super::fd::O_PATH;
-use super::{OpenFile, path};
 
 /// Events and flags (`include/uapi/linux/inotify.h`).
 #[allow(missing_docs)]
@@ -172,15 +172,4 @@ fn gone(path: &[u8], directory: bool) {
         }
         instance.forget(path);
     }
-}
-
-/// `path` with `from` at its beginning replaced by `to`, if it is there.
-fn moved(path: &[u8], from: &[u8], to: &[u8]) -> Option<Vec<u8>> {
-    let below = path::below(from, path)?;
-    let mut moved = to.to_vec();
-    if !below.is_empty() {
-        moved.push(b'/');
-        moved.extend_from_slice(below);
-    }
-    Some(moved)
 }

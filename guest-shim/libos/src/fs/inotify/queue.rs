@@ -8,11 +8,11 @@ use core::sync::atomic::Ordering;
 
 use spin::Mutex;
 
-use super::{INSTANCES, WATCHES, event, moved};
+use super::{INSTANCES, WATCHES, event};
 use crate::errno::{Errno, SysResult};
 use crate::fs::anon::{self, FIONREAD};
 use crate::fs::file::{Stat, ready};
-use crate::fs::{File, OpenFile};
+use crate::fs::{File, OpenFile, path};
 use crate::sched::WaitQueue;
 use crate::user::{self, Buf};
 
@@ -214,8 +214,8 @@ impl Inotify {
     /// Watches of what was renamed go along.
     pub(super) fn follow(&self, from: &[u8], to: &[u8], exchanged: bool) {
         for watch in &mut self.state.lock().watches {
-            let back = || moved(&watch.path, to, from).filter(|_| exchanged);
-            if let Some(path) = moved(&watch.path, from, to).or_else(back) {
+            let back = || path::moved(&watch.path, to, from).filter(|_| exchanged);
+            if let Some(path) = path::moved(&watch.path, from, to).or_else(back) {
                 watch.path = path;
             }
         }

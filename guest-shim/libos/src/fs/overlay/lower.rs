@@ -12,8 +12,7 @@ use crate::fs::flags::{AT_NO_AUTOMOUNT, AT_SYMLINK_NOFOLLOW, O_DIRECTORY, O_NOFO
 use crate::fs::hostfd::HostFd;
 use crate::fs::hostops::{self, At};
 use crate::fs::mount::Dir;
-use crate::fs::open_cache::{self, Asked, Opened, Sharing};
-use crate::fs::read_cache::believed_until;
+use crate::fs::open_cache::{self, Asked, Fresh, Opened, Sharing};
 
 /// A place: the whole path from the mount's root, so that it takes one request, however deep it lies. No component of
 /// it was a symbolic link when it was looked up. Where another file system of the host is mounted, paths begin anew.
@@ -136,13 +135,10 @@ impl Lower {
             Some(known) if still(&known.stat) => return Ok(known),
             _ => {}
         }
-        let until = believed_until();
-        let (fd, stat) = self.open(0)?;
-        let opened = Opened::new(fd, stat, until);
-        if Opened::has_content(&stat) {
-            open_cache::keep(&asked, opened.clone());
-        }
-        Ok(opened)
+        Ok(match open_cache::open(&asked).map_err(stale)? {
+            Fresh::Kept(opened) => opened,
+            Fresh::Own { fd, stat, until } => Opened::new(fd, stat, until),
+        })
     }
 
     /// Where it leads, as a symbolic link.

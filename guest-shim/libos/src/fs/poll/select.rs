@@ -57,6 +57,7 @@ pub(super) fn pselect6(args: &Args) -> SysResult {
     };
     let result = signals::with_mask(mask, size as usize, || run(args, deadline));
     if args.u64(4) != 0 {
+        // As above.
         let _ = user::write(args.u64(4), &Timespec::from_ns(left(deadline)));
     }
     result

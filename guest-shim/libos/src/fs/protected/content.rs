@@ -42,8 +42,8 @@ pub(super) fn settle(
             continue; // cut off meanwhile
         };
         let (mapped, stored) = (&mut mapped[..len], &mut stored[..len]);
-        // Copied once: the program may write it meanwhile. Own memory on both sides, so it can't fault.
-        let _ = frame.buf(0, len).take(mapped);
+        // Copied once: the program may write it meanwhile.
+        frame.read(0, mapped);
         volume.read_at(ino, offset, stored)?;
         // Nothing tells when a mapping stops writing; sealing the same bytes again and again costs more than looking.
         if mapped != stored {
@@ -61,16 +61,10 @@ fn show(pages: &PageCache, offset: u64, bytes: &[u8]) {
         let inside = (position % PAGE) as usize;
         let part = (PAGE as usize - inside).min(bytes.len() - at);
         if let Some(frame) = pages.get(position / PAGE) {
-            // Own memory on both sides: the copy can't fault.
-            let _ = frame.buf(inside, part).put(&bytes[at..at + part]);
+            frame.write(inside, &bytes[at..at + part]);
         }
         at += part;
     }
-}
-
-/// Changes the size of the pages. Memory that is missing to do so leaves pages as they are, which then end earlier.
-fn resize(pages: &PageCache, size: u64) {
-    let _ = pages.resize(size);
 }
 
 impl Inode {
@@ -109,7 +103,7 @@ impl Inode {
             let end = offset + bytes.len() as u64;
             if let Some(pages) = self.pages() {
                 if end > pages.size() {
-                    resize(&pages, end);
+                    pages.resize(end);
                 }
                 show(&pages, offset, bytes);
             }
@@ -124,7 +118,7 @@ impl Inode {
             self.settle(state, 0, size)?;
             state.volume.truncate(self.ino, size)?;
             if let Some(pages) = self.pages() {
-                resize(&pages, size);
+                pages.resize(size);
             }
             Ok(())
         })
@@ -141,8 +135,7 @@ impl Inode {
                 for page in pages.present().into_iter().filter(|p| (first..last).contains(p)) {
                     let (from, to) = (start.max(page * PAGE), end.min((page + 1) * PAGE));
                     if let Some(frame) = pages.get(page) {
-                        let len = (to - from) as usize;
-                        let _ = frame.buf((from % PAGE) as usize, len).put_zeros(len);
+                        frame.clear((from % PAGE) as usize, (to - from) as usize);
                     }
                 }
             }
@@ -180,7 +173,7 @@ impl Inode {
         super::writeback::mapped();
         self.fs.with(|state| {
             let got = state.volume.read_at(self.ino, offset, &mut bytes)?;
-            let _ = frame.buf(0, got).put(&bytes[..got]);
+            frame.write(0, &bytes[..got]);
             // Under the lock: a write that comes next finds the page.
             Ok(pages.insert(page, frame.clone()))
         })

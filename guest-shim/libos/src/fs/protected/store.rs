@@ -231,12 +231,7 @@ fn write_all(fd: &HostFd, offset: u64, bytes: &[u8]) -> Result<(), StoreError> {
 
 /// The file that is host mount `root` itself.
 fn open(root: u64, flags: u32) -> SysResult<HostFd> {
-    let itself = hostops::At {
-        dir: root,
-        path: b"",
-        how: 0,
-    };
-    Ok(hostops::open(itself, flags, 0)?.0)
+    Ok(hostops::open(hostops::At::itself(root), flags, 0)?.0)
 }
 
 fn refused(errno: Errno) -> StoreError {

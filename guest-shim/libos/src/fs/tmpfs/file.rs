@@ -75,9 +75,8 @@ impl Inode {
         if size < old && self.sealed(F_SEAL_SHRINK) || size > old && self.sealed(F_SEAL_GROW) {
             return Err(Errno::EPERM);
         }
-        let result = pages.resize(size);
+        pages.resize(size);
         self.account(pages);
-        result?;
         self.touch(true);
         Ok(())
     }
@@ -142,10 +141,9 @@ impl MemoryFile {
         }
     }
 
-    fn zero(&self, pages: &PageCache, start: u64, end: u64) -> SysResult<()> {
-        let result = pages.punch(start, end);
+    fn zero(&self, pages: &PageCache, start: u64, end: u64) {
+        pages.punch(start, end);
         self.inode.account(pages);
-        result
     }
 }
 
@@ -237,10 +235,10 @@ impl File for MemoryFile {
                 if self.inode.sealed(F_SEAL_WRITE | F_SEAL_FUTURE_WRITE) {
                     return Err(Errno::EPERM);
                 }
-                self.zero(pages, offset, end)?;
+                self.zero(pages, offset, end);
             }
             FALLOC_ZERO_RANGE if !self.inode.sealed(F_SEAL_WRITE | F_SEAL_FUTURE_WRITE) => {
-                self.zero(pages, offset, end)?;
+                self.zero(pages, offset, end);
             }
             0 => {
                 // Before the pages are counted: that takes long for a range that can't fit.
