@@ -85,7 +85,7 @@ fn processes_with_the_kernels_page_tables() {
         return;
     }
     let scratch = Scratch::new();
-    for name in ["process_memory", "process_exec"] {
+    for name in ["process_memory", "process_exec", "forgotten_pages"] {
         let program = built(name, Linkage::Static).expect("gcc builds it");
         Case::new(program)
             .volume(scratch.path())

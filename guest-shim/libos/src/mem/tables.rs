@@ -378,8 +378,9 @@ impl Batch {
     /// # Errors
     /// As [`Batch::map`].
     pub fn replace(&mut self, va: u64, gpa: u64, len: u64, flags: u64) -> SysResult<()> {
+        self.push(PageOpKind::Map, va, len, gpa, flags)?;
         self.reduces = true;
-        self.push(PageOpKind::Map, va, len, gpa, flags)
+        Ok(())
     }
 
     /// Maps contiguous frames.
@@ -395,8 +396,9 @@ impl Batch {
     /// # Errors
     /// As [`Batch::map`].
     pub fn unmap(&mut self, va: u64, len: u64) -> SysResult<()> {
+        self.push(PageOpKind::Unmap, va, len, 0, 0)?;
         self.reduces = true;
-        self.push(PageOpKind::Unmap, va, len, 0, 0)
+        Ok(())
     }
 
     /// Changes flags of what is mapped.
@@ -404,8 +406,9 @@ impl Batch {
     /// # Errors
     /// As [`Batch::map`].
     pub fn protect(&mut self, va: u64, len: u64, flags: u64) -> SysResult<()> {
+        self.push(PageOpKind::Protect, va, len, 0, flags)?;
         self.reduces = true;
-        self.push(PageOpKind::Protect, va, len, 0, flags)
+        Ok(())
     }
 
     /// Gives more rights to what is mapped: nobody has to forget anything.
@@ -416,6 +419,7 @@ impl Batch {
         self.push(PageOpKind::Protect, va, len, 0, flags)
     }
 
+    /// Where there is no room for another one, those before it are carried out: what is noted of this one is noted after it.
     fn push(&mut self, kind: PageOpKind, va: u64, len: u64, gpa: u64, flags: u64) -> SysResult<()> {
         if self.ops.len() == MAX_OPS - 1 {
             self.run()?;
