@@ -37,6 +37,11 @@ fn processes_have_memory_of_their_own() {
 }
 
 #[test]
+fn processes_know_how_much_of_them_is_in_memory() {
+    conforms("resident_sizes", &[Linkage::Dynamic, Linkage::Static]);
+}
+
+#[test]
 fn processes_run_other_programs() {
     conforms("process_exec", &[Linkage::Dynamic, Linkage::Static]);
 }
@@ -85,7 +90,12 @@ fn processes_with_the_kernels_page_tables() {
         return;
     }
     let scratch = Scratch::new();
-    for name in ["process_memory", "process_exec"] {
+    for name in [
+        "process_memory",
+        "process_exec",
+        "resident_sizes",
+        "forgotten_pages",
+    ] {
         let program = built(name, Linkage::Static).expect("gcc builds it");
         Case::new(program)
             .volume(scratch.path())

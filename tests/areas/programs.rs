@@ -71,6 +71,7 @@ conformance! {
     machine: Dynamic Static Musl;
     mapped_files: Dynamic Static Musl;
     threads_life: Dynamic Static Musl;
+    forgotten_pages: Dynamic Static Musl;
     threads64: Dynamic Static StaticPie Musl;
 }
 

@@ -79,6 +79,31 @@ impl Usage {
     }
 }
 
+/// How large a process's memory is, bytes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Sizes {
+    /// In memory.
+    pub resident: u64,
+    /// The most that was in memory since the program started.
+    pub most: u64,
+    /// In memory, of files that are elsewhere.
+    pub file: u64,
+    /// In memory, of files that are nowhere else, and of shared memory.
+    pub memory_file: u64,
+    /// Private and writable, in memory or not, without the stack.
+    pub data: u64,
+    /// The first thread's stack, in memory or not.
+    pub stack: u64,
+}
+
+impl Sizes {
+    /// In memory, no file's.
+    #[must_use]
+    pub fn anonymous(&self) -> u64 {
+        self.resident.saturating_sub(self.file + self.memory_file)
+    }
+}
+
 impl core::iter::Sum for Usage {
     fn sum<I: Iterator<Item = Self>>(all: I) -> Self {
         all.fold(Self::default(), |sum, one| Self {
@@ -241,6 +266,11 @@ pub trait Providers: Send + Sync {
             pid,
             ..Task::default()
         })
+    }
+    /// How large a process's memory is.
+    fn sizes(&self, pid: i32) -> Sizes {
+        let _ = pid;
+        Sizes::default()
     }
     /// Memory areas of a process, in order.
     fn areas(&self, pid: i32, usage: bool) -> Vec<Area> {

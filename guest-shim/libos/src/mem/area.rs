@@ -114,6 +114,13 @@ impl Area {
         }
     }
 
+    /// Whether what is private here counts as the file's: the program may not write it. (What a loader relocates and then
+    /// protects is taken for the file's, too.)
+    #[must_use]
+    pub fn is_as_in_file(&self) -> bool {
+        matches!(self.backing, Backing::File(..)) && !self.protection.contains(Protection::WRITE)
+    }
+
     /// The same with other ends: nothing of it is mapped yet. It starts `by` bytes further on.
     #[must_use]
     pub fn more(&self, by: u64, end: u64) -> Self {

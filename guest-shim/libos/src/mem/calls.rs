@@ -245,7 +245,7 @@ fn mremap(a: &Args) -> SysResult {
     check_limit(more, (0, 0))?;
     let mut space = space::current().lock();
     let (area_start, area) = space.areas.find(old).ok_or(Errno::EFAULT)?;
-    let (area_end, shared, protection) = (area.end, area.shared, area.protection);
+    let (area_end, shared) = (area.end, area.shared);
     // What is mapped here, from `old` on.
     let model = area.more(old - area_start, area_end);
     if old_len == 0 && !shared {
@@ -284,7 +284,8 @@ fn mremap(a: &Args) -> SysResult {
         // Without FIXED, DONTUNMAP takes the address as a wish.
         hint: if fixed || keeps { target & !(PAGE - 1) } else { 0 },
         len: new_len,
-        protection,
+        // No rights, so that no zeros are brought in where something else goes.
+        protection: Protection::empty(),
         place: if fixed { Place::Fixed } else { Place::Anywhere },
         shared: false,
         file: None,

@@ -2,6 +2,7 @@
 
 pub mod area;
 pub mod extents;
+pub mod held;
 pub mod pages;
 pub mod swap;
 

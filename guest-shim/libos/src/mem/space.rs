@@ -7,6 +7,7 @@
 //! | `evict` | pages that leave guest memory and come back |
 //! | `cow` | copies of an address space, copy-on-write, its end |
 //! | `place` | where mappings go |
+//! | `sizes` | how large it is |
 
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::sync::{Arc, Weak};
@@ -30,6 +31,7 @@ mod cow;
 mod evict;
 mod fault;
 mod place;
+mod sizes;
 
 /// What an access wants.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -254,6 +256,7 @@ impl Inner {
         for (start, end) in ranges {
             let mut first = None;
             let mut last = start;
+            let mut held = 0;
             let mut va = start;
             while va < end {
                 let (leaf, next) = self.tables.look(va);
@@ -261,6 +264,7 @@ impl Inner {
                 if let Some(leaf) = leaf {
                     first = first.or(Some(va));
                     last = next;
+                    held += next - va;
                     if !leaf.is_shared() {
                         push_run(&mut freed, leaf.gpa, (next - va) / PAGE);
                     }
@@ -277,7 +281,7 @@ impl Inner {
                 };
                 let high = last.next_multiple_of(LARGE);
                 let high = if whole(last, high) { high } else { last };
-                batch.unmap(low, high - low)?;
+                batch.unmap(low, high - low, held)?;
             }
         }
         batch.run()?;
@@ -404,11 +408,12 @@ impl Inner {
     pub fn move_range(&mut self, from: u64, len: u64, to: u64) -> SysResult<()> {
         let areas = self.areas.remove(from, from + len);
         let mut batch = Batch::new(self.tables);
-        let mut va = from;
+        let (mut va, mut held) = (from, 0);
         while va < from + len {
             let (leaf, next) = self.tables.look(va);
             let next = next.min(from + len);
             if let Some(leaf) = leaf {
+                held += next - va;
                 batch.map(
                     to + (va - from),
                     leaf.gpa,
@@ -418,7 +423,7 @@ impl Inner {
             }
             va = next;
         }
-        batch.unmap(from, len)?;
+        batch.unmap(from, len, held)?;
         batch.run()?;
         for (start, mut area) in areas {
             let shift = |va: u64| va - from + to;

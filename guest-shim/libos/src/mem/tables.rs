@@ -17,9 +17,9 @@ use spin::Mutex;
 
 use super::area::Protection;
 use super::frames::{self, window};
+use super::held;
 use crate::arch;
 use crate::errno::{Errno, SysResult};
-use crate::fs::providers::Usage;
 
 /// What a page-table entry says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -72,6 +72,12 @@ impl Tables {
             turn: 0,
             root: arch::boot().root,
         }
+    }
+
+    /// Bytes that it has in memory, and had at most.
+    #[must_use]
+    pub fn held(self) -> (u64, u64) {
+        held::by(self.number)
     }
 
     /// Number of the address space.
@@ -135,35 +141,6 @@ impl Tables {
             large: false,
         };
         ((value != 0).then_some(leaf), end)
-    }
-
-    /// Where the bytes of `[low, high)` are.
-    #[must_use]
-    pub fn usage(self, low: u64, high: u64) -> Usage {
-        let mut usage = Usage::default();
-        let mut va = low;
-        while va < high {
-            let (leaf, end) = self.look(va);
-            let next = if leaf.is_some() { va + PAGE } else { end };
-            match leaf {
-                Some(leaf) if leaf.is_shared() => {
-                    usage.file += PAGE;
-                    usage.part += PAGE;
-                }
-                Some(leaf) => {
-                    let owners = frames::owners(leaf.gpa);
-                    *(if owners == 1 {
-                        &mut usage.private
-                    } else {
-                        &mut usage.shared
-                    }) += PAGE;
-                    usage.part += PAGE / owners;
-                }
-                None => {}
-            }
-            va = next;
-        }
-        usage
     }
 
     /// Whether nothing at all is mapped in the 2 MiB range of `va`.
@@ -246,6 +223,7 @@ pub fn copy(source: Tables, former: Option<Tables>, own: &[(u64, u64)]) -> SysRe
         None => begin(None)?,
     };
     copy.turn = copy.turn.wrapping_add(1);
+    held::begin(copy.number, held::by(source.number).0);
     let mut reduced = false;
     let made = OWN.edit(copy.root, |editor| {
         with_tables(editor, |editor| editor.mirror(source.root, own, &mut reduced))
@@ -286,11 +264,14 @@ fn begin(source: Option<Tables>) -> SysResult<Tables> {
         )),
     };
     match root {
-        Ok(root) => Ok(Tables {
-            number,
-            turn: 0,
-            root,
-        }),
+        Ok(root) => {
+            held::begin(number, source.map_or(0, |source| held::by(source.number).0));
+            Ok(Tables {
+                number,
+                turn: 0,
+                root,
+            })
+        }
         Err(error) => {
             NUMBERS.lock().free.push(number);
             Err(error)
@@ -360,6 +341,9 @@ pub struct Batch {
     tables: Tables,
     ops: Vec<[u64; 4]>,
     reduces: bool,
+    /// Bytes for which there are entries afterwards and were none before, and the other way round.
+    more: u64,
+    less: u64,
 }
 
 impl Batch {
@@ -370,33 +354,40 @@ impl Batch {
             tables,
             ops: Vec::new(),
             reduces: false,
+            more: 0,
+            less: 0,
         }
     }
 
-    /// Maps contiguous frames where others are mapped.
+    /// Maps contiguous frames where others are mapped. `forgotten`: no vCPU knows of those any more.
     ///
     /// # Errors
     /// As [`Batch::map`].
-    pub fn replace(&mut self, va: u64, gpa: u64, len: u64, flags: u64) -> SysResult<()> {
-        self.reduces = true;
-        self.push(PageOpKind::Map, va, len, gpa, flags)
+    pub fn replace(&mut self, va: u64, gpa: u64, len: u64, flags: u64, forgotten: bool) -> SysResult<()> {
+        self.push(PageOpKind::Map, va, len, gpa, flags)?;
+        self.reduces |= !forgotten;
+        Ok(())
     }
 
-    /// Maps contiguous frames.
+    /// Maps contiguous frames where nothing is mapped.
     ///
     /// # Errors
     /// ENOMEM when there are no page-table frames left.
     pub fn map(&mut self, va: u64, gpa: u64, len: u64, flags: u64) -> SysResult<()> {
-        self.push(PageOpKind::Map, va, len, gpa, flags)
+        self.push(PageOpKind::Map, va, len, gpa, flags)?;
+        self.more += len;
+        Ok(())
     }
 
-    /// Removes what is mapped.
+    /// Removes what is mapped, which is `held` bytes of the range.
     ///
     /// # Errors
     /// As [`Batch::map`].
-    pub fn unmap(&mut self, va: u64, len: u64) -> SysResult<()> {
+    pub fn unmap(&mut self, va: u64, len: u64, held: u64) -> SysResult<()> {
+        self.push(PageOpKind::Unmap, va, len, 0, 0)?;
         self.reduces = true;
-        self.push(PageOpKind::Unmap, va, len, 0, 0)
+        self.less += held;
+        Ok(())
     }
 
     /// Changes flags of what is mapped.
@@ -404,8 +395,9 @@ impl Batch {
     /// # Errors
     /// As [`Batch::map`].
     pub fn protect(&mut self, va: u64, len: u64, flags: u64) -> SysResult<()> {
+        self.push(PageOpKind::Protect, va, len, 0, flags)?;
         self.reduces = true;
-        self.push(PageOpKind::Protect, va, len, 0, flags)
+        Ok(())
     }
 
     /// Gives more rights to what is mapped: nobody has to forget anything.
@@ -416,6 +408,7 @@ impl Batch {
         self.push(PageOpKind::Protect, va, len, 0, flags)
     }
 
+    /// Where there is no room for another one, those before it are carried out: what is noted of this one is noted after it.
     fn push(&mut self, kind: PageOpKind, va: u64, len: u64, gpa: u64, flags: u64) -> SysResult<()> {
         if self.ops.len() == MAX_OPS - 1 {
             self.run()?;
@@ -434,11 +427,13 @@ impl Batch {
         }
         let reduces = core::mem::take(&mut self.reduces);
         let ops = core::mem::take(&mut self.ops);
+        let (more, less) = (core::mem::take(&mut self.more), core::mem::take(&mut self.less));
         if OWN.is_own() {
             OWN.apply(self.tables.root, &ops)?;
             if reduces {
                 barrier(self.tables);
             }
+            held::change(self.tables.number, more, less);
             return Ok(());
         }
         let shoot = [PageOpKind::Shoot as u64, 0, 0, 0];
@@ -453,6 +448,7 @@ impl Batch {
         }
         let done = arch::kcall(Kcall::PageOps, count | u64::from(self.tables.number) << 32);
         if done == count as i64 {
+            held::change(self.tables.number, more, less);
             Ok(())
         } else {
             Err(Errno::ENOMEM)

@@ -56,7 +56,13 @@ pub const SYSCALLS: &[Entry] = &[
         "held for processor time, file size, open files, processes, the stack and address space",
         prlimit,
     ),
-    partial(98, "getrusage", "ix", "CPU time and faults", getrusage),
+    partial(
+        98,
+        "getrusage",
+        "ix",
+        "CPU time, faults, the most memory",
+        getrusage,
+    ),
     full(99, "sysinfo", "x", sysinfo),
     partial(
         157,
@@ -327,7 +333,7 @@ fn getrusage(a: &Args) -> SysResult {
     let own = Usage {
         ticks: process.cpu_time(),
         faults: process.space().lock().faults,
-        peak: crate::mem::frames::usage().0 * 4,
+        peak: process.most_resident(),
     };
     let usage = match a.i32(0) {
         0 => own,

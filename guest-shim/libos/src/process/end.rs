@@ -103,7 +103,7 @@ fn finish(process: &Arc<Process>, otherwise: Status, name: [u8; 16]) {
     let usage = Usage {
         ticks: process.cpu_time(),
         faults: process.space().lock().faults,
-        peak: 0,
+        peak: process.most_resident(),
     }
     .plus(*process.family.children.lock());
     FAULTS.fetch_add(usage.faults, Ordering::Relaxed);

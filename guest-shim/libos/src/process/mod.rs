@@ -96,6 +96,9 @@ pub struct Process {
     pub credentials: Mutex<Credentials>,
     #[cfg(feature = "bare")]
     space: Mutex<Arc<Space>>,
+    /// The most bytes that it had in memory in an address space that it has no more.
+    #[cfg(feature = "bare")]
+    left_behind: core::sync::atomic::AtomicU64,
     /// Signals.
     #[cfg(feature = "bare")]
     pub signals: ProcessSignals,
@@ -161,6 +164,7 @@ impl Process {
             fs,
             credentials: Mutex::new(credentials),
             space: Mutex::new(space),
+            left_behind: core::sync::atomic::AtomicU64::new(0),
             signals: ProcessSignals::default(),
             limits: Limits::default(),
             image: Mutex::default(),
@@ -180,7 +184,17 @@ impl Process {
 
     /// Gives it other memory; gives the old.
     fn replace_space(&self, space: Arc<Space>) -> Arc<Space> {
-        core::mem::replace(&mut *self.space.lock(), space)
+        let old = core::mem::replace(&mut *self.space.lock(), space);
+        self.left_behind
+            .fetch_max(old.tables.held().1, core::sync::atomic::Ordering::Relaxed);
+        old
+    }
+
+    /// The most memory that it has had at a time, under any program, KiB.
+    #[must_use]
+    pub fn most_resident(&self) -> u64 {
+        let before = self.left_behind.load(core::sync::atomic::Ordering::Relaxed);
+        self.space().tables.held().1.max(before) / 1024
     }
 
     /// Its threads.

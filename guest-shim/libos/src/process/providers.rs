@@ -4,13 +4,11 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::sync::atomic::Ordering;
 
-use cloak_abi::layout::PAGE;
-
 use super::{Process, family, title};
 use crate::arch;
 use crate::errno::{Errno, SysResult};
 use crate::fs::jobs::Job;
-use crate::fs::providers::{Area, Memory, Providers, Task, Usage};
+use crate::fs::providers::{Area, Memory, Providers, Sizes, Task};
 use crate::fs::signals::{SignalInfo, Signals};
 use crate::fs::{FdTable, FsContext, file::Stat};
 use crate::mem::area::Backing;
@@ -170,6 +168,11 @@ impl Providers for Libos {
         let credentials = process.credentials.lock().clone();
         let image = process.image.lock().clone();
         let actions = *process.signals.actions.lock();
+        let (virtual_bytes, resident_bytes) = {
+            let space = process.space();
+            let space = space.lock();
+            (space.areas.total(), space.tables.held().0)
+        };
         let set = |wanted: fn(u64) -> bool| {
             actions
                 .iter()
@@ -193,8 +196,8 @@ impl Providers for Libos {
             user_ns: ns(thread.cpu_time()),
             system_ns: 0,
             start_ns: process.family.started,
-            virtual_bytes: process.space().lock().areas.total(),
-            resident_bytes: frames::usage().0 * 4096,
+            virtual_bytes,
+            resident_bytes,
             uid: credentials.uid,
             gid: credentials.gid,
             groups: credentials.groups,
@@ -211,6 +214,10 @@ impl Providers for Libos {
         })
     }
 
+    fn sizes(&self, pid: i32) -> Sizes {
+        process(pid).map_or_else(Sizes::default, |process| process.space().lock().sizes())
+    }
+
     fn areas(&self, pid: i32, usage: bool) -> Vec<Area> {
         let Some(process) = process(pid) else {
             return Vec::new();
@@ -224,10 +231,7 @@ impl Providers for Libos {
                     Backing::Pages(_, offset, file) => (file.clone(), *offset),
                     Backing::Anonymous => (None, 0),
                 };
-                let usage = usage.then(|| Usage {
-                    left: area.left.len() as u64 * PAGE,
-                    ..space.tables.usage(start, area.end)
-                });
+                let usage = usage.then(|| space.usage(start, area));
                 (
                     start,
                     area.end,

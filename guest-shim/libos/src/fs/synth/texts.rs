@@ -46,8 +46,14 @@ pub fn stat(t: &Task) -> Vec<u8> {
 
 /// `statm`: pages.
 pub fn statm(t: &Task) -> Vec<u8> {
-    let (size, resident) = (t.virtual_bytes / PAGE, t.resident_bytes / PAGE);
-    format!("{size} {resident} 0 0 0 {resident} 0\n").into_bytes()
+    let pages = |bytes: u64| bytes / PAGE;
+    let sizes = providers::get().sizes(t.pid);
+    let (size, resident) = (pages(t.virtual_bytes), pages(sizes.resident));
+    let (shared, data) = (
+        pages(sizes.file + sizes.memory_file),
+        pages(sizes.data + sizes.stack),
+    );
+    format!("{size} {resident} {shared} 0 0 {data} 0\n").into_bytes()
 }
 
 /// `status`.
@@ -61,7 +67,8 @@ pub fn status(t: &Task) -> Vec<u8> {
     };
     let ids = |ids: [u32; 4]| format!("{}\t{}\t{}\t{}", ids[0], ids[1], ids[2], ids[3]);
     let groups: String = t.groups.iter().map(|g| format!("{g} ")).collect();
-    let (size, resident) = (t.virtual_bytes / 1024, t.resident_bytes / 1024);
+    let kib = |bytes: u64| bytes / 1024;
+    let (size, sizes) = (kib(t.virtual_bytes), providers::get().sizes(t.pid));
     let cpus = providers::get().cpus().clamp(1, 64);
     let mask = if cpus == 64 { u64::MAX } else { (1 << cpus) - 1 };
     let capabilities: u64 = if t.uid[1] == 0 { 0x1ff_ffff_ffff } else { 0 };
@@ -83,10 +90,20 @@ pub fn status(t: &Task) -> Vec<u8> {
     );
     let _ = write!(
         out,
-        "VmPeak:\t{size:8} kB\nVmSize:\t{size:8} kB\nVmLck:\t       0 kB\nVmPin:\t       0 kB\nVmHWM:\t{resident:8} kB\n\
-         VmRSS:\t{resident:8} kB\nRssAnon:\t{resident:8} kB\nRssFile:\t       0 kB\nRssShmem:\t       0 kB\n\
-         VmData:\t{resident:8} kB\nVmStk:\t     132 kB\nVmExe:\t       0 kB\nVmLib:\t       0 kB\nVmPTE:\t       0 kB\n\
-         VmSwap:\t       0 kB\nThreads:\t{}\nSigQ:\t0/63450\nSigPnd:\t{:016x}\nShdPnd:\t{:016x}\nSigBlk:\t{:016x}\n\
+        "VmPeak:\t{size:8} kB\nVmSize:\t{size:8} kB\nVmLck:\t       0 kB\nVmPin:\t       0 kB\nVmHWM:\t{:8} kB\n\
+         VmRSS:\t{:8} kB\nRssAnon:\t{:8} kB\nRssFile:\t{:8} kB\nRssShmem:\t{:8} kB\nVmData:\t{:8} kB\n\
+         VmStk:\t{:8} kB\nVmExe:\t       0 kB\nVmLib:\t       0 kB\nVmPTE:\t       0 kB\nVmSwap:\t       0 kB\n",
+        kib(sizes.most),
+        kib(sizes.resident),
+        kib(sizes.anonymous()),
+        kib(sizes.file),
+        kib(sizes.memory_file),
+        kib(sizes.data),
+        kib(sizes.stack),
+    );
+    let _ = write!(
+        out,
+        "Threads:\t{}\nSigQ:\t0/63450\nSigPnd:\t{:016x}\nShdPnd:\t{:016x}\nSigBlk:\t{:016x}\n\
          SigIgn:\t{:016x}\nSigCgt:\t{:016x}\n",
         t.threads, t.signals[0], t.signals[1], t.signals[2], t.signals[3], t.signals[4],
     );

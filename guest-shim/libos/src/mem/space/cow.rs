@@ -126,7 +126,7 @@ impl Inner {
         for (start, area) in self.areas.iter() {
             if area.dont_fork || area.wipe_on_fork {
                 for (first, last) in source.present(start, area.end) {
-                    failed = failed.or(batch.unmap(first, last - first).err());
+                    failed = failed.or(batch.unmap(first, last - first, last - first).err());
                 }
             } else {
                 for (gpa, pages) in private_runs(source, start, area.end) {
@@ -208,7 +208,7 @@ impl Inner {
         let mut back = Batch::new(self.tables);
         let copied = copies(hot, BTreeMap::new());
         for page in &copied {
-            copy.map(page.page, page.gpa, PAGE, page.flags)?;
+            copy.replace(page.page, page.gpa, PAGE, page.flags, true)?;
             back.raise(page.page, PAGE, page.flags)?;
         }
         copy.run()?;
@@ -235,7 +235,7 @@ impl Inner {
             for (start, area) in areas.iter() {
                 for (first, last) in tables.present(start, area.end) {
                     // Unmapping needs no table but where it cuts a large page, which whole areas don't.
-                    let _ = batch.unmap(first, last - first);
+                    let _ = batch.unmap(first, last - first, last - first);
                 }
             }
             let _ = batch.run();
@@ -342,11 +342,7 @@ impl Inner {
                 copy_page(gpa + i * PAGE, leaf.gpa);
                 push_run(old, leaf.gpa, 1);
             }
-            if forgotten {
-                batch.map(va, gpa, pages * PAGE, flags)?;
-            } else {
-                batch.replace(va, gpa, pages * PAGE, flags)?;
-            }
+            batch.replace(va, gpa, pages * PAGE, flags, forgotten)?;
             va += pages * PAGE;
         }
         Ok(())

@@ -56,7 +56,9 @@ impl Inner {
         if victims.is_empty() {
             return 0;
         }
-        let unmapped = victims.iter().try_for_each(|(va, _)| batch.unmap(*va, PAGE));
+        let unmapped = victims
+            .iter()
+            .try_for_each(|(va, _)| batch.unmap(*va, PAGE, PAGE));
         // From here on nobody can write them. Small pages go without a table more.
         if unmapped.and_then(|()| batch.run()).is_err() {
             arch::panic_exit("pages that are to leave can't be unmapped");
