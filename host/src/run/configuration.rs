@@ -133,7 +133,7 @@ pub fn workdir(options: &RunOptions) -> PathBuf {
 }
 
 /// All mounts but the protected volumes; gives the number of the first of those. The numbers are those of the service's roots
-/// ([`super::service::open_roots`]).
+/// (`open_roots`).
 fn mounts(options: &RunOptions, config: &mut Writer) -> u32 {
     let read_only = |on: bool| if on { mount_flags::READ_ONLY } else { 0 };
     let mut next = 0..;
