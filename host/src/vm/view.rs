@@ -160,14 +160,7 @@ impl View {
             },
             Err(error) => Source::Missing(error.to_string()),
         };
-        Self {
-            context,
-            source,
-            failed,
-            frames: placed.frames,
-            first: placed.free_frames,
-            mappings: Mutex::new(0),
-        }
+        Self::of(source, context, placed, failed)
     }
 
     /// The view of a context whose plaintext is limited.
@@ -177,14 +170,7 @@ impl View {
         placed: &Placed,
         failed: Arc<dyn Fn(MemoryError) + Send + Sync>,
     ) -> Self {
-        Self {
-            context,
-            source: Source::Paged(memory),
-            failed,
-            frames: placed.frames,
-            first: placed.free_frames,
-            mappings: Mutex::new(0),
-        }
+        Self::of(Source::Paged(memory), context, placed, failed)
     }
 
     /// None, and why.
@@ -194,9 +180,18 @@ impl View {
         placed: &Placed,
         failed: Arc<dyn Fn(MemoryError) + Send + Sync>,
     ) -> Self {
+        Self::of(Source::Missing(why.to_owned()), context, placed, failed)
+    }
+
+    fn of(
+        source: Source,
+        context: ContextId,
+        placed: &Placed,
+        failed: Arc<dyn Fn(MemoryError) + Send + Sync>,
+    ) -> Self {
         Self {
             context,
-            source: Source::Missing(why.to_owned()),
+            source,
             failed,
             frames: placed.frames,
             first: placed.free_frames,
