@@ -75,6 +75,35 @@ static void ends(void) {
     CHECK("usage of children", getrusage(RUSAGE_CHILDREN, &usage) == 0);
 }
 
+/* By the empty command line `ps` tells a process that ended from one that lives. */
+static void nothing_left_of(pid_t zombie) {
+    static const char *const names[] = {"cmdline", "maps"};
+    char path[64], bytes[64];
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
+        snprintf(path, sizeof path, "/proc/%d/%s", zombie, names[i]);
+        int fd = open(path, O_RDONLY);
+        CHECK_WITH("opened", fd >= 0, errno);
+        CHECK_WITH(names[i], read(fd, bytes, sizeof bytes) == 0, errno);
+        close(fd);
+    }
+    snprintf(path, sizeof path, "/proc/%d/exe", zombie);
+    CHECK_FAILS("exe", readlink(path, bytes, sizeof bytes), ENOENT);
+}
+
+/* The first program starts now, and not when the machine did. */
+static void start_time(void) {
+    char text[1024], *at;
+    FILE *file = fopen("/proc/self/stat", "r");
+    struct timespec now;
+    CHECK("stat", file != NULL && fgets(text, sizeof text, file) != NULL && (at = strrchr(text, ')')) != NULL);
+    fclose(file);
+    for (int field = 2; field < 22; field++)
+        at = strchr(at + 1, ' ');
+    clock_gettime(CLOCK_BOOTTIME, &now);
+    long started = strtol(at, NULL, 10) / sysconf(_SC_CLK_TCK);
+    CHECK_WITH("it started lately", now.tv_sec - started < 600, started);
+}
+
 static void waitid_shapes(void) {
     siginfo_t info;
     pid_t child = child_that(exit_7);
@@ -82,6 +111,7 @@ static void waitid_shapes(void) {
     CHECK("waitid leaves it", waitid(P_PID, child, &info, WEXITED | WNOWAIT) == 0 && info.si_pid == child &&
                                   info.si_code == CLD_EXITED && info.si_status == 7 && info.si_signo == SIGCHLD);
     CHECK("still a zombie", kill(child, 0) == 0);
+    nothing_left_of(child);
     CHECK("waitid takes it", waitid(P_ALL, 0, &info, WEXITED) == 0 && info.si_pid == child);
     CHECK_FAILS("waitid with none", waitid(P_ALL, 0, &info, WEXITED), ECHILD);
     CHECK_FAILS("waitid without what", waitid(P_ALL, 0, &info, WNOHANG), EINVAL);
@@ -433,6 +463,7 @@ int main(int argc, char **argv) {
     MUST(argc > 1);
     setpgid(0, 0);
     signal(SIGCONT, on_cont);
+    start_time();
     ends();
     waitid_shapes();
     stops();

@@ -109,6 +109,8 @@ extern "C" fn run_program(_: u64) -> ! {
         .get()
         .unwrap_or_else(|| arch::panic_exit("no configuration"));
     init_clock();
+    let started = &Process::current().family.started;
+    started.store(clock::boottime(), Ordering::Relaxed);
     process::providers::install();
     if let Some((bytes, index)) = config.resident {
         limit(bytes, index).unwrap_or_else(|why| arch::exit(exit_status::refused(125), &why));

@@ -6,7 +6,7 @@
 use alloc::collections::BTreeMap;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
-use core::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicU64, Ordering};
 
 use spin::Mutex;
 
@@ -121,7 +121,7 @@ pub struct Family {
     /// `PR_SET_PDEATHSIG`.
     pub death_signal: AtomicU32,
     /// When it was made, nanoseconds since boot.
-    pub started: u64,
+    pub started: AtomicU64,
     /// Woken when a child changes.
     pub children_changed: WaitQueue,
     /// Woken when it has ended.
@@ -143,7 +143,7 @@ pub struct Family {
 static TREE: Mutex<BTreeMap<i32, Arc<Process>>> = Mutex::new(BTreeMap::new());
 
 impl Family {
-    /// The first process's.
+    /// The first process's; there is no clock yet to say when it was made.
     #[must_use]
     pub fn first() -> Self {
         let family = Self::default();
@@ -156,7 +156,7 @@ impl Family {
     #[must_use]
     pub fn outside(pid: i32) -> Self {
         let family = Self {
-            started: clock::boottime(),
+            started: AtomicU64::new(clock::boottime()),
             ..Self::default()
         };
         family.group.store(pid, Ordering::Relaxed);
@@ -169,7 +169,7 @@ impl Family {
     pub fn child(parent: &Process, sibling: bool, exit_signal: u32) -> Self {
         let from = &parent.family;
         let family = Self {
-            started: clock::boottime(),
+            started: AtomicU64::new(clock::boottime()),
             ..Self::default()
         };
         let above = if sibling { from.parent() } else { parent.pid };

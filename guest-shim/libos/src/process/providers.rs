@@ -55,6 +55,12 @@ fn ns(ticks: u64) -> u64 {
     (u128::from(ticks) * 1_000_000_000 / u128::from(arch::ticks_per_second())) as u64
 }
 
+/// The process, if its first thread is there still: what /proc tells of the memory of one that ended is empty, and by
+/// that `ps` knows it.
+fn with_memory(pid: i32) -> Option<Arc<Process>> {
+    process(pid).filter(|p| p.thread(pid).is_some())
+}
+
 /// A process whose first thread has ended, or all of them.
 fn without_leader(process: &Process) -> Option<Task> {
     let remains = process.family.remains();
@@ -73,7 +79,7 @@ fn without_leader(process: &Process) -> Option<Task> {
         state: 'Z',
         threads: process.threads().len().max(1) as u32,
         user_ns: ns(remains.map_or(0, |r| r.usage.ticks)),
-        start_ns: process.family.started,
+        start_ns: process.family.started.load(Ordering::Relaxed),
         uid: credentials.uid,
         gid: credentials.gid,
         groups: credentials.groups,
@@ -195,7 +201,7 @@ impl Providers for Libos {
             threads: process.threads().len() as u32,
             user_ns: ns(thread.cpu_time()),
             system_ns: 0,
-            start_ns: process.family.started,
+            start_ns: process.family.started.load(Ordering::Relaxed),
             virtual_bytes,
             resident_bytes,
             uid: credentials.uid,
@@ -215,11 +221,11 @@ impl Providers for Libos {
     }
 
     fn sizes(&self, pid: i32) -> Sizes {
-        process(pid).map_or_else(Sizes::default, |process| process.space().lock().sizes())
+        with_memory(pid).map_or_else(Sizes::default, |process| process.space().lock().sizes())
     }
 
     fn areas(&self, pid: i32, usage: bool) -> Vec<Area> {
-        let Some(process) = process(pid) else {
+        let Some(process) = with_memory(pid) else {
             return Vec::new();
         };
         let (list, brk) = {
@@ -276,7 +282,7 @@ impl Providers for Libos {
     }
 
     fn command_line(&self, pid: i32) -> Vec<u8> {
-        let Some(process) = process(pid) else {
+        let Some(process) = with_memory(pid) else {
             return Vec::new();
         };
         let image = process.image.lock().clone();
@@ -294,13 +300,13 @@ impl Providers for Libos {
     }
 
     fn environment(&self, pid: i32) -> Vec<u8> {
-        process(pid)
+        with_memory(pid)
             .map(|p| p.image.lock().environment.clone())
             .unwrap_or_default()
     }
 
     fn auxiliary_vector(&self, pid: i32) -> Vec<u8> {
-        process(pid)
+        with_memory(pid)
             .map(|p| p.image.lock().auxv.clone())
             .unwrap_or_default()
     }
