@@ -37,7 +37,7 @@ pub mod stop;
 pub mod vcpu;
 
 /// Version of everything in this crate. Both sides refuse another one.
-pub const VERSION: u32 = 14;
+pub const VERSION: u32 = 15;
 
 /// Asserts a size at compile time, with the reason when it no longer holds.
 #[macro_export]

@@ -74,6 +74,10 @@ pub struct SharedHeader {
     pub service_gone: AtomicU32,
     /// Threads that wait for a vCPU: when not 0, the monitor kicks vCPUs that have run for a time slice.
     pub waiting: AtomicU32,
+    /// How many vCPUs the host advises to keep awake, the first ones; 0: all.
+    pub awake: AtomicU32,
+    /// Zero.
+    pub reserved: AtomicU32,
     /// Guest TSC at which the next timer is due (`u64::MAX`: none), for when every vCPU is busy.
     pub timer: AtomicU64,
     /// `--stats` counters that the libos leaves at its end, indexed by [`Stat`].

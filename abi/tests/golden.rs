@@ -267,6 +267,8 @@ fn structures(out: &mut String) {
             vcpus,
             service_gone,
             waiting,
+            awake,
+            reserved,
             timer,
             stats,
             message

@@ -43,6 +43,7 @@ mod readiness;
 pub mod region;
 mod request;
 mod server;
+mod share;
 mod sockets;
 mod sockopts;
 mod spawn;

@@ -27,6 +27,7 @@ use super::protocol;
 use super::readiness::{self, Readiness, Turn};
 use super::region::{Region, SlotIndex, VcpuIndex};
 use super::request::{Answer, Call, Place, Refusal, Request, Scratch};
+use super::share::{self, Meter, Share};
 use super::spin::Spin;
 use super::table::Table;
 use super::workers::Workers;
@@ -137,7 +138,12 @@ impl Shared {
 
     /// Rings one vCPU for an event, if none polls.
     fn wake_for_events(&self) {
-        let states = self.vcpu_indices().map(|vcpu| &self.region.queue(vcpu).state);
+        let awake = match self.region.header().awake.load(Ordering::Relaxed) {
+            0 => usize::MAX,
+            awake => awake as usize,
+        };
+        let vcpus = self.vcpu_indices().take(awake);
+        let states = vcpus.map(|vcpu| &self.region.queue(vcpu).state);
         if let Some(vcpu) = protocol::event_target(states) {
             self.wake(vcpu);
         }
@@ -170,6 +176,8 @@ pub struct Server {
     taken: Vec<u32>,
     events_posted: u32,
     spin: Spin,
+    share: Share,
+    meter: Meter,
     cores: usize,
     scratch: Scratch,
     // Kept open for the epoll set.
@@ -202,6 +210,8 @@ impl Server {
             taken: vec![0; vcpus],
             events_posted: 0,
             spin: Spin::new(parts.spin),
+            share: Share::new(vcpus as u32),
+            meter: Meter::new(),
             cores: std::thread::available_parallelism().map_or(1, usize::from),
             scratch: Scratch::new(),
             _bells: (parts.doorbell, parts.lifeline),
@@ -232,6 +242,8 @@ impl Server {
             if served > 0 {
                 idle_since = now;
             }
+            self.meter.served(served as u64);
+            self.advise(now);
             (looks, served) = (0, 0);
             match self.look_at_events(Some(Duration::ZERO))? {
                 Turn::Gone => return Ok(()),
@@ -326,6 +338,14 @@ impl Server {
         shared.execute(request, Place::Worker, &mut self.scratch).ok()
     }
 
+    /// Tells the guest how many vCPUs it should keep awake, when a window is over.
+    fn advise(&mut self, now: Instant) {
+        if let Some(window) = self.meter.end(now) {
+            let awake = self.share.after(window);
+            self.shared.region.header().awake.store(awake, Ordering::Relaxed);
+        }
+    }
+
     /// Whether the guest's vCPUs have work for every core.
     fn is_crowded(&self) -> bool {
         let running = |vcpu: &VcpuIndex| {
@@ -346,9 +366,11 @@ impl Server {
         if !protocol::fall_asleep(flag, 1, 0, || self.has_requests()) {
             return Ok(Turn::Events(0));
         }
-        let turn = self.look_at_events(None);
+        let turn = self.look_at_events(self.share.is_short().then_some(share::WINDOW));
         flag.store(0, Ordering::Relaxed);
-        self.spin.slept(now.elapsed());
+        let slept = now.elapsed();
+        self.spin.slept(slept);
+        self.meter.slept(slept);
         turn
     }
 

@@ -8,7 +8,7 @@ use spin::Mutex;
 
 use super::run::current;
 use super::thread::Thread;
-use super::vcpus::{Elsewhere, elsewhere, in_ticks, ring, vcpu, wake_a_vcpu};
+use super::vcpus::{Elsewhere, elsewhere, in_ticks, is_spare, ring, vcpu, wake_a_vcpu};
 use crate::arch;
 use crate::host;
 
@@ -56,11 +56,11 @@ fn publish(queue: &VecDeque<Arc<Thread>>) -> usize {
 }
 
 pub(super) fn pick() -> Option<Arc<Thread>> {
-    if !others_wait() {
+    let index = arch::vcpu_index();
+    if !others_wait() || is_spare(index) {
         return None;
     }
     let me = core::ptr::from_ref(current());
-    let index = arch::vcpu_index();
     let loaded = vcpu().space.load(Ordering::Relaxed);
     let mut queue = QUEUE.lock();
     let now = arch::ticks();

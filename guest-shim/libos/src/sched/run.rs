@@ -17,10 +17,10 @@ use core::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
 use cloak_abi::kcall::Kcall;
 use cloak_abi::vcpu::{MonitorCall, VcpuState};
 
-use super::queue::{enqueue, others_wait, pick};
+use super::queue::{enqueue, others_wait, pick, spread};
 use super::thread::{EMPTY, ENDED, PARKED, Thread};
 use super::timer;
-use super::vcpus::{VCPUS, in_ticks, load_space, patience, set_state, vcpu, vcpus, wake_a_vcpu};
+use super::vcpus::{VCPUS, in_ticks, is_spare, load_space, patience, set_state, vcpu, vcpus, wake_a_vcpu};
 use crate::arch::{self, Frame};
 use crate::host;
 use crate::mem::space::Space;
@@ -148,6 +148,8 @@ pub fn yield_now() {
 /// A time slice has ended, or something happened outside.
 pub fn tick() {
     attend();
+    // The host may have cores again for a vCPU that it had none for when the others began to wait.
+    spread();
     yield_now();
 }
 
@@ -232,7 +234,7 @@ pub fn idle() -> ! {
         attend();
         if let Some(next) = pick() {
             run(index, next);
-        } else if !poll_for_work(index) {
+        } else if is_spare(index) || !poll_for_work(index) {
             halt(index);
         }
     }
@@ -286,7 +288,11 @@ fn halt(index: usize) {
     set_state(index, VcpuState::Halted);
     fence(Ordering::SeqCst);
     let work = others_wait() || host::has_news(vcpus()) || called() || timer::next_deadline() < deadline;
-    if !work {
+    let is_spare = is_spare(index);
+    if work && is_spare {
+        wake_a_vcpu();
+    }
+    if !work || is_spare {
         HALTS.fetch_add(1, Ordering::Relaxed);
         arch::monitor(MonitorCall::Halt, 0);
     }

@@ -96,7 +96,7 @@ pub(super) fn elsewhere(thread: &Thread, me: usize, waited: u64) -> Elsewhere {
     if has(me) || waited > in_ticks(LEAVE_HALTED_US) {
         return Elsewhere::No;
     }
-    let find = |state: VcpuState| (0..vcpus()).find(|&i| i != me && has(i) && host_state(i) == state as u32);
+    let find = |state: VcpuState| (0..awake()).find(|&i| i != me && has(i) && host_state(i) == state as u32);
     if waited <= in_ticks(LEAVE_US) && find(VcpuState::Polling).is_some() {
         return Elsewhere::Polls;
     }
@@ -150,7 +150,7 @@ pub fn may_run_program(index: usize, space: Tables) -> bool {
 
 pub(super) fn wake_a_vcpu() {
     let state = |i: &usize| host_state(*i);
-    let count = vcpus();
+    let count = awake();
     if (0..count).any(|i| state(&i) == VcpuState::Polling as u32) {
         return;
     }
@@ -172,6 +172,19 @@ pub(super) fn set_state(index: usize, state: VcpuState) {
         .state
         .store(state as u32, Ordering::SeqCst);
     host::queue(index).state.store(state as u32, Ordering::SeqCst);
+}
+
+/// How many vCPUs should be awake, the first ones: the host sees whether it has cores for them.
+fn awake() -> usize {
+    match host::header().awake.load(Ordering::Relaxed) {
+        0 => vcpus(),
+        advised => vcpus().min(advised as usize),
+    }
+}
+
+/// Whether a vCPU leaves its work to others.
+pub(super) fn is_spare(index: usize) -> bool {
+    index >= awake()
 }
 
 pub(super) fn vcpus() -> usize {
