@@ -86,6 +86,8 @@ pub mod mount_flags {
     pub const OVERLAY: u32 = 8;
     /// The host mount is the container of a protected volume whose key is not there: its ciphertext is shown.
     pub const CIPHERTEXT: u32 = 16;
+    /// Nobody outside changes what is in the host mount while the guest runs.
+    pub const EXCLUSIVE: u32 = 32;
 }
 
 /// Bits of [`Tag::Flags`].

@@ -46,9 +46,12 @@ pub fn postgresql(world: &World, peer: &Peer) -> Result<Vec<Figure>, MeasureErro
         "-c".into(),
         "listen_addresses=127.0.0.1".into(),
     ];
+    // Nobody else touches a server's data.
+    let exclusive = format!("{0}:{0}:exclusive", own.path().display());
     let case = as_owner(peer, &program("postgres")?)
         .args(settings)
-        .volume(own.path())
+        .option("--volume")
+        .option(&exclusive)
         .memory("2G");
     let mut started = peer.start(&case)?;
     let server = Server::attach(started.running.take().expect("it was just started"), port)?;

@@ -164,6 +164,7 @@ impl InitArgs {
             kind: VolumeKind::Measured,
             source: Some("/".to_owned()),
             read_only: true,
+            exclusive: false,
         }];
         // A volume there would hide what is measured below.
         if !needed
@@ -275,6 +276,7 @@ fn volume(guest: &str, kind: VolumeKind, source: Option<String>) -> Volume {
         kind,
         source,
         read_only: false,
+        exclusive: false,
     }
 }
 

@@ -167,6 +167,9 @@ pub struct Volume {
     /// Whether the program may only read it. A measured volume is read-only anyway.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub read_only: bool,
+    /// Whether nobody else changes it while the program runs. Of a `shared` volume only; the guest then remembers how long files are.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub exclusive: bool,
 }
 
 /// Kinds of volume.

@@ -311,6 +311,13 @@ impl Manifest {
     fn check_volumes(&self) -> Result<(), ManifestError> {
         for volume in &self.volumes {
             path("volume.guest", &volume.guest)?;
+            if volume.exclusive && (volume.kind != VolumeKind::Shared || volume.read_only) {
+                return Err(value(
+                    "volume.exclusive",
+                    &volume.guest,
+                    "can't be: only a shared volume that the program may write is exclusive",
+                ));
+            }
             match (&volume.source, volume.kind) {
                 (Some(source), VolumeKind::Memory) => {
                     return Err(value(

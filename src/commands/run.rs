@@ -50,8 +50,9 @@ pub struct Args {
     /// [default: overlay]
     #[arg(long, value_enum, conflicts_with = "manifest")]
     root: Option<Root>,
-    /// Make a host directory or file visible in the guest (repeatable)
-    #[arg(long, short = 'v', value_name = "HOST:GUEST[:ro]", value_parser = parse_volume)]
+    /// Make a host directory or file visible in the guest (repeatable). `exclusive`: nobody else changes it while the
+    /// program runs, so the guest may remember how long files are, as databases ask at each statement
+    #[arg(long, short = 'v', value_name = "HOST:GUEST[:ro|:exclusive]", value_parser = parse_volume)]
     volume: Vec<Volume>,
     /// Give the guest a protected volume (see `cloak volume create`) at GUEST. Its key is not shown to the OS side
     /// (repeatable)
@@ -308,12 +309,13 @@ pub(super) fn parse_variable(text: &str) -> Result<String, String> {
 pub(super) fn parse_volume(text: &str) -> Result<Volume, String> {
     let mut parts = text.split(':');
     let (Some(host), Some(guest)) = (parts.next(), parts.next()) else {
-        return Err("expected HOST:GUEST or HOST:GUEST:ro".to_owned());
+        return Err("expected HOST:GUEST, HOST:GUEST:ro or HOST:GUEST:exclusive".to_owned());
     };
-    let read_only = match (parts.next(), parts.next()) {
-        (None, _) | (Some("rw"), None) => false,
-        (Some("ro"), None) => true,
-        _ => return Err("after HOST:GUEST there can be :ro or :rw only".to_owned()),
+    let (read_only, exclusive) = match (parts.next(), parts.next()) {
+        (None, _) | (Some("rw"), None) => (false, false),
+        (Some("ro"), None) => (true, false),
+        (Some("exclusive"), None) => (false, true),
+        _ => return Err("after HOST:GUEST there can be :ro, :rw or :exclusive only".to_owned()),
     };
     if host.is_empty() || !guest.starts_with('/') {
         return Err("HOST must not be empty, and GUEST must be an absolute path".to_owned());
@@ -322,6 +324,7 @@ pub(super) fn parse_volume(text: &str) -> Result<Volume, String> {
         host: host.into(),
         guest: guest.into(),
         read_only,
+        exclusive,
     })
 }
 
@@ -354,9 +357,12 @@ mod tests {
             Ok(Volume {
                 host: "/a".into(),
                 guest: "/b".into(),
-                read_only: true
+                read_only: true,
+                exclusive: false,
             })
         );
+        assert!(parse_volume("/a:/b:exclusive").is_ok_and(|volume| volume.exclusive && !volume.read_only));
+        assert!(parse_volume("/a:/b:ro:exclusive").is_err());
         assert!(parse_volume("/a").is_err());
         assert!(parse_volume("/a:b").is_err());
         assert!(parse_volume("/a:/b:xx").is_err());

@@ -54,6 +54,7 @@ conformance! {
     segv_maps: Dynamic Static Musl;
     sparse_mmap: Dynamic Static;
     big_file: Dynamic Static;
+    lengths: Dynamic Static;
     futex_ops: Dynamic Static;
     readiness: Dynamic Static Musl;
     timers_fd: Dynamic;
@@ -73,6 +74,17 @@ conformance! {
     threads_life: Dynamic Static Musl;
     forgotten_pages: Dynamic Static Musl;
     threads64: Dynamic Static StaticPie Musl;
+}
+
+#[test]
+fn lengths_of_files_on_an_exclusive_volume() {
+    let scratch = Scratch::new();
+    let Some(program) = built("lengths", Linkage::Dynamic).filter(|_| needs::kvm()) else {
+        return;
+    };
+    let volume = format!("{0}:{0}:exclusive", scratch.path().display());
+    let case = Case::new(program).arg(scratch.join("made"));
+    case.option("--volume").option(&volume).succeeds_as_native();
 }
 
 /// The kernel's own way of editing page tables, which contexts that share a VM need.

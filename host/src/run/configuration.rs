@@ -147,7 +147,12 @@ fn mounts(options: &RunOptions, config: &mut Writer) -> u32 {
         config.mount(0, mount_flags::MEMORY, b"/tmp");
     }
     for volume in &options.volumes {
-        let flags = read_only(volume.read_only);
+        let exclusive = if volume.exclusive {
+            mount_flags::EXCLUSIVE
+        } else {
+            0
+        };
+        let flags = read_only(volume.read_only) | exclusive;
         config.mount(number(), flags, volume.guest.as_os_str().as_bytes());
     }
     for (_, guest) in &options.measured.volumes {

@@ -26,6 +26,8 @@ pub struct Volume {
     pub guest: PathBuf,
     /// Whether the program may only read it.
     pub read_only: bool,
+    /// Whether nobody else changes it while the program runs.
+    pub exclusive: bool,
 }
 
 /// Where a protected volume's key comes from.

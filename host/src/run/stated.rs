@@ -313,6 +313,7 @@ fn add_volume(
             host: source,
             guest: volume.guest.clone().into(),
             read_only: volume.read_only,
+            exclusive: volume.exclusive,
         }),
         VolumeKind::Memory => options
             .memory_volumes
@@ -351,18 +352,18 @@ pub fn of_options(options: &RunOptions, program: &std::path::Path, vcpus: usize)
         kind,
         source,
         read_only,
+        exclusive: false,
     };
     let mut volumes = vec![
         volume("/".to_owned(), VolumeKind::Shared, Some("/".to_owned()), true),
         volume("/tmp".to_owned(), VolumeKind::Memory, None, false),
     ];
-    volumes.extend(options.volumes.iter().map(|v| {
-        volume(
-            text(&v.guest),
-            VolumeKind::Shared,
-            Some(text(&v.host)),
-            v.read_only,
-        )
+    volumes.extend(options.volumes.iter().map(|v| StatedVolume {
+        guest: text(&v.guest),
+        kind: VolumeKind::Shared,
+        source: Some(text(&v.host)),
+        read_only: v.read_only,
+        exclusive: v.exclusive,
     }));
     volumes.extend(options.protected.iter().map(|v| {
         volume(

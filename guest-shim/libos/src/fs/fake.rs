@@ -135,6 +135,11 @@ fn start() -> PathBuf {
             path: b"/mnt/volume".to_vec(),
         },
         init::MountRecord {
+            index: 1,
+            flags: mount_flags::EXCLUSIVE,
+            path: b"/mnt/own".to_vec(),
+        },
+        init::MountRecord {
             index: 2,
             flags: mount_flags::READ_ONLY,
             path: b"/mnt/library".to_vec(),

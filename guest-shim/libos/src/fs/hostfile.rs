@@ -17,6 +17,7 @@ use super::file::{File, Mapping, Stat};
 use super::flags::{O_APPEND, SEEK_CUR, SEEK_DATA, SEEK_END, SEEK_HOLE, SEEK_SET};
 use super::hostfd::HostFd;
 use super::hostops;
+use super::lengths::{self, Change, Length};
 use super::node::Node;
 use super::open_cache::{self, Opened};
 use super::read_cache::{self, Content, Source};
@@ -52,6 +53,8 @@ pub struct HostFile {
     seen: Option<(Stat, u64)>,
     /// The node that it is the content of: a file of an overlay's lower layer.
     node: Option<Arc<dyn Node>>,
+    /// What is known of its length, if it is on an exclusive volume.
+    length: Option<Arc<Length>>,
 }
 
 impl HostFile {
@@ -72,7 +75,29 @@ impl HostFile {
             content: None,
             seen: None,
             node: None,
+            length: None,
         }
+    }
+
+    /// The same, on a volume whose files nobody outside changes.
+    #[must_use]
+    pub fn exclusive(mut self) -> Self {
+        self.length = Some(lengths::of(self.key));
+        self
+    }
+
+    fn length(&self) -> SysResult<u64> {
+        let ask = || hostops::fstat(&self.fd).map(|stat| stat.size as u64);
+        match &self.length {
+            Some(length) => length.get_or(ask),
+            None => ask(),
+        }
+    }
+
+    /// A call begins that may change its length: to be held until the call is over.
+    fn changing(&self) -> Option<Change> {
+        let length = self.length.clone().or_else(|| lengths::find(self.key));
+        length.map(Length::begin)
     }
 
     /// A file of a mount that nobody inside can write: its content is cached.
@@ -158,14 +183,22 @@ impl HostFile {
         file.position.with(|position| {
             if !self.appends {
                 // O_APPEND was set later, by fcntl: the host's open file does not know it.
-                *position = hostops::fstat(&self.fd)?.size as u64;
-                let done = self.transfer_out(HostOp::PWrite, *position, from)?;
+                *position = self.length()?;
+                let done = self.write_at(*position, from)?;
                 *position += done as u64;
                 return Ok(done);
             }
             let pages = shared_pages::find(self.key);
+            let change = self.changing();
             let done = self.transfer_out(HostOp::Write, u64::MAX, from)?;
-            *position = hostops::fstat(&self.fd).map_or(*position + done as u64, |s| s.size as u64);
+            let known = change.as_ref().and_then(Change::before);
+            *position = match known {
+                Some(before) => before.saturating_add(done as u64),
+                None => hostops::fstat(&self.fd).map_or(*position + done as u64, |s| s.size as u64),
+            };
+            if let Some(change) = change {
+                change.is(*position);
+            }
             if let Some(pages) = pages {
                 pages.reload(position.saturating_sub(done as u64), *position)?;
             }
@@ -264,6 +297,7 @@ impl File for HostFile {
 
     fn write(&self, file: &OpenFile, from: &mut Buf) -> SysResult<usize> {
         if self.position == Position::Host {
+            let _change = self.changing();
             return self.transfer_out(HostOp::Write, u64::MAX, from);
         }
         if file.flags() & O_APPEND != 0 {
@@ -303,7 +337,12 @@ impl File for HostFile {
         {
             return Err(Errno::EFBIG);
         }
-        self.transfer_out(HostOp::PWrite, offset, from)
+        let change = self.changing();
+        let done = self.transfer_out(HostOp::PWrite, offset, from)?;
+        if let Some(change) = change {
+            change.reaches(offset.saturating_add(done as u64));
+        }
+        Ok(done)
     }
 
     fn stat(&self) -> SysResult<Stat> {
@@ -322,7 +361,7 @@ impl File for HostFile {
             *position = match whence {
                 SEEK_SET => seek_from(0, offset)?,
                 SEEK_CUR => seek_from(*position, offset)?,
-                SEEK_END => seek_from(hostops::fstat(&self.fd)?.size as u64, offset)?,
+                SEEK_END => seek_from(self.length()?, offset)?,
                 SEEK_DATA | SEEK_HOLE => self.host_seek(offset, whence)?,
                 _ => return Err(Errno::EINVAL),
             };
@@ -331,7 +370,11 @@ impl File for HostFile {
     }
 
     fn truncate(&self, size: u64) -> SysResult<()> {
+        let change = self.changing();
         hostops::plain(HostOp::Truncate, &self.fd, size, 0, 0)?;
+        if let Some(change) = change {
+            change.is(size);
+        }
         read_cache::changed(self.key);
         if let Some(pages) = shared_pages::find(self.key) {
             pages.resize(size);
@@ -349,6 +392,7 @@ impl File for HostFile {
 
     fn allocate(&self, mode: u32, offset: u64, len: u64) -> SysResult<()> {
         self.settle()?;
+        let _change = self.changing();
         hostops::plain(HostOp::Allocate, &self.fd, u64::from(mode), offset, len)?;
         read_cache::changed(self.key);
         if let Some(pages) = shared_pages::find(self.key) {

@@ -57,7 +57,9 @@ impl MountRecord {
             return Ok(Mount::node("overlay", &self.path, root, read_only));
         }
         if self.flags & mount_flags::MEMORY == 0 {
-            return Mount::host(self.index, &self.path, read_only);
+            let mount = Mount::host(self.index, &self.path, read_only)?;
+            let is_exclusive = self.flags & mount_flags::EXCLUSIVE != 0;
+            return Ok(if is_exclusive { mount.exclusive() } else { mount });
         }
         Ok(Mount::node(
             "tmpfs",

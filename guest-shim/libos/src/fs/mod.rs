@@ -50,6 +50,7 @@ mod hoststream;
 mod init;
 pub mod inotify;
 pub mod jobs;
+mod lengths;
 pub mod locks;
 pub mod measured;
 pub mod mount;

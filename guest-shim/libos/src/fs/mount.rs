@@ -57,6 +57,8 @@ pub struct Mount {
     pub source: Source,
     /// Writes give EROFS.
     pub read_only: bool,
+    /// Nobody outside changes its files while the guest runs.
+    pub exclusive: bool,
     /// Type, for `/proc/mounts`.
     pub kind: &'static str,
     /// Its number in `/proc/self/mountinfo`.
@@ -70,6 +72,7 @@ impl Mount {
             path,
             source,
             read_only,
+            exclusive: false,
             kind,
             id,
         }
@@ -109,6 +112,13 @@ impl Mount {
     pub fn host(index: u32, path: &[u8], read_only: bool) -> SysResult<Self> {
         let source = Source::Host(root_dir(index)?);
         Ok(Self::new("cloakfs", path::join(b"/", path), source, read_only))
+    }
+
+    /// The same, with files that nobody outside changes.
+    #[must_use]
+    pub fn exclusive(mut self) -> Self {
+        self.exclusive = true;
+        self
     }
 
     /// A file system in the guest at `path`.
@@ -209,6 +219,12 @@ fn longest<'m>(mounts: &'m [Arc<Mount>], path: &[u8]) -> Option<&'m Arc<Mount>> 
 /// ENOENT before [`set`].
 pub fn covering(path: &[u8]) -> SysResult<Arc<Mount>> {
     longest(&MOUNTS.read(), path).cloned().ok_or(Errno::ENOENT)
+}
+
+/// Whether nobody outside changes the file at an absolute, normalised path of the host's.
+#[must_use]
+pub fn is_exclusive(path: &[u8]) -> bool {
+    longest(&MOUNTS.read(), path).is_some_and(|mount| mount.exclusive)
 }
 
 /// The border below which the path lies, if the path is the host's and one is known.

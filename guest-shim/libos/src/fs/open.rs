@@ -17,11 +17,12 @@ use super::hostfile::{HostFile, Position};
 use super::hostops;
 use super::hoststream::HostStream;
 use super::inotify::{self, event};
+use super::lengths::{self, Length};
 use super::node::{self, New, Node};
 use super::open_cache::{self, Asked, Fresh, Sharing};
 use super::pathfile::PathFile;
 use super::walk::{self, HostPlace, Last, Links, NodePlace, Place, Start};
-use super::{OpenFile, path, shared_pages};
+use super::{OpenFile, mount, path, shared_pages};
 use crate::errno::{Errno, SysResult};
 use crate::host::Request;
 use crate::process::Process;
@@ -131,10 +132,21 @@ fn open_host(place: &HostPlace, flags: u32, mode: u32) -> SysResult<Arc<OpenFile
         result => result?,
     };
     let truncates = flags & O_TRUNC != 0 && stat.mode & S_IFMT == S_IFREG;
-    if truncates && let Some(pages) = shared_pages::find((stat.dev, stat.ino)) {
-        pages.resize(0);
+    if truncates {
+        let key = (stat.dev, stat.ino);
+        if let Some(pages) = shared_pages::find(key) {
+            pages.resize(0);
+        }
+        // What was known of its length is not so any more.
+        drop(lengths::find(key).map(Length::begin));
     }
-    let open = opened(host_file(fd, &stat, flags));
+    let file = match stat.mode & S_IFMT {
+        S_IFREG if flags & O_PATH == 0 && mount::is_exclusive(&place.path) => {
+            Arc::new(HostFile::new(fd, &stat, flags, Position::Guest).exclusive())
+        }
+        _ => host_file(fd, &stat, flags),
+    };
+    let open = opened(file);
     if truncates {
         calls_change::ends_at(&open, 0);
     }

@@ -102,6 +102,32 @@ fn a_file_of_the_host_costs_the_requests_that_it_must() {
 }
 
 #[test]
+fn the_length_of_a_file_on_an_exclusive_volume_is_asked_for_once() {
+    let host = service();
+    fs::write(host.root.join("volume/database"), [1; 100]).expect("written");
+    let end = |fd| call(8, &[fd, 0, 2]);
+    let fd = open("/mnt/own/database", O_RDWR).expect("opened");
+    // By another name, and a mount that the host may write, too: it changes the same file.
+    let other = open("/mnt/volume/database", O_WRONLY).expect("opened");
+    let counts = counted(&host);
+    assert_eq!((end(fd), end(fd)), (Ok(100), Ok(100)));
+    assert_eq!(write(fd, b"more"), Ok(4));
+    assert_eq!(end(fd), Ok(104));
+    assert_eq!(call(18, &[other, b"x".as_ptr() as u64, 1, 200]), Ok(1));
+    assert_eq!(end(fd), Ok(201));
+    assert_eq!(call(77, &[other, 7]), Ok(0));
+    assert_eq!(end(fd), Ok(7));
+    let asked = [HostOp::FStat, HostOp::PWrite, HostOp::PWrite, HostOp::Truncate];
+    assert_eq!(*counts.lock(), asked);
+    let emptied = open("/mnt/volume/database", O_WRONLY | O_TRUNC).expect("opened");
+    assert_eq!(end(fd), Ok(0));
+    // Elsewhere it is asked for each time, as the host may have written.
+    fs::write(host.root.join("volume/database"), [1; 30]).expect("written");
+    assert_eq!(end(other), Ok(30));
+    [fd, other, emptied].into_iter().for_each(close);
+}
+
+#[test]
 fn a_file_on_a_read_only_mount_is_opened_and_read_once_in_a_second() {
     let host = service();
     fs::write(host.root.join("library/f"), vec![7; 100_000]).expect("written");

@@ -176,16 +176,14 @@ fn volumes(stated: &Stated, told: &Told<'_>) -> Result<(), String> {
     let mounts = told
         .mounts
         .iter()
-        .map(|record| (record.path.as_slice(), flags_of(record.flags)));
+        .map(|record| (record.path.as_slice(), what_is(record.flags)));
     let protected = told
         .protected
         .iter()
-        .map(|(path, read_only)| (*path, ("protected", *read_only)));
+        .map(|(path, read_only)| (*path, ("protected", *read_only, false)));
     let mut missing: Vec<&Volume> = stated.volumes.iter().collect();
-    for (path, (kind, read_only)) in mounts.chain(protected) {
-        let is = |volume: &&Volume| {
-            volume.guest.as_bytes() == path && volume.kind == kind && volume.only_read() == read_only
-        };
+    for (path, what) in mounts.chain(protected) {
+        let is = |volume: &&Volume| volume.guest.as_bytes() == path && volume.is() == what;
         let Some(index) = missing.iter().position(is) else {
             let name = String::from_utf8_lossy(path);
             return Err(format!("the volume at {name} is not what the manifest says"));
@@ -201,11 +199,11 @@ fn volumes(stated: &Stated, told: &Told<'_>) -> Result<(), String> {
     }
 }
 
-/// Kind of a mount, and whether nothing of it is written where the host has it.
-fn flags_of(flags: u32) -> (&'static str, bool) {
+/// Kind of a mount, whether nothing of it is written where the host has it, and whether nobody outside writes there.
+fn what_is(flags: u32) -> (&'static str, bool, bool) {
     let set = |flag: u32| flags & flag != 0;
     let read_only = set(mount_flags::READ_ONLY);
-    if set(mount_flags::MEASURED) {
+    let (kind, only_read) = if set(mount_flags::MEASURED) {
         ("measured", true)
     } else if set(mount_flags::CIPHERTEXT) {
         ("ciphertext", true)
@@ -213,12 +211,15 @@ fn flags_of(flags: u32) -> (&'static str, bool) {
         ("memory", read_only)
     } else {
         ("shared", read_only || set(mount_flags::OVERLAY))
-    }
+    };
+    (kind, only_read, set(mount_flags::EXCLUSIVE))
 }
 
 impl Volume {
-    fn only_read(&self) -> bool {
-        self.read_only || matches!(self.kind.as_str(), "measured" | "ciphertext")
+    /// The same of what the manifest says.
+    fn is(&self) -> (&str, bool, bool) {
+        let only_read = self.read_only || matches!(self.kind.as_str(), "measured" | "ciphertext");
+        (&self.kind, only_read, self.exclusive)
     }
 }
 
@@ -336,7 +337,7 @@ kind = "memory"
         type Change = (&'static str, fn(&mut Config), fn(&mut Told<'_>));
         let none: fn(&mut Config) = |_| {};
         let same: fn(&mut Told<'_>) = |_| {};
-        let changes: [Change; 26] = [
+        let changes: [Change; 27] = [
             ("program", none, |t| t.program = b"/bin/bash"),
             (
                 "argument",
@@ -379,6 +380,7 @@ kind = "memory"
                 same,
             ),
             ("one mount less", |c| drop(c.mounts.pop()), same),
+            ("exclusive", |c| c.mounts[1].flags |= mount_flags::EXCLUSIVE, same),
             ("protected read-only", none, |t| t.protected[0].1 = true),
             ("protected elsewhere", none, |t| t.protected[0].0 = b"/date"),
             ("not protected", none, |t| t.protected.clear()),

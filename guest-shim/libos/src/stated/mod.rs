@@ -63,6 +63,8 @@ pub struct Volume {
     pub kind: String,
     /// Whether the program may only read it.
     pub read_only: bool,
+    /// Whether nobody outside changes it meanwhile.
+    pub exclusive: bool,
 }
 
 impl Stated {
@@ -143,6 +145,7 @@ impl Volume {
             ("guest", Value::Text(text)) => self.guest = text,
             ("kind", Value::Text(text)) => self.kind = text,
             ("read_only", Value::Truth(on)) => self.read_only = on,
+            ("exclusive", Value::Truth(on)) => self.exclusive = on,
             // Where its bytes are is the host's business.
             ("source", Value::Text(_)) => {}
             _ => return None,

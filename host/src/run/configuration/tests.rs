@@ -163,6 +163,7 @@ fn mounts_have_the_numbers_of_the_services_roots() {
         host: host.clone(),
         guest: guest.into(),
         read_only,
+        exclusive: false,
     };
     let protected = |guest: &str, key, anchor| Protected {
         container: sealed.clone(),
