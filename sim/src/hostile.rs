@@ -1,6 +1,6 @@
 //! A hypervisor that does one thing that it must not: what the guest does about it is tested by running it.
 
-use cloak_abi::layout::doorbell_port;
+use cloak_abi::layout::{PAGE, doorbell_port};
 use cloak_host::platform::{Injection, Out};
 use cloak_snp::exception::reasons;
 use kvm_bindings::{
@@ -76,6 +76,10 @@ cases! {
     VcKernel = "vc-kernel",
     /// It injects an interrupt while the kernel runs.
     InterruptKernel = "interrupt-kernel",
+    /// As `wild-exceptions`, to a guest without the table of vectors that a measured one has ([`unguard`]).
+    UnguardedExceptions = "unguarded-exceptions",
+    /// The same of `wild-frames`.
+    UnguardedFrames = "unguarded-frames",
     /// It does nothing that it must not, but intercepts instructions that a program names: an OUT to the second of the
     /// context's ports raises #VC for CPUID at the instruction behind it, one to the third of the reason in the value. So
     /// programs show that the guest answers what the CPU of this machine does not intercept.
@@ -97,7 +101,7 @@ impl Hostile {
         };
         // Each second time, so that the program gets on.
         let turn = out.user && before.is_multiple_of(2);
-        match self {
+        match self.guarded() {
             Self::WildInterrupts if turn => Some(wild(&[0x21, 0x30, 0x80, 0xef, 0xff], None)),
             Self::WildExceptions if turn => Some(wild(&[2, 9, 15, 20, 21, 22, 27, 28, 30, 31], None)),
             Self::WildFrames if turn && before.is_multiple_of(4) => Some(wild(&[13, 14, 29, 10, 17], None)),
@@ -134,6 +138,15 @@ impl Hostile {
         })
     }
 
+    /// The case of which this is the other side.
+    fn guarded(self) -> Self {
+        match self {
+            Self::UnguardedExceptions => Self::WildExceptions,
+            Self::UnguardedFrames => Self::WildFrames,
+            other => other,
+        }
+    }
+
     /// What it makes of pages that are launched.
     pub(crate) fn change(self, data: &kvm_sev_snp_launch_update, source: &mut [u8]) {
         let mut put = |at: usize, word: u64| source[at..at + 8].copy_from_slice(&word.to_le_bytes());
@@ -168,5 +181,22 @@ impl Hostile {
                 *last ^= 1;
             }
         }
+        if kind == KVM_SEV_SNP_PAGE_TYPE_NORMAL && data.gfn_start == 0x200 && self != self.guarded() {
+            unguard(source);
+        }
+    }
+}
+
+/// Takes a measured guest's protection from exceptions away: what its table of vectors leads to goes on at once to what plain
+/// KVM's does. The kernel's image begins with the stubs of both, of 16 bytes each (`kernel.ld`, `guard.rs`).
+fn unguard(kernel: &mut [u8]) {
+    let plain = |vector: usize| 16 * vector;
+    let guarded = |stub: usize| PAGE as usize + 16 * stub;
+    for vector in (0..32).filter(|&vector| vector != usize::from(VC)) {
+        // JMP with a distance of 32 bits from its end.
+        let distance = plain(vector) as i32 - (guarded(vector) as i32 + 5);
+        let stub = &mut kernel[guarded(vector)..][..5];
+        stub[0] = 0xe9;
+        stub[1..].copy_from_slice(&distance.to_le_bytes());
     }
 }

@@ -540,6 +540,19 @@ fn events_that_nobody_may_send_are_dropped_and_counted() {
         );
         assert!(dropped(&said) >= 12, "{case}: {said}");
     }
+    // Where plain KVM's table stands in the place of a measured guest's, they are the guest's end.
+    for case in ["unguarded-exceptions", "unguarded-frames"] {
+        let outcome = shell(SNP, script)
+            .option("--hostile")
+            .option(case)
+            .run(&Launcher::under_test());
+        assert_ne!(outcome.status, Status::Exit(0), "{case}");
+        assert!(
+            outcome.error_text().contains("stopped"),
+            "{case}: {}",
+            outcome.error_text()
+        );
+    }
     let honest = shell(SNP, script).option("--stats").run(&Launcher::under_test());
     assert_eq!(
         dropped(&honest.error_text()),
