@@ -15,7 +15,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::{PoisonError, RwLock};
+use std::sync::{OnceLock, PoisonError, RwLock};
 
 use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
 use aws_lc_rs::{hkdf, rand};
@@ -114,6 +114,8 @@ impl Label {
 pub struct PageKeys {
     context: ContextId,
     secret: Secret,
+    /// The first that was asked for, which is the only one until 2^32 pages were sealed: found without a lock.
+    first: OnceLock<(u32, LessSafeKey)>,
     generations: RwLock<BTreeMap<u32, LessSafeKey>>,
 }
 
@@ -136,6 +138,7 @@ impl PageKeys {
         Ok(Self {
             context,
             secret,
+            first: OnceLock::new(),
             generations: RwLock::default(),
         })
     }
@@ -187,15 +190,21 @@ impl PageKeys {
 
     /// Works under the lock, which is taken for reading: a count of users for each key would cost as much again.
     fn with_key<R>(&self, generation: u32, work: impl FnOnce(&LessSafeKey) -> R) -> Result<R, CipherError> {
+        if self.first.get().is_none() {
+            // Somebody else's may come first, and is as good.
+            let _ = self.first.set((generation, self.key(generation)?));
+        }
+        if let Some((first, key)) = self.first.get()
+            && *first == generation
+        {
+            return Ok(work(key));
+        }
         let ready = self.generations.read().unwrap_or_else(PoisonError::into_inner);
         if let Some(key) = ready.get(&generation) {
             return Ok(work(key));
         }
         drop(ready);
-        let bytes = expand(&self.secret, &[], b"cloak page key v1", &generation.to_le_bytes())?;
-        let key = UnboundKey::new(&AES_256_GCM, bytes.0.as_slice())
-            .map_err(|_| CipherError::Library("making a page key"))?;
-        let key = LessSafeKey::new(key);
+        let key = self.key(generation)?;
         let result = work(&key);
         let mut ready = self.generations.write().unwrap_or_else(PoisonError::into_inner);
         if ready.len() >= KEYS_READY {
@@ -203,6 +212,13 @@ impl PageKeys {
         }
         ready.insert(generation, key);
         Ok(result)
+    }
+
+    fn key(&self, generation: u32) -> Result<LessSafeKey, CipherError> {
+        let bytes = expand(&self.secret, &[], b"cloak page key v1", &generation.to_le_bytes())?;
+        let key = UnboundKey::new(&AES_256_GCM, bytes.0.as_slice());
+        key.map(LessSafeKey::new)
+            .map_err(|_| CipherError::Library("making a page key"))
     }
 }
 
