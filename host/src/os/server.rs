@@ -342,7 +342,16 @@ impl Server {
     fn advise(&mut self, now: Instant) {
         if let Some(window) = self.meter.end(now) {
             let awake = self.share.after(window);
-            self.shared.region.header().awake.store(awake, Ordering::Relaxed);
+            let before = self.shared.region.header().awake.swap(awake, Ordering::SeqCst);
+            // Threads may have waited for it all the time.
+            for vcpu in self
+                .shared
+                .vcpu_indices()
+                .take(awake as usize)
+                .skip(before as usize)
+            {
+                self.shared.wake_if_halted(vcpu);
+            }
         }
     }
 

@@ -17,7 +17,7 @@ use core::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
 use cloak_abi::kcall::Kcall;
 use cloak_abi::vcpu::{MonitorCall, VcpuState};
 
-use super::queue::{enqueue, others_wait, pick, spread};
+use super::queue::{enqueue, others_wait, pick};
 use super::thread::{EMPTY, ENDED, PARKED, Thread};
 use super::timer;
 use super::vcpus::{VCPUS, in_ticks, is_spare, load_space, patience, set_state, vcpu, vcpus, wake_a_vcpu};
@@ -148,8 +148,6 @@ pub fn yield_now() {
 /// A time slice has ended, or something happened outside.
 pub fn tick() {
     attend();
-    // The host may have cores again for a vCPU that it had none for when the others began to wait.
-    spread();
     yield_now();
 }
 
