@@ -94,10 +94,10 @@ impl HostFile {
         }
     }
 
-    /// A call begins that may change its length: to be held until the call is over.
-    fn changing(&self) -> Option<Change> {
-        let length = self.length.clone().or_else(|| lengths::find(self.key));
-        length.map(Length::begin)
+    /// As [`lengths::changing`].
+    fn changing(&self) -> Change {
+        let own = self.length.clone().map(Length::begin);
+        own.unwrap_or_else(|| lengths::changing(self.key))
     }
 
     /// A file of a mount that nobody inside can write: its content is cached.
@@ -191,14 +191,11 @@ impl HostFile {
             let pages = shared_pages::find(self.key);
             let change = self.changing();
             let done = self.transfer_out(HostOp::Write, u64::MAX, from)?;
-            let known = change.as_ref().and_then(Change::before);
-            *position = match known {
+            *position = match change.before() {
                 Some(before) => before.saturating_add(done as u64),
                 None => hostops::fstat(&self.fd).map_or(*position + done as u64, |s| s.size as u64),
             };
-            if let Some(change) = change {
-                change.is(*position);
-            }
+            change.reaches(*position);
             if let Some(pages) = pages {
                 pages.reload(position.saturating_sub(done as u64), *position)?;
             }
@@ -339,9 +336,7 @@ impl File for HostFile {
         }
         let change = self.changing();
         let done = self.transfer_out(HostOp::PWrite, offset, from)?;
-        if let Some(change) = change {
-            change.reaches(offset.saturating_add(done as u64));
-        }
+        change.reaches(offset.saturating_add(done as u64));
         Ok(done)
     }
 
@@ -372,9 +367,7 @@ impl File for HostFile {
     fn truncate(&self, size: u64) -> SysResult<()> {
         let change = self.changing();
         hostops::plain(HostOp::Truncate, &self.fd, size, 0, 0)?;
-        if let Some(change) = change {
-            change.is(size);
-        }
+        change.is(size);
         read_cache::changed(self.key);
         if let Some(pages) = shared_pages::find(self.key) {
             pages.resize(size);

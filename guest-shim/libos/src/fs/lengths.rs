@@ -49,9 +49,15 @@ pub fn of(key: Key) -> Arc<Length> {
     length
 }
 
-/// That of a file which somebody has open on an exclusive volume.
+/// A call begins that may change the length of a file, which somebody may have open on an exclusive volume. To be held until
+/// the call is over.
 #[must_use]
-pub fn find(key: Key) -> Option<Arc<Length>> {
+pub fn changing(key: Key) -> Change {
+    find(key).map_or_else(Change::default, Length::begin)
+}
+
+/// That of a file which somebody has open on an exclusive volume.
+fn find(key: Key) -> Option<Arc<Length>> {
     if COUNT.load(Ordering::SeqCst) == 0 {
         return None;
     }
@@ -101,7 +107,7 @@ impl Length {
         let number = is_first.then_some(state.begun);
         drop(state);
         Change {
-            length: self,
+            length: Some(self),
             before,
             number,
             after: None,
@@ -110,9 +116,10 @@ impl Length {
 }
 
 /// A call under way.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Change {
-    length: Arc<Length>,
+    /// None of a file that nobody has open on an exclusive volume.
+    length: Option<Arc<Length>>,
     before: Option<u64>,
     /// Its number, if no other call was under way at its begin.
     number: Option<u64>,
@@ -139,7 +146,8 @@ impl Change {
 
 impl Drop for Change {
     fn drop(&mut self) {
-        let mut state = self.length.0.lock();
+        let Some(length) = &self.length else { return };
+        let mut state = length.0.lock();
         state.changing -= 1;
         let was_alone = self.number == Some(state.begun);
         state.known = self.after.filter(|_| was_alone);

@@ -17,12 +17,11 @@ use super::hostfile::{HostFile, Position};
 use super::hostops;
 use super::hoststream::HostStream;
 use super::inotify::{self, event};
-use super::lengths::{self, Length};
 use super::node::{self, New, Node};
 use super::open_cache::{self, Asked, Fresh, Sharing};
 use super::pathfile::PathFile;
 use super::walk::{self, HostPlace, Last, Links, NodePlace, Place, Start};
-use super::{OpenFile, mount, path, shared_pages};
+use super::{OpenFile, lengths, mount, path, shared_pages};
 use crate::errno::{Errno, SysResult};
 use crate::host::Request;
 use crate::process::Process;
@@ -138,7 +137,7 @@ fn open_host(place: &HostPlace, flags: u32, mode: u32) -> SysResult<Arc<OpenFile
             pages.resize(0);
         }
         // What was known of its length is not so any more.
-        drop(lengths::find(key).map(Length::begin));
+        drop(lengths::changing(key));
     }
     let file = match stat.mode & S_IFMT {
         S_IFREG if flags & O_PATH == 0 && mount::is_exclusive(&place.path) => {
