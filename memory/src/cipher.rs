@@ -188,15 +188,16 @@ impl PageKeys {
         })
     }
 
-    /// Works under the lock, which is taken for reading: a count of users for each key would cost as much again.
+    /// All but the first key work under the lock, which is taken for reading: a count of users for each would cost as much again.
     fn with_key<R>(&self, generation: u32, work: impl FnOnce(&LessSafeKey) -> R) -> Result<R, CipherError> {
-        if self.first.get().is_none() {
-            // Somebody else's may come first, and is as good.
-            let _ = self.first.set((generation, self.key(generation)?));
-        }
-        if let Some((first, key)) = self.first.get()
-            && *first == generation
-        {
+        let (first, key) = match self.first.get() {
+            Some(first) => first,
+            None => {
+                let made = (generation, self.key(generation)?);
+                self.first.get_or_init(|| made)
+            }
+        };
+        if *first == generation {
             return Ok(work(key));
         }
         let ready = self.generations.read().unwrap_or_else(PoisonError::into_inner);
