@@ -24,7 +24,7 @@
 //! for whatever state, looks at the event queue once more as well: the service rings nobody for an event
 //! while one polls.
 
-use core::sync::atomic::{AtomicI64, AtomicU32, AtomicU64};
+use core::sync::atomic::{AtomicI64, AtomicU32, AtomicU64, Ordering};
 
 /// "CLOAKSH1", little endian.
 pub const SHARED_MAGIC: u64 = u64::from_le_bytes(*b"CLOAKSH1");
@@ -84,6 +84,17 @@ pub struct SharedHeader {
     pub stats: [AtomicU64; STATS],
     /// Panic message, UTF-8.
     pub message: [AtomicU64; 128],
+}
+
+impl SharedHeader {
+    /// How many of `vcpus` the host advises to keep awake.
+    #[must_use]
+    pub fn awake_of(&self, vcpus: usize) -> usize {
+        match self.awake.load(Ordering::Relaxed) {
+            0 => vcpus,
+            advised => vcpus.min(advised as usize),
+        }
+    }
 }
 
 /// Number of counters.

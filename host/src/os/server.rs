@@ -138,10 +138,7 @@ impl Shared {
 
     /// Rings one vCPU for an event, if none polls.
     fn wake_for_events(&self) {
-        let awake = match self.region.header().awake.load(Ordering::Relaxed) {
-            0 => usize::MAX,
-            awake => awake as usize,
-        };
+        let awake = self.region.header().awake_of(self.wakes.len());
         let vcpus = self.vcpu_indices().take(awake);
         let states = vcpus.map(|vcpu| &self.region.queue(vcpu).state);
         if let Some(vcpu) = protocol::event_target(states) {

@@ -93,18 +93,15 @@ impl Share {
     /// After another window; how many vCPUs should be awake from now on.
     pub fn after(&mut self, window: Window) -> u32 {
         let rate = window.rate();
-        self.starved = if window.is_starving() { self.starved + 1 } else { 0 };
-        match &mut self.trial {
-            Some(trial) => {
-                trial.left -= 1;
-                let trial = *trial;
-                self.judge(trial, rate, window.is_starving());
-            }
+        let is_starving = window.is_starving();
+        self.starved = if is_starving { self.starved + 1 } else { 0 };
+        match self.trial.take() {
+            Some(trial) => self.judge(trial, rate, is_starving),
             // The guest does something else now, or its threads share their cores otherwise.
-            None if self.awake < self.vcpus && rate < self.rate / 2 => self.try_with(self.awake + 1, rate),
+            None if self.is_short() && rate < self.rate / 2 => self.try_with(self.awake + 1, rate),
             None if self.hold > 0 => self.hold -= 1,
             None if self.awake > 1 && self.starved >= STARVING.2 => self.try_with(self.awake - 1, rate),
-            None if self.awake < self.vcpus => self.try_with(self.awake + 1, rate),
+            None if self.is_short() => self.try_with(self.awake + 1, rate),
             None => {}
         }
         self.awake
@@ -132,7 +129,9 @@ impl Share {
             true => reaches(CLEAR.0) || !reaches(CLEAR.2),
             false => !reaches(CLEAR.1),
         };
-        if trial.left > 0 && !is_clear {
+        let left = trial.left - 1;
+        if left > 0 && !is_clear {
+            self.trial = Some(Trial { left, ..trial });
             return;
         }
         if reaches(if is_starving { GAIN.1 } else { GAIN.0 }) {
@@ -144,7 +143,6 @@ impl Share {
             self.next_hold = (self.next_hold * 2).min(HOLD.1);
         }
         self.hold = self.next_hold;
-        self.trial = None;
     }
 }
 
@@ -159,9 +157,13 @@ pub struct Meter {
 impl Meter {
     /// The first window begins.
     pub fn new() -> Self {
+        Self::from(Instant::now(), cpu_time())
+    }
+
+    fn from(begun: Instant, cpu: Duration) -> Self {
         Self {
-            begun: Instant::now(),
-            cpu: cpu_time(),
+            begun,
+            cpu,
             window: Window::default(),
         }
     }
@@ -188,11 +190,7 @@ impl Meter {
             ran: cpu.saturating_sub(self.cpu),
             ..self.window
         };
-        *self = Self {
-            begun: now,
-            cpu,
-            window: Window::default(),
-        };
+        *self = Self::from(now, cpu);
         Some(window)
     }
 }

@@ -132,10 +132,13 @@ pub fn workdir(options: &RunOptions) -> PathBuf {
     options.workdir.clone().unwrap_or_else(own)
 }
 
+fn flag(on: bool, flag: u32) -> u32 {
+    if on { flag } else { 0 }
+}
+
 /// All mounts but the protected volumes; gives the number of the first of those. The numbers are those of the service's roots
 /// (`open_roots`).
 fn mounts(options: &RunOptions, config: &mut Writer) -> u32 {
-    let read_only = |on: bool| if on { mount_flags::READ_ONLY } else { 0 };
     let mut next = 0..;
     let mut number = || next.next().unwrap_or(u32::MAX);
     if let Some(root) = options.host_root {
@@ -147,12 +150,8 @@ fn mounts(options: &RunOptions, config: &mut Writer) -> u32 {
         config.mount(0, mount_flags::MEMORY, b"/tmp");
     }
     for volume in &options.volumes {
-        let exclusive = if volume.exclusive {
-            mount_flags::EXCLUSIVE
-        } else {
-            0
-        };
-        let flags = read_only(volume.read_only) | exclusive;
+        let flags =
+            flag(volume.read_only, mount_flags::READ_ONLY) | flag(volume.exclusive, mount_flags::EXCLUSIVE);
         config.mount(number(), flags, volume.guest.as_os_str().as_bytes());
     }
     for (_, guest) in &options.measured.volumes {
@@ -160,7 +159,7 @@ fn mounts(options: &RunOptions, config: &mut Writer) -> u32 {
         config.mount(number(), flags, guest.as_bytes());
     }
     for (guest, only_read) in &options.memory_volumes {
-        let flags = mount_flags::MEMORY | read_only(*only_read);
+        let flags = mount_flags::MEMORY | flag(*only_read, mount_flags::READ_ONLY);
         config.mount(0, flags, guest.as_os_str().as_bytes());
     }
     if !matches!(options.machine, Machine::Plain) {
@@ -194,11 +193,7 @@ fn protected_volumes(options: &RunOptions, first: u32, config: &mut Writer) {
         });
         config.protected(&config::Protected {
             index,
-            flags: if volume.read_only {
-                mount_flags::READ_ONLY
-            } else {
-                0
-            },
+            flags: flag(volume.read_only, mount_flags::READ_ONLY),
             anchor,
             key,
             path,

@@ -359,11 +359,13 @@ pub fn of_options(options: &RunOptions, program: &std::path::Path, vcpus: usize)
         volume("/tmp".to_owned(), VolumeKind::Memory, None, false),
     ];
     volumes.extend(options.volumes.iter().map(|v| StatedVolume {
-        guest: text(&v.guest),
-        kind: VolumeKind::Shared,
-        source: Some(text(&v.host)),
-        read_only: v.read_only,
         exclusive: v.exclusive,
+        ..volume(
+            text(&v.guest),
+            VolumeKind::Shared,
+            Some(text(&v.host)),
+            v.read_only,
+        )
     }));
     volumes.extend(options.protected.iter().map(|v| {
         volume(

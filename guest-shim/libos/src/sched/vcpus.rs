@@ -176,10 +176,7 @@ pub(super) fn set_state(index: usize, state: VcpuState) {
 
 /// How many vCPUs should be awake, the first ones: the host sees whether it has cores for them.
 fn awake() -> usize {
-    match host::header().awake.load(Ordering::Relaxed) {
-        0 => vcpus(),
-        advised => vcpus().min(advised as usize),
-    }
+    host::header().awake_of(vcpus())
 }
 
 /// Whether a vCPU leaves its work to others.
