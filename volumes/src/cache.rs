@@ -8,7 +8,7 @@ use alloc::vec::Vec;
 use hashbrown::HashMap;
 use zeroize::Zeroize;
 
-use crate::block::{BlockId, Page, zero_page};
+use crate::block::{BLOCK, BlockId, Page, zero_page};
 
 /// Blocks: half a MiB, which stays in a core's own cache until it is sealed.
 const DATA_AT_MOST: usize = 128;
@@ -19,6 +19,8 @@ struct Slot {
     page: Box<Page>,
     dirty: bool,
     used: bool,
+    /// It makes room as soon as it is written.
+    passing: bool,
 }
 
 /// Blocks by their logical names.
@@ -47,6 +49,12 @@ impl Cache {
             hand: 0,
             capacity: capacity.max(64),
         }
+    }
+
+    /// Bytes that it has room for.
+    #[must_use]
+    pub const fn bytes(&self) -> u64 {
+        (self.capacity * BLOCK) as u64
     }
 
     /// Dirty blocks.
@@ -123,9 +131,19 @@ impl Cache {
         }
     }
 
+    /// Marks a block that is here as one that makes room as soon as it is written.
+    pub fn pass(&mut self, id: &BlockId) {
+        if let Some(&at) = self.index.get(id) {
+            self.slots[at].passing = true;
+        }
+    }
+
     /// Marks a block as written.
     pub fn clean(&mut self, id: &BlockId) {
         if let Some(&at) = self.index.get(id) {
+            if self.slots[at].passing {
+                return self.remove(id);
+            }
             self.slots[at].dirty = false;
             self.no_longer_dirty(id);
         }
@@ -139,6 +157,7 @@ impl Cache {
         slot.id = Some(id);
         slot.used = true;
         slot.dirty = false;
+        slot.passing = false;
         &mut slot.page
     }
 
@@ -187,6 +206,7 @@ impl Cache {
             page: zero_page(),
             dirty: false,
             used: false,
+            passing: false,
         });
         self.slots.len() - 1
     }

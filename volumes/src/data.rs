@@ -2,8 +2,9 @@
 
 use alloc::vec::Vec;
 use core::mem;
+use core::ops::Range;
 
-use crate::block::{BLOCK, BlockId, Fork, Pointer};
+use crate::block::{BLOCK, BlockId, Fork, Page, Pointer};
 use crate::engine::{Engine, Need, RUN};
 use crate::error::VolumeError;
 use crate::inode::{Ino, Inode, REGULAR};
@@ -16,7 +17,8 @@ pub const MAX_FILE: u64 = 1 << 50;
 /// Bytes that one step of a long write changes: it bounds what is dirty at once.
 const STEP: usize = 32 * BLOCK;
 
-const fn data(ino: Ino, index: u64) -> BlockId {
+/// A block of a file's content.
+pub(crate) const fn data(ino: Ino, index: u64) -> BlockId {
     BlockId::new(ino.0, Fork::Data, 0, index)
 }
 
@@ -86,8 +88,15 @@ impl<S: Store> Volume<S> {
         let mut done = 0;
         while done < len {
             // A run of what is read together, and not more than the cache can hold at once.
-            let step = (len - done).min(STEP);
+            let mut step = (len - done).min(STEP);
             let at = offset + done as u64;
+            if self.engine.passes(inode.size, at, step) {
+                let (pages, _) = out[done..done + step].as_chunks_mut();
+                step = pages.len() * BLOCK;
+                pass(&mut self.engine, ino, at / BLOCK as u64, pages)?;
+                done += step;
+                continue;
+            }
             prefetch(
                 &mut self.engine,
                 ino,
@@ -117,7 +126,7 @@ impl<S: Store> Volume<S> {
             .checked_add(bytes.len() as u64)
             .filter(|&end| end <= MAX_FILE);
         end.ok_or(VolumeError::FileTooLarge)?;
-        self.regular(ino)?;
+        let size = self.regular(ino)?.size.max(offset + bytes.len() as u64);
         let mut done = 0;
         while done < bytes.len() {
             // Steps end with blocks, so that only the first and the last block are read before they are written.
@@ -125,6 +134,10 @@ impl<S: Store> Volume<S> {
             let step = (bytes.len() - done).min(STEP - (at % BLOCK as u64) as usize);
             self.change(Need::Adding, (step / BLOCK) as u64 + 2, |volume| {
                 write_blocks(&mut volume.engine, ino, at, &bytes[done..done + step])?;
+                if volume.engine.passes(size, at, step) {
+                    let whole = at / BLOCK as u64..(at + step as u64) / BLOCK as u64;
+                    whole.for_each(|index| volume.engine.cache.pass(&data(ino, index)));
+                }
                 let mut inode = volume.engine.inode(ino)?;
                 inode.size = inode.size.max(at + step as u64);
                 volume.touched(ino, inode)
@@ -278,36 +291,84 @@ fn zero<S: Store>(engine: &mut Engine<S>, ino: Ino, from: u64, end: u64) -> Resu
 
 /// Reads what is not in the cache, neighbours in the container with one read.
 fn prefetch<S: Store>(engine: &mut Engine<S>, ino: Ino, first: u64, end: u64) -> Result<(), VolumeError> {
+    runs(engine, ino, first..end, |engine, step| match step {
+        Step::Cached(_) | Step::Hole(_) => Ok(()),
+        Step::Run(_, run) => engine.load_run(run),
+    })
+}
+
+/// Reads whole blocks to where the caller wants them. Those that are not in the cache do not come there.
+fn pass<S: Store>(engine: &mut Engine<S>, ino: Ino, first: u64, to: &mut [Page]) -> Result<(), VolumeError> {
+    runs(engine, ino, first..first + to.len() as u64, |engine, step| {
+        match step {
+            Step::Cached(at) => {
+                let page = engine.cache.get(&data(ino, first + at as u64));
+                to[at].copy_from_slice(page.expect("it is in the cache"));
+            }
+            Step::Hole(at) => to[at].fill(0),
+            Step::Run(at, run) => engine.pass_run(run, &mut to[at..at + run.len()])?,
+        }
+        Ok(())
+    })
+}
+
+/// What is to be done for some blocks of a range; each counts from the first of the range.
+enum Step<'a> {
+    /// It is in the cache.
+    Cached(usize),
+    Hole(usize),
+    /// Neighbours in the range and in the container, beginning with that one.
+    Run(usize, &'a [(BlockId, Pointer)]),
+}
+
+/// Goes through a range of a file's blocks.
+fn runs<S: Store>(
+    engine: &mut Engine<S>,
+    ino: Ino,
+    range: Range<u64>,
+    mut each: impl FnMut(&mut Engine<S>, Step) -> Result<(), VolumeError>,
+) -> Result<(), VolumeError> {
     let mut run = mem::take(&mut engine.run);
-    let result = prefetch_by(engine, &mut run, ino, first, end);
+    let result = runs_by(engine, &mut run, ino, range, &mut each);
     run.clear();
     engine.run = run;
     result
 }
 
-fn prefetch_by<S: Store>(
+fn runs_by<S: Store>(
     engine: &mut Engine<S>,
     run: &mut Vec<(BlockId, Pointer)>,
     ino: Ino,
-    first: u64,
-    end: u64,
+    range: Range<u64>,
+    each: &mut impl FnMut(&mut Engine<S>, Step) -> Result<(), VolumeError>,
 ) -> Result<(), VolumeError> {
-    for id in (first..end).map(|index| data(ino, index)) {
+    let first = range.start;
+    let place = |id: &BlockId| (id.index - first) as usize;
+    let tree = engine.tree(&data(ino, first))?;
+    for id in range.map(|index| data(ino, index)) {
         if engine.cache.is_dirty(&id).is_some() {
+            each(engine, Step::Cached(place(&id)))?;
             continue;
         }
-        let pointer = engine.pointer(&id)?;
+        let pointer = engine.pointer_in_tree(&id, &tree)?;
         if pointer.is_hole() {
+            each(engine, Step::Hole(place(&id)))?;
             continue;
         }
-        let follows = run
-            .last()
-            .is_none_or(|(_, last)| last.address + 1 == pointer.address);
-        if !follows || run.len() * BLOCK == RUN {
-            engine.load_run(run)?;
+        let follows = |(before, last): &(BlockId, Pointer)| {
+            before.index + 1 == id.index && last.address + 1 == pointer.address
+        };
+        let full = run.len() * BLOCK == RUN;
+        if let Some((begin, _)) = run.first()
+            && (full || !run.last().is_some_and(follows))
+        {
+            each(engine, Step::Run(place(begin), run))?;
             run.clear();
         }
         run.push((id, pointer));
     }
-    engine.load_run(run)
+    match run.first() {
+        Some((begin, _)) => each(engine, Step::Run(place(begin), run)),
+        None => Ok(()),
+    }
 }

@@ -29,6 +29,8 @@ use crate::weakened::{Protection, without};
 /// Bytes that go to the store in one write, and come from it in one read. What a request of the libos carries: larger ones
 /// would be cut, and of these one is written while the next is sealed.
 pub const RUN: usize = 32 * BLOCK;
+/// Bytes that one call reads or writes at least where they go past the cache.
+const PASSING: usize = 16 * BLOCK;
 /// Blocks that only operations which free space may take.
 const KEPT_FOR_FREEING: u64 = 32;
 /// The container grows by at least this many blocks.
@@ -447,6 +449,12 @@ impl<S: Store> Engine<S> {
         }
     }
 
+    /// Whether many bytes of a file go past the cache: it can't hold the file, so what is read or written in a row would be
+    /// gone when its turn comes again, and what others need with it.
+    pub const fn passes(&self, size: u64, offset: u64, len: usize) -> bool {
+        size > self.cache.bytes() && len >= PASSING && offset.is_multiple_of(BLOCK as u64)
+    }
+
     /// Brings a block into the cache.
     pub fn load(&mut self, id: &BlockId, pointer: &Pointer) -> Result<(), VolumeError> {
         self.load_run(&[(*id, *pointer)])
@@ -454,15 +462,32 @@ impl<S: Store> Engine<S> {
 
     /// Brings blocks that lie beside each other into the cache, with one read.
     pub fn load_run(&mut self, blocks: &[(BlockId, Pointer)]) -> Result<(), VolumeError> {
+        self.bring(blocks, None)
+    }
+
+    /// The same past the cache, to where the caller wants them.
+    pub fn pass_run(&mut self, blocks: &[(BlockId, Pointer)], to: &mut [Page]) -> Result<(), VolumeError> {
+        self.bring(blocks, Some(to))
+    }
+
+    fn bring(
+        &mut self,
+        blocks: &[(BlockId, Pointer)],
+        mut to: Option<&mut [Page]>,
+    ) -> Result<(), VolumeError> {
         self.emit()?;
-        match self.read_run(blocks) {
+        match self.read_run(blocks, to.as_deref_mut()) {
             // What is on the OS side by now may be as it was written.
-            Err(VolumeError::Tampered(_)) if self.store.forget() => self.read_run(blocks),
+            Err(VolumeError::Tampered(_)) if self.store.forget() => self.read_run(blocks, to),
             result => result,
         }
     }
 
-    fn read_run(&mut self, blocks: &[(BlockId, Pointer)]) -> Result<(), VolumeError> {
+    fn read_run(
+        &mut self,
+        blocks: &[(BlockId, Pointer)],
+        mut to: Option<&mut [Page]>,
+    ) -> Result<(), VolumeError> {
         let Some((first_id, first)) = blocks.first() else {
             return Ok(());
         };
@@ -483,10 +508,13 @@ impl<S: Store> Engine<S> {
             .read_at(offset, &mut incoming[..len])
             .map_err(|error| unreadable(first_id, offset, error))?;
         ring.with(|ciphers| {
-            let mut each = blocks.iter().zip(incoming.chunks_exact(BLOCK));
-            each.try_for_each(|((id, pointer), sealed)| {
-                let page = cache.insert(*id);
-                unseal(ciphers, root, id, pointer, sealed, page).inspect_err(|_| cache.remove(id))
+            let mut each = blocks.iter().zip(incoming.chunks_exact(BLOCK)).enumerate();
+            each.try_for_each(|(at, ((id, pointer), sealed))| match &mut to {
+                Some(pages) => unseal(ciphers, root, id, pointer, sealed, &mut pages[at]),
+                None => {
+                    let page = cache.insert(*id);
+                    unseal(ciphers, root, id, pointer, sealed, page).inspect_err(|_| cache.remove(id))
+                }
             })
         })
     }

@@ -4,6 +4,7 @@ use super::model::{Model, compare, read_all, step};
 use super::{NEW, Random, create, key, options, reopen};
 use crate::anchor::NoAnchor;
 use crate::block::BLOCK;
+use crate::data::data;
 use crate::error::VolumeError;
 use crate::inode::{Ino, REGULAR};
 use crate::keys::VolumeKey;
@@ -52,6 +53,49 @@ fn sparse_files_take_the_blocks_that_are_written() {
     assert_eq!(volume.stat(ino).unwrap().blocks, 0);
     volume.sync_all().unwrap();
     assert!(volume.check(&mut |_| ()).unwrap().is_good());
+}
+
+/// A scan of a file that the cache can't hold, by reads and writes that begin with a block and are long.
+#[test]
+fn what_is_larger_than_the_cache_goes_past_it_and_leaves_it_alone() {
+    const PIECE: usize = 24 * BLOCK;
+    let small = || Options {
+        cache_bytes: 0,
+        ..options()
+    };
+    let mut volume = Volume::create(MemoryStore::default(), key(), &NEW, small()).unwrap();
+    let kept = volume.create_file(volume.root(), b"kept", &FILE).unwrap();
+    volume.write_at(kept, 0, &[7; BLOCK]).unwrap();
+    let large = volume.create_file(volume.root(), b"large", &FILE).unwrap();
+    let content = Random(5).bytes(20 * PIECE + 1234);
+    volume.write_at(large, 0, &content).unwrap();
+    volume.sync_all().unwrap();
+    let (cached, hole) = (data(large, 3), data(large, 10));
+    let mut out = vec![0; PIECE];
+    volume.read_at(kept, 0, &mut out).unwrap();
+    // One of its blocks is there and another one a hole; the scan meets both.
+    volume.punch_hole(large, 10 * BLOCK as u64, BLOCK as u64).unwrap();
+    volume.sync_all().unwrap();
+    volume.read_at(large, 3 * BLOCK as u64, &mut out[..9]).unwrap();
+    assert!(volume.engine.cache.is_dirty(&cached).is_some());
+    assert!(volume.engine.pointer(&hole).unwrap().is_hole());
+    let mut expected = content;
+    expected[10 * BLOCK..11 * BLOCK].fill(0);
+    for at in (0..expected.len()).step_by(PIECE) {
+        let read = volume.read_at(large, at as u64, &mut out).unwrap();
+        assert_eq!(out[..read], expected[at..expected.len().min(at + PIECE)]);
+    }
+    for (at, piece) in (0..).step_by(PIECE).zip(expected.chunks(PIECE)) {
+        volume.write_at(large, at, piece).unwrap();
+    }
+    volume.sync_all().unwrap();
+    let here = |index: u64| volume.engine.cache.is_dirty(&data(large, index)).is_some();
+    let passed = (0..20 * 24).filter(|&index| !here(index)).count();
+    assert_eq!(passed, 20 * 24, "what was written in a row makes room at once");
+    assert!(volume.engine.cache.is_dirty(&data(kept, 0)).is_some());
+    assert!(volume.check(&mut |_| ()).unwrap().is_good());
+    let mut volume = reopen(volume);
+    assert_eq!(read_all(&mut volume, large).unwrap(), expected);
 }
 
 #[test]

@@ -7,14 +7,23 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use super::model::{Model, compare, files, read_all, step};
 use super::{KEY, Memory, Random, anchored, create, key, longer, options, reopen};
 use crate::block::{BLOCK, BlockId, Pointer};
+use crate::data::data;
 use crate::engine::Engine;
 use crate::error::{Tampering, VolumeError};
 use crate::inode::{Ino, Inode};
 use crate::keys::VolumeKey;
+use crate::names::NewInode;
 use crate::store::MemoryStore;
-use crate::volume::Volume;
+use crate::volume::{Options, Volume};
 use crate::walk::{Visitor, Walk};
 use crate::weakened::{self, Protection};
+
+const FILE: NewInode = NewInode {
+    mode: 0o100_600,
+    uid: 0,
+    gid: 0,
+    device: 0,
+};
 
 /// A volume with its past, another one under the same key, and what it should hold.
 struct Target {
@@ -264,17 +273,57 @@ fn an_older_container_is_caught_by_the_anchor_whole_and_with_newer_parts() {
     }
 }
 
+/// A block that goes past the cache, to where the caller wants it, is checked before it is decrypted there.
+#[test]
+fn what_goes_past_the_cache_is_checked_first() {
+    const BLOCKS: usize = 100;
+    let small = || Options {
+        cache_bytes: 0,
+        ..options()
+    };
+    let mut volume = create();
+    let ino = volume.create_file(volume.root(), b"file", &FILE).unwrap();
+    volume.write_at(ino, 0, &[1; BLOCKS * BLOCK]).unwrap();
+    let mut volume = reopen(volume);
+    let bad = 20;
+    let offset = volume.engine.pointer(&data(ino, bad)).unwrap().offset() as usize;
+    let mut image = volume.close().unwrap().0;
+    image[offset + 77] ^= 4;
+    let read = |out: &mut [u8]| {
+        let mut volume = Volume::open(MemoryStore(image.clone()), key(), small()).unwrap();
+        assert!(volume.engine.passes((BLOCKS * BLOCK) as u64, 0, 32 * BLOCK));
+        volume.read_at(ino, 0, out)
+    };
+    let mut out = vec![9; BLOCKS * BLOCK];
+    let error = read(&mut out).unwrap_err();
+    assert!(
+        matches!(error, VolumeError::Tampered(Tampering::Block { block, .. }) if block == data(ino, bad)),
+        "{error}"
+    );
+    let bad = bad as usize * BLOCK;
+    assert!(out[..bad].iter().all(|&byte| byte == 1), "what is good comes");
+    assert!(
+        out[bad..bad + BLOCK].iter().all(|&byte| byte == 0),
+        "nothing of a bad block comes"
+    );
+    assert!(
+        out[bad + BLOCK..].iter().all(|&byte| byte == 9),
+        "nor anything behind it"
+    );
+    let unchecked = weakened::with(Protection::Seal, || read(&mut out));
+    assert_eq!(unchecked, Ok(BLOCKS * BLOCK));
+    assert_eq!(
+        out[bad + 77],
+        1 ^ 4,
+        "with verification off the changed byte comes"
+    );
+}
+
 #[test]
 fn errors_name_what_and_where() {
     let mut volume = create();
     let root = volume.root();
-    let new = crate::names::NewInode {
-        mode: 0o100_600,
-        uid: 0,
-        gid: 0,
-        device: 0,
-    };
-    let ino = volume.create_file(root, b"file", &new).unwrap();
+    let ino = volume.create_file(root, b"file", &FILE).unwrap();
     volume.write_at(ino, 0, &[1; 3 * BLOCK]).unwrap();
     let mut volume = reopen(volume);
     let id = BlockId::new(ino.0, crate::block::Fork::Data, 0, 1);
