@@ -1,5 +1,8 @@
 /* The smallest guest: real mode, adds two registers, writes the sum to a port, halts. It shows that /dev/kvm runs
- * guests at all, before anything larger is blamed. */
+ * guests at all, before anything larger is blamed.
+ *
+ *   kvm-probe          runs it
+ *   kvm-probe --hold   makes VMs and keeps them until it is killed: see hold() */
 #include <fcntl.h>
 #include <linux/kvm.h>
 #include <stdint.h>
@@ -7,6 +10,7 @@
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <unistd.h>
 
 #define MUST(what, condition)                                                                                        \
     do {                                                                                                             \
@@ -16,7 +20,29 @@
         }                                                                                                            \
     } while (0)
 
-int main(void) {
+/* Linux patches its own code when the first VM is made and when the last one goes (preempt_notifier_key, which every
+ * switch of threads looks at; KVM's own keys for vCPUs without a local APIC and for those whose APIC is off): it writes an
+ * INT3 over the instruction, and that is taken away last. QEMU's translation now and then goes on with the INT3 that is not
+ * there any more: the handler finds nothing to do and returns to it, with interrupts off, for ever, soon on both CPUs, and the
+ * emulated machine stands still. With a VM of both kinds kept, the code is patched once and not at each run. */
+static int hold(void) {
+    int kvm = open("/dev/kvm", O_RDWR | O_CLOEXEC);
+    MUST("open /dev/kvm", kvm >= 0);
+    for (int with_apic = 0; with_apic <= 1; with_apic++) {
+        int vm = ioctl(kvm, KVM_CREATE_VM, 0UL);
+        MUST("KVM_CREATE_VM", vm >= 0);
+        MUST("KVM_CREATE_IRQCHIP", !with_apic || ioctl(vm, KVM_CREATE_IRQCHIP, 0UL) == 0);
+        MUST("KVM_CREATE_VCPU", ioctl(vm, KVM_CREATE_VCPU, 0UL) >= 0);
+    }
+    puts("held");
+    fflush(stdout);
+    pause();
+    return 0;
+}
+
+int main(int argc, char **argv) {
+    if (argc > 1 && strcmp(argv[1], "--hold") == 0)
+        return hold();
     static const uint8_t code[] = {
         0xba, 0xf8, 0x03, /* mov dx, 0x3f8 */
         0x00, 0xd8,       /* add al, bl */
