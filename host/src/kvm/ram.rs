@@ -1,4 +1,5 @@
-//! Guest RAM: private anonymous memory in 2 MiB alignment, so that the host can back it by large pages.
+//! Guest RAM: private anonymous memory in 2 MiB alignment, so that the host can back it by large pages, but for its beginning
+//! ([`SPARSE`]).
 //!
 //! Not a memfd: shared-memory files get no large pages on a host with default settings
 //! (`shmem_enabled=never`), and where the host shadows page tables the first touch of a page then costs
@@ -13,6 +14,12 @@ use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestRegionMm
 
 use crate::vm::error::{Step, VmError};
 
+/// Bytes from the beginning of RAM on that every guest uses a little of: the shim, its tables, its heap, the first program. They
+/// get small pages. A guest of `busybox` touches 1300 of them in 12 large ones, and a large page is not always cheap:
+/// where the host is a virtual machine itself, memory that was free for some seconds may have gone to the machine below, and
+/// comes back at 2 ms for 2 MiB (measured: `docs/architecture.md`).
+const SPARSE: u64 = 40 << 20;
+
 /// Bytes below and above the hole for `bytes` of RAM (a multiple of 2 MiB).
 #[must_use]
 pub fn split(bytes: u64) -> (u64, u64) {
@@ -25,14 +32,14 @@ pub fn split(bytes: u64) -> (u64, u64) {
 /// When the address space can't be had.
 pub fn reserve(bytes: u64) -> Result<GuestMemoryMmap, VmError> {
     let (low, high) = split(bytes);
-    let mut regions = vec![region(0, low, OPEN)?];
+    let mut regions = vec![region(0, low, SPARSE, OPEN)?];
     if high > 0 {
-        regions.push(region(HOLE_END, high, OPEN)?);
+        regions.push(region(HOLE_END, high, 0, OPEN)?);
     }
     arranged(regions)
 }
 
-/// The same for a simulated machine: private RAM that nobody can touch before the guest has accepted it ([`set_access`]), the
+/// The same for a simulated machine, which accepts, and so clears, all of a large page at once: private RAM that nobody can touch before the guest has accepted it ([`set_access`]), the
 /// page of the reset vector, and what the guest shares with the monitor. Ranges of the first two kinds, then the memory.
 ///
 /// # Errors
@@ -41,9 +48,9 @@ pub fn reserve_private(bytes: u64) -> Result<(Vec<[u64; 2]>, GuestMemoryMmap), V
     let private = private_ranges(bytes);
     let mut regions = Vec::new();
     for [start, end] in &private {
-        regions.push(region(*start, end - start, libc::PROT_NONE)?);
+        regions.push(region(*start, end - start, 0, libc::PROT_NONE)?);
     }
-    regions.push(region(PLATFORM_GPA, PLATFORM_LEN, OPEN)?);
+    regions.push(region(PLATFORM_GPA, PLATFORM_LEN, 0, OPEN)?);
     Ok((private, arranged(regions)?))
 }
 
@@ -53,7 +60,7 @@ pub fn reserve_private(bytes: u64) -> Result<(Vec<[u64; 2]>, GuestMemoryMmap), V
 /// # Errors
 /// As [`reserve`].
 pub fn reserve_shared(bytes: u64) -> Result<(Vec<[u64; 2]>, GuestMemoryMmap), VmError> {
-    let regions = vec![region(PLATFORM_GPA, PLATFORM_LEN, OPEN)?];
+    let regions = vec![region(PLATFORM_GPA, PLATFORM_LEN, 0, OPEN)?];
     Ok((private_ranges(bytes), arranged(regions)?))
 }
 
@@ -92,8 +99,9 @@ fn arranged(regions: Vec<GuestRegionMmap>) -> Result<GuestMemoryMmap, VmError> {
     })
 }
 
-fn region(start: u64, bytes: u64, prot: libc::c_int) -> Result<GuestRegionMmap, VmError> {
-    let len = bytes as usize;
+/// Of which the first `sparse` bytes get small pages, and the rest large ones where the host has some.
+fn region(start: u64, bytes: u64, sparse: u64, prot: libc::c_int) -> Result<GuestRegionMmap, VmError> {
+    let (len, sparse) = (bytes as usize, sparse as usize);
     let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
     // SAFETY: a fresh anonymous reservation, LARGE longer than needed so that an aligned part fits.
     let raw = unsafe { libc::mmap(std::ptr::null_mut(), len + LARGE as usize, prot, flags, -1, 0) };
@@ -104,7 +112,9 @@ fn region(start: u64, bytes: u64, prot: libc::c_int) -> Result<GuestRegionMmap, 
     // SAFETY: inside the reservation. Large pages are a wish, and core dumps of the monitor must not hold
     // guest memory; either may be refused without harm to correctness.
     unsafe {
-        libc::madvise(aligned.cast(), len, libc::MADV_HUGEPAGE);
+        let sparse = sparse.min(len);
+        libc::madvise(aligned.cast(), sparse, libc::MADV_NOHUGEPAGE);
+        libc::madvise(aligned.add(sparse).cast(), len - sparse, libc::MADV_NOHUGEPAGE);
         libc::madvise(aligned.cast(), len, libc::MADV_DONTDUMP);
     }
     // SAFETY: `[aligned, aligned + len)` is mapped as said, and never unmapped while the process lives
@@ -122,4 +132,35 @@ fn region(start: u64, bytes: u64, prot: libc::c_int) -> Result<GuestRegionMmap, 
         step: "placing guest RAM",
         source: io::Error::from_raw_os_error(libc::EOVERFLOW),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use vm_memory::Bytes;
+
+    fn is_resident(memory: &GuestMemoryMmap, gpa: u64) -> bool {
+        let page = memory.get_slice(GuestAddress(gpa), PAGE as usize).unwrap();
+        let mut resident = 0;
+        // SAFETY: a page of guest RAM, and one byte for its answer.
+        let asked = unsafe {
+            libc::mincore(
+                page.ptr_guard_mut().as_ptr().cast(),
+                PAGE as usize,
+                &raw mut resident,
+            )
+        };
+        assert_eq!(asked, 0);
+        resident & 1 != 0
+    }
+
+    #[test]
+    fn what_every_guest_touches_a_little_of_is_given_by_small_pages() {
+        let memory = reserve(2 * SPARSE).unwrap();
+        for gpa in [0, SPARSE - LARGE] {
+            memory.write_obj(1_u8, GuestAddress(gpa)).unwrap();
+            assert!(is_resident(&memory, gpa));
+            assert!(!is_resident(&memory, gpa + PAGE), "beside {gpa:#x}");
+        }
+    }
 }
