@@ -22,7 +22,7 @@ const fn cost(key: &'static str, title: &'static str, unit: &'static str, target
 
 const SLOWER: Target = Target::RateRatio(0.7);
 
-/// The four kinds of work on a file of a protected volume, beside one peer.
+/// The five kinds of work on a file of a protected volume, beside one peer.
 macro_rules! beside {
     ($peer:literal, $native:literal, $target:expr) => {
         [
@@ -35,6 +35,11 @@ macro_rules! beside {
                 concat!($peer, "-write-64k"),
                 "the same, written, synced at the end",
                 $target,
+            ),
+            rate(
+                concat!($peer, "-write-new-64k"),
+                "the same, written to a new file, as a volume always writes to new blocks",
+                Target::Report,
             ),
             rate(
                 concat!($peer, "-read-4k"),
@@ -55,7 +60,7 @@ pub fn all() -> impl Iterator<Item = &'static Row> {
     BESIDE.iter().flatten().chain(&ROWS)
 }
 
-static BESIDE: [[Row; 4]; 3] = [
+static BESIDE: [[Row; 5]; 3] = [
     beside!("volume", "the slower of the host's file and the cipher", SLOWER),
     beside!("gocryptfs", "`gocryptfs` on the host", Target::Report),
     beside!(
