@@ -39,8 +39,9 @@ pub fn reserve(bytes: u64) -> Result<GuestMemoryMmap, VmError> {
     arranged(regions)
 }
 
-/// The same for a simulated machine, which accepts, and so clears, all of a large page at once: private RAM that nobody can touch before the guest has accepted it ([`set_access`]), the
-/// page of the reset vector, and what the guest shares with the monitor. Ranges of the first two kinds, then the memory.
+/// The same for a simulated machine, which accepts, and so clears, all of a large page at once: private RAM that nobody can
+/// touch before the guest has accepted it ([`set_access`]), the page of the reset vector, and what the guest shares with the
+/// monitor. Ranges of the first two kinds, then the memory.
 ///
 /// # Errors
 /// As [`reserve`].
