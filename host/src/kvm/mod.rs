@@ -9,6 +9,7 @@ pub mod protected;
 #[cfg(test)]
 mod protected_tests;
 pub mod ram;
+pub mod run_calls;
 pub mod snp;
 mod start;
 pub mod tdx;

@@ -10,7 +10,7 @@ use kvm_bindings::{kvm_create_guest_memfd, kvm_userspace_memory_region2};
 use kvm_ioctls::VmFd;
 use vm_memory::VolatileSlice;
 
-use super::snp::calls::Backing;
+use super::run_calls::Backing;
 
 /// All slots of a VM. Is to live as long as the VM.
 #[derive(Debug, Default)]

@@ -12,7 +12,7 @@ use kvm_bindings::{
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 
 use super::private::PrivateMemory;
-use super::snp::calls::Backing;
+use super::run_calls::Backing;
 
 /// Most times that one call of a launch is made without progress: a signal came, memory was short, or the TDX module was busy.
 pub const TRIES: u32 = 16;

@@ -9,8 +9,8 @@ use kvm_ioctls::{Kvm, VcpuExit, VcpuFd};
 
 use super::private::PrivateMemory;
 use super::protected::{ProtectedVm, slot};
+use super::run_calls::{Backing, Refusal, RunCalls};
 use super::snp::KVM_HC_MAP_GPA_RANGE;
-use super::snp::calls::{Backing, Refusal, RunCalls};
 use crate::vm::pages::{Pages, REFUSED};
 
 const SW_PROTECTED_VM: u64 = 1;

@@ -4,7 +4,7 @@
 use std::sync::Mutex;
 
 use super::error::VmError;
-use crate::kvm::snp::calls::{Backing, RunCalls};
+use crate::kvm::run_calls::{Backing, RunCalls};
 use crate::kvm::snp::page_state::PageState;
 
 /// What the hypercall returns for a wish that is none. Older kernels take any number but 0 for a refusal; with a negative one, Linux

@@ -15,7 +15,7 @@ use cloak_abi::ring::SHARED_LEN;
 use cloak_abi::sim::{SimCall, TdRegisters};
 use cloak_abi::stop::Stop;
 use cloak_attestation::time::Timestamp;
-use cloak_host::kvm::snp;
+use cloak_host::kvm::run_calls;
 use cloak_host::kvm::snp::page_state::PageState;
 use cloak_host::kvm::tdx::abi::{CpuidEntry, kvm_tdx_init_mem_region, kvm_tdx_init_vm};
 use cloak_host::kvm::tdx::calls::{Backing, LaunchCalls, Offered, Refusal, RunCalls};
@@ -401,11 +401,11 @@ impl Simulated for Live {
 }
 
 impl RunCalls for Live {
-    fn set_attributes(&mut self, attributes: kvm_memory_attributes) -> Result<(), snp::calls::Refusal> {
+    fn set_attributes(&mut self, attributes: kvm_memory_attributes) -> Result<(), run_calls::Refusal> {
         self.machine.set_attributes(attributes)
     }
 
-    fn discard(&mut self, gpa: u64, len: u64, backing: Backing) -> Result<(), snp::calls::Refusal> {
+    fn discard(&mut self, gpa: u64, len: u64, backing: Backing) -> Result<(), run_calls::Refusal> {
         self.machine.discard(gpa, len, backing)
     }
 }

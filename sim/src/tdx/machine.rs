@@ -6,7 +6,7 @@
 
 use std::io;
 
-use cloak_host::kvm::snp::calls;
+use cloak_host::kvm::run_calls;
 use cloak_host::kvm::tdx::abi::{CpuidEntry, kvm_tdx_capabilities, kvm_tdx_init_mem_region, kvm_tdx_init_vm};
 use cloak_host::kvm::tdx::calls::{Backing, LaunchCalls, Offered, Refusal, RunCalls};
 use cloak_host::tdvmcall::OFFERED_CALLS;
@@ -154,7 +154,7 @@ impl<M: SecureEpt> Machine<M> {
 }
 
 impl<M: SecureEpt> RunCalls for Machine<M> {
-    fn set_attributes(&mut self, attributes: kvm_memory_attributes) -> Result<(), calls::Refusal> {
+    fn set_attributes(&mut self, attributes: kvm_memory_attributes) -> Result<(), run_calls::Refusal> {
         if attributes.flags != 0 || attributes.attributes & !u64::from(KVM_MEMORY_ATTRIBUTE_PRIVATE) != 0 {
             return Err(io::Error::from_raw_os_error(libc::EINVAL).into());
         }
@@ -177,7 +177,7 @@ impl<M: SecureEpt> RunCalls for Machine<M> {
         Ok(())
     }
 
-    fn discard(&mut self, gpa: u64, len: u64, backing: Backing) -> Result<(), calls::Refusal> {
+    fn discard(&mut self, gpa: u64, len: u64, backing: Backing) -> Result<(), run_calls::Refusal> {
         for page in self.pages(gpa, len)? {
             let gfn = Gfn(page);
             match backing {

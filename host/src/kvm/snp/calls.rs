@@ -3,57 +3,14 @@
 //! [`super::kernel::KvmSnp`] makes them. A test's double writes them down, and simulated hardware answers them. They are
 //! two traits so that who holds a launched guest can name the second kind only.
 
-use std::io;
-
 use kvm_bindings::{
-    kvm_memory_attributes, kvm_sev_init, kvm_sev_snp_launch_finish, kvm_sev_snp_launch_start,
-    kvm_sev_snp_launch_update, kvm_userspace_memory_region2,
+    kvm_sev_init, kvm_sev_snp_launch_finish, kvm_sev_snp_launch_start, kvm_sev_snp_launch_update,
+    kvm_userspace_memory_region2,
 };
 
 use super::IdBlock;
 use crate::image::registers::Registers;
-
-/// Why a call came to nothing.
-#[derive(Debug)]
-pub struct Refusal {
-    /// The kernel's answer.
-    pub source: io::Error,
-    /// What the firmware said, if it was asked.
-    pub firmware: Option<u32>,
-}
-
-impl From<io::Error> for Refusal {
-    fn from(source: io::Error) -> Self {
-        Self {
-            source,
-            firmware: None,
-        }
-    }
-}
-
-/// Calls that are made after the launch, too.
-pub trait RunCalls {
-    /// `KVM_SET_MEMORY_ATTRIBUTES`.
-    ///
-    /// # Errors
-    /// The kernel's answer.
-    fn set_attributes(&mut self, attributes: kvm_memory_attributes) -> Result<(), Refusal>;
-
-    /// Gives the host's memory behind `[gpa, gpa + len)` back: of the private pages if `private`, else of the shared ones.
-    ///
-    /// # Errors
-    /// The kernel's answer.
-    fn discard(&mut self, gpa: u64, len: u64, backing: Backing) -> Result<(), Refusal>;
-}
-
-/// What is behind guest-physical memory. Each address has both.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Backing {
-    /// Pages that the guest alone reads, from guest_memfd.
-    Private,
-    /// Pages that both read.
-    Shared,
-}
+pub use crate::kvm::run_calls::{Backing, Refusal, RunCalls};
 
 /// Calls of the launch, in the order in which they are made.
 pub trait LaunchCalls: RunCalls {
@@ -118,13 +75,6 @@ macro_rules! forward {
 }
 
 // Whoever lends it looks at it again after the launch.
-impl<C: RunCalls + ?Sized> RunCalls for &mut C {
-    forward! {
-        set_attributes(attributes: kvm_memory_attributes);
-        discard(gpa: u64, len: u64, backing: Backing);
-    }
-}
-
 impl<C: LaunchCalls + ?Sized> LaunchCalls for &mut C {
     forward! {
         enable(capability: u32, argument: u64);

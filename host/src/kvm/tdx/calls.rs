@@ -7,8 +7,8 @@ use std::io;
 use kvm_bindings::kvm_userspace_memory_region2;
 
 use super::abi::{CpuidEntry, kvm_tdx_capabilities, kvm_tdx_init_mem_region, kvm_tdx_init_vm};
-use crate::kvm::snp::calls;
-pub use crate::kvm::snp::calls::{Backing, RunCalls};
+use crate::kvm::run_calls;
+pub use crate::kvm::run_calls::{Backing, RunCalls};
 
 /// Why a call came to nothing.
 #[derive(Debug)]
@@ -25,8 +25,8 @@ impl From<io::Error> for Refusal {
     }
 }
 
-impl From<calls::Refusal> for Refusal {
-    fn from(refusal: calls::Refusal) -> Self {
+impl From<run_calls::Refusal> for Refusal {
+    fn from(refusal: run_calls::Refusal) -> Self {
         refusal.source.into()
     }
 }

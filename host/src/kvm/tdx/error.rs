@@ -5,7 +5,7 @@ use std::io;
 
 use super::calls::Refusal;
 use super::status::ModuleStatus;
-use crate::kvm::snp::calls;
+use crate::kvm::run_calls;
 
 /// The steps of a launch, in their order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -145,7 +145,7 @@ impl<T> At<T> for Result<T, Refusal> {
     }
 }
 
-impl<T> At<T> for Result<T, calls::Refusal> {
+impl<T> At<T> for Result<T, run_calls::Refusal> {
     fn at(self, step: Step) -> Result<T, TdxError> {
         self.map_err(Refusal::from).at(step)
     }

@@ -20,7 +20,7 @@ use super::abi::{
 use super::calls::{Backing, LaunchCalls, Offered, Refusal, RunCalls};
 use super::error::{At, Step, TdxError};
 use crate::kvm::protected::{ProtectedVm, errno, within};
-use crate::kvm::snp::calls;
+use crate::kvm::run_calls;
 use crate::tdvmcall::Exit;
 
 /// Most leaves of CPUID that KVM takes.
@@ -171,11 +171,11 @@ pub fn answer(run: &mut kvm_run, exit: &Exit) {
 }
 
 impl RunCalls for KvmTdx {
-    fn set_attributes(&mut self, attributes: kvm_memory_attributes) -> Result<(), calls::Refusal> {
+    fn set_attributes(&mut self, attributes: kvm_memory_attributes) -> Result<(), run_calls::Refusal> {
         Ok(self.own.set_attributes(attributes)?)
     }
 
-    fn discard(&mut self, gpa: u64, len: u64, backing: Backing) -> Result<(), calls::Refusal> {
+    fn discard(&mut self, gpa: u64, len: u64, backing: Backing) -> Result<(), run_calls::Refusal> {
         Ok(self.own.discard(gpa, len, backing)?)
     }
 }

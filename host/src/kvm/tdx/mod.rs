@@ -43,7 +43,8 @@ use self::status::ModuleStatus;
 use crate::image::memory::PageBytes;
 use crate::image::{Kind, LaunchImage, Measuring};
 use crate::kvm::protected::{TRIES, slot};
-use crate::kvm::snp::{self, KVM_HC_MAP_GPA_RANGE};
+use crate::kvm::run_calls;
+use crate::kvm::snp::KVM_HC_MAP_GPA_RANGE;
 
 /// Interrupt lines of the I/O APIC that there isn't: KVM wants a number.
 const ROUTES: u64 = 24;
@@ -336,11 +337,11 @@ impl<C: LaunchCalls> Populated<C> {
 
 /// The calls that may still be made.
 impl<C: LaunchCalls> RunCalls for Finalized<C> {
-    fn set_attributes(&mut self, attributes: kvm_memory_attributes) -> Result<(), snp::calls::Refusal> {
+    fn set_attributes(&mut self, attributes: kvm_memory_attributes) -> Result<(), run_calls::Refusal> {
         self.calls.set_attributes(attributes)
     }
 
-    fn discard(&mut self, gpa: u64, len: u64, backing: Backing) -> Result<(), snp::calls::Refusal> {
+    fn discard(&mut self, gpa: u64, len: u64, backing: Backing) -> Result<(), run_calls::Refusal> {
         self.calls.discard(gpa, len, backing)
     }
 }

@@ -7,7 +7,8 @@ use super::*;
 use crate::image::Page;
 use crate::image::registers::Registers;
 use crate::kvm::headers;
-use crate::kvm::snp::{calls, page_state};
+use crate::kvm::run_calls;
+use crate::kvm::snp::page_state;
 
 /// Writes each call down, and refuses as it is told to.
 #[derive(Debug, Default)]
@@ -62,13 +63,13 @@ fn leaf(function: u32, ecx: u32) -> CpuidEntry {
 }
 
 impl RunCalls for Recorder {
-    fn set_attributes(&mut self, a: kvm_memory_attributes) -> Result<(), calls::Refusal> {
+    fn set_attributes(&mut self, a: kvm_memory_attributes) -> Result<(), run_calls::Refusal> {
         let told = format_args!("{:#x}+{:#x} attributes {:#x}", a.address, a.size, a.attributes);
         let result = self.line("KVM_SET_MEMORY_ATTRIBUTES", told);
         result.map_err(|refusal| refusal.source.into())
     }
 
-    fn discard(&mut self, gpa: u64, len: u64, backing: Backing) -> Result<(), calls::Refusal> {
+    fn discard(&mut self, gpa: u64, len: u64, backing: Backing) -> Result<(), run_calls::Refusal> {
         let result = self.line("discard", format_args!("{gpa:#x}+{len:#x} {backing:?}"));
         result.map_err(|refusal| refusal.source.into())
     }
