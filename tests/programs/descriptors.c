@@ -151,6 +151,12 @@ static void pipes(void) {
     CHECK("and still in the first", vmsplice(from[0], places, 2, 0) == 9 && memcmp(got, "tw", 2) == 0 &&
                                         memcmp(got + 10, "o parts", 7) == 0);
     CHECK_FAILS("nothing there", tee(from[0], to[1], 9, SPLICE_F_NONBLOCK), EAGAIN);
+    struct iovec none = {got, 0};
+    CHECK("nothing asked for is not waited for", tee(from[0], to[1], 0, 0) == 0 &&
+          splice(from[0], NULL, to[1], NULL, 0, 0) == 0 && vmsplice(from[0], &none, 1, 0) == 0);
+    CHECK("nor looked for", tee(-1, -1, 0, 0) == 0 && splice(-1, NULL, -1, NULL, 0, 0x100) == 0);
+    CHECK_FAILS("but flags of a tee are", tee(-1, -1, 0, 0x100), EINVAL);
+    CHECK_FAILS("and a vmsplice's descriptor", vmsplice(-1, &none, 1, 0), EBADF);
     CHECK_FAILS("a pipe and itself", tee(from[0], from[1], 9, 0), EINVAL);
     int fd = open(path, O_RDWR);
     CHECK_FAILS("tee from a file", tee(fd, to[1], 9, 0), EINVAL);

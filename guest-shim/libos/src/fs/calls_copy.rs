@@ -165,6 +165,9 @@ fn copy_file_range(args: &Args) -> SysResult {
 }
 
 fn splice(args: &Args) -> SysResult {
+    if args.usize(4) == 0 {
+        return Ok(0);
+    }
     if args.u32(5) & !SPLICE_FLAGS != 0 {
         return Err(Errno::EINVAL);
     }
@@ -212,6 +215,9 @@ fn tee(args: &Args) -> SysResult {
     if args.u32(3) & !SPLICE_FLAGS != 0 {
         return Err(Errno::EINVAL);
     }
+    if args.usize(2) == 0 {
+        return Ok(0);
+    }
     let (from, to) = (fd::get(args.i32(0))?, fd::get(args.i32(1))?);
     if !from.readable() || !to.writable() {
         return Err(Errno::EBADF);
@@ -241,6 +247,9 @@ fn vmsplice(args: &Args) -> SysResult {
     let open = fd::get(args.i32(0))?;
     let pipe = open.file.as_any().downcast_ref::<PipeEnd>().ok_or(Errno::EBADF)?;
     let mut memory = Buf::user_vector(args.u64(1), args.usize(2))?;
+    if memory.is_empty() {
+        return Ok(0);
+    }
     let done = if open.writable() {
         if args.u32(3) & SPLICE_F_NONBLOCK != 0 && pipe.poll() & ready::OUT == 0 {
             return Err(Errno::EAGAIN);
