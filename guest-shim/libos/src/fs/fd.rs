@@ -28,6 +28,8 @@ pub struct OpenFile {
     pub position: PositionLock,
     /// Absolute path under which it was opened, for `/proc/self/fd` and relative look-ups.
     pub path: Mutex<Vec<u8>>,
+    /// The sets that watch it.
+    pub watchers: super::epoll::Watchers,
 }
 
 impl core::fmt::Debug for OpenFile {
@@ -79,6 +81,7 @@ impl OpenFile {
             flags: AtomicU32::new(flags & !O_CLOEXEC),
             position: PositionLock::default(),
             path: Mutex::new(path),
+            watchers: super::epoll::Watchers::default(),
         })
     }
 
@@ -115,6 +118,7 @@ impl OpenFile {
 
 impl Drop for OpenFile {
     fn drop(&mut self) {
+        super::epoll::dropped(self);
         super::locks::dropped(self);
         super::inotify::closed(self);
         let file = self.file.clone();

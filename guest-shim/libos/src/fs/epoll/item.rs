@@ -6,7 +6,7 @@ use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use spin::Mutex;
 
-use super::{Epoll, Event, flag};
+use super::{Epoll, Event, Place, flag, place};
 use crate::fs::OpenFile;
 use crate::fs::file::ready;
 use crate::fs::hostlink::Doubt;
@@ -16,6 +16,7 @@ use crate::sched::{Key, WaitQueue, Waker};
 pub(super) struct Item {
     this: Weak<Self>,
     epoll: Weak<Epoll>,
+    place: Place,
     open: Weak<OpenFile>,
     /// Asked for, with flags; no [`ready`] bits while disabled (removed, or told once).
     events: AtomicU32,
@@ -25,11 +26,34 @@ pub(super) struct Item {
     key: Mutex<Option<Key>>,
 }
 
+/// The items of an open file, which end when it does.
+#[derive(Default)]
+pub struct Watchers(Mutex<Vec<Weak<Item>>>);
+
+#[cfg(test)]
+impl Watchers {
+    pub(super) fn len(&self) -> usize {
+        self.0.lock().len()
+    }
+}
+
+/// `open` is closed for good. Its wait queue may stay (that of arriving signals does for ever), and would keep the items.
+pub fn dropped(open: &OpenFile) {
+    let watchers = core::mem::take(&mut *open.watchers.0.lock());
+    for item in watchers.iter().filter_map(Weak::upgrade) {
+        item.retire(open);
+        if let Some(epoll) = item.epoll.upgrade() {
+            epoll.forget(&item.place);
+        }
+    }
+}
+
 impl Item {
-    pub fn new(epoll: Weak<Epoll>, open: &Arc<OpenFile>, events: u32, data: u64) -> Arc<Self> {
+    pub fn new(epoll: Weak<Epoll>, number: i32, open: &Arc<OpenFile>, events: u32, data: u64) -> Arc<Self> {
         Arc::new_cyclic(|this| Self {
             this: this.clone(),
             epoll,
+            place: place(number, open),
             open: Arc::downgrade(open),
             events: AtomicU32::new(enabled(events)),
             data: AtomicU64::new(data),
@@ -38,14 +62,16 @@ impl Item {
         })
     }
 
-    pub fn register(&self, queue: &WaitQueue) {
+    pub fn register(&self, open: &OpenFile, queue: &WaitQueue) {
         if let Some(this) = self.this.upgrade() {
+            open.watchers.0.lock().push(self.this.clone());
             *self.key.lock() = Some(queue.add(this));
         }
     }
 
     /// Ends it: no more wake-ups, no more events.
     pub fn retire(&self, open: &OpenFile) {
+        open.watchers.0.lock().retain(|other| !other.ptr_eq(&self.this));
         self.events.store(0, Ordering::SeqCst);
         let key = self.key.lock().take();
         if let (Some(queue), Some(key)) = (open.file.wait_queue(), key) {
@@ -65,10 +91,6 @@ impl Item {
     /// The file, while it is open.
     pub fn file(&self) -> Option<Arc<OpenFile>> {
         self.open.upgrade()
-    }
-
-    pub fn is_closed(&self) -> bool {
-        self.open.strong_count() == 0
     }
 
     /// Bits that are asked for and there, as far as is known.

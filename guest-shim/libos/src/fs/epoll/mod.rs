@@ -5,8 +5,7 @@
 //! (and the host about what is in doubt, all in one request), and puts level-triggered items that were
 //! reported back at its end. Nothing is ever done for files at rest: the cost is that of the ready ones.
 //!
-//! A set does not keep its files open: an item whose file was closed finds that out when it is woken, and is
-//! swept from the table when the table has doubled.
+//! A set does not keep its files open. A file that is closed for good takes its items with it ([`dropped`]).
 
 mod calls;
 mod item;
@@ -23,6 +22,7 @@ use spin::Mutex;
 
 pub use calls::SYSCALLS;
 use item::Item;
+pub use item::{Watchers, dropped};
 
 use super::file::{Stat, ready};
 use super::hostlink::{self, Doubt};
@@ -62,18 +62,10 @@ fn place(number: i32, open: &Arc<OpenFile>) -> Place {
     (number, Arc::as_ptr(open) as usize)
 }
 
-struct Items {
-    table: HashMap<Place, Arc<Item>>,
-    /// Size at which closed files are swept out.
-    sweep_at: usize,
-}
-
-const FIRST_SWEEP: usize = 64;
-
 /// A set.
 pub struct Epoll {
     this: Weak<Self>,
-    items: Mutex<Items>,
+    items: Mutex<HashMap<Place, Arc<Item>>>,
     ready: Mutex<VecDeque<Arc<Item>>>,
     sleepers: WaitQueue,
     pollers: WaitQueue,
@@ -96,10 +88,7 @@ impl Epoll {
     pub fn new() -> Arc<Self> {
         Arc::new_cyclic(|this| Self {
             this: this.clone(),
-            items: Mutex::new(Items {
-                table: HashMap::new(),
-                sweep_at: FIRST_SWEEP,
-            }),
+            items: Mutex::new(HashMap::new()),
             ready: Mutex::new(VecDeque::new()),
             sleepers: WaitQueue::new(),
             pollers: WaitQueue::new(),
@@ -119,32 +108,31 @@ impl Epoll {
         if let Some(inner) = nested {
             nesting::link(self, inner)?;
         }
-        let item = Item::new(self.this.clone(), open, events, data);
+        let item = Item::new(self.this.clone(), number, open, events, data);
         if let Err(error) = self.insert(place(number, open), &item) {
             if let Some(inner) = nested {
                 nesting::unlink(self, inner);
             }
             return Err(error);
         }
-        item.register(queue);
+        item.register(open, queue);
         self.look(&item);
         Ok(())
     }
 
     fn insert(&self, place: Place, item: &Arc<Item>) -> SysResult<()> {
-        let mut swept = Vec::new();
         let mut items = self.items.lock();
-        if items.table.contains_key(&place) {
+        if items.contains_key(&place) {
             return Err(Errno::EEXIST);
         }
-        if items.table.len() >= items.sweep_at {
-            swept.extend(items.table.extract_if(|_, item| item.is_closed()));
-            items.sweep_at = (items.table.len() * 2).max(FIRST_SWEEP);
-        }
-        items.table.insert(place, item.clone());
-        drop(items);
-        drop(swept);
+        items.insert(place, item.clone());
         Ok(())
+    }
+
+    /// A file was closed.
+    fn forget(&self, place: &Place) {
+        let item = self.items.lock().remove(place);
+        drop(item);
     }
 
     /// Changes what is asked of a file.
@@ -155,7 +143,6 @@ impl Epoll {
         let item = self
             .items
             .lock()
-            .table
             .get(&place(number, open))
             .cloned()
             .ok_or(Errno::ENOENT)?;
@@ -176,7 +163,6 @@ impl Epoll {
         let item = self
             .items
             .lock()
-            .table
             .remove(&place(number, open))
             .ok_or(Errno::ENOENT)?;
         item.retire(open);
@@ -327,7 +313,7 @@ impl File for Epoll {
 
     fn closed(&self, _: &OpenFile) {
         // Here and not in a drop: the last owner of a file may go with it, which may park.
-        let items = core::mem::take(&mut self.items.lock().table);
+        let items = core::mem::take(&mut *self.items.lock());
         for item in items.into_values() {
             if let Some(open) = item.file() {
                 item.retire(&open);

@@ -77,13 +77,7 @@ fn levels_above(of: &Epoll, inner: &Epoll, kept: &mut Kept) -> Option<usize> {
 
 /// How many levels of sets `of` watches. The walk is bounded: what is linked was within the limit.
 fn levels_below(of: &Epoll, kept: &mut Kept, level: usize) -> usize {
-    let children: Vec<_> = of
-        .items
-        .lock()
-        .table
-        .values()
-        .filter_map(|item| item.file())
-        .collect();
+    let children: Vec<_> = of.items.lock().values().filter_map(|item| item.file()).collect();
     let mut deepest = 0;
     for open in children {
         if let Some(child) = open

@@ -85,8 +85,53 @@ fn closing_a_file_removes_it_and_its_number_can_be_used_again() {
         assert_eq!(now(&set), [(ready::IN, 7)]);
         drop(file);
         assert_eq!(now(&set), []);
+        assert!(set.items.lock().is_empty());
     }
-    assert!(set.items.lock().table.len() <= FIRST_SWEEP);
+}
+
+/// The queue of a signalfd is that of all arriving signals: an item that stayed there would never go.
+#[test]
+fn nothing_stays_in_a_queue_that_outlives_the_file() {
+    let queue = Arc::new(Lasting(WaitQueue::new()));
+    let open = || OpenFile::new(queue.clone(), 0, Vec::new());
+    let added = |set: &Epoll, number, file: &Arc<OpenFile>| {
+        set.add(number, file, ready::IN, 7).expect("adds");
+        assert_eq!((queue.0.len(), file.watchers.len()), (1, 1));
+    };
+    // The file is closed first, as it is at the end of a process that opened it first.
+    let (set, file) = (Epoll::new(), open());
+    added(&set, 3, &file);
+    drop(file);
+    assert_eq!(queue.0.len(), 0);
+    // The set is.
+    let file = open();
+    let set = OpenFile::new(Epoll::new(), 0, Vec::new());
+    added(set.file.as_any().downcast_ref().expect("a set"), 3, &file);
+    drop(set);
+    assert_eq!((queue.0.len(), file.watchers.len()), (0, 0));
+    // It is removed, again and again.
+    let set = Epoll::new();
+    for _ in 0..3 {
+        added(&set, 3, &file);
+        set.remove(3, &file).expect("removes");
+        assert_eq!((queue.0.len(), file.watchers.len()), (0, 0));
+    }
+}
+
+struct Lasting(WaitQueue);
+
+impl File for Lasting {
+    fn stat(&self) -> SysResult<Stat> {
+        Ok(anon::stat(0o600, 1))
+    }
+
+    fn wait_queue(&self) -> Option<&WaitQueue> {
+        Some(&self.0)
+    }
+
+    fn as_any(&self) -> &dyn Any {
+        self
+    }
 }
 
 #[test]
