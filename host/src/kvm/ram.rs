@@ -115,7 +115,7 @@ fn region(start: u64, bytes: u64, sparse: u64, prot: libc::c_int) -> Result<Gues
     unsafe {
         let sparse = sparse.min(len);
         libc::madvise(aligned.cast(), sparse, libc::MADV_NOHUGEPAGE);
-        libc::madvise(aligned.add(sparse).cast(), len - sparse, libc::MADV_NOHUGEPAGE);
+        libc::madvise(aligned.add(sparse).cast(), len - sparse, libc::MADV_HUGEPAGE);
         libc::madvise(aligned.cast(), len, libc::MADV_DONTDUMP);
     }
     // SAFETY: `[aligned, aligned + len)` is mapped as said, and never unmapped while the process lives
@@ -162,6 +162,33 @@ mod tests {
             memory.write_obj(1_u8, GuestAddress(gpa)).unwrap();
             assert!(is_resident(&memory, gpa));
             assert!(!is_resident(&memory, gpa + PAGE), "beside {gpa:#x}");
+        }
+    }
+
+    /// What is wished for the mapping of guest RAM that has `gpa`, as the kernel tells it (`VmFlags` in proc_pid_smaps(5)).
+    fn wishes(memory: &GuestMemoryMmap, gpa: u64) -> String {
+        let slice = memory.get_slice(GuestAddress(gpa), PAGE as usize).unwrap();
+        let at = slice.ptr_guard_mut().as_ptr() as usize;
+        let range = |line: &str| {
+            let (start, end) = line.split_whitespace().next()?.split_once('-')?;
+            let number = |digits| usize::from_str_radix(digits, 16).ok();
+            Some(number(start)?..number(end)?)
+        };
+        let maps = std::fs::read_to_string("/proc/self/smaps").unwrap();
+        let mut lines = maps
+            .lines()
+            .skip_while(|line| range(line).is_none_or(|range| !range.contains(&at)));
+        let flags = lines.find(|line| line.starts_with("VmFlags:")).unwrap();
+        flags.to_owned() + " "
+    }
+
+    #[test]
+    fn all_behind_it_gets_large_pages() {
+        let memory = reserve(2 * SPARSE).unwrap();
+        assert!(wishes(&memory, SPARSE - PAGE).contains(" nh "));
+        for gpa in [SPARSE, 2 * SPARSE - PAGE] {
+            let wishes = wishes(&memory, gpa);
+            assert!(wishes.contains(" hg "), "at {gpa:#x}: {wishes}");
         }
     }
 }
