@@ -4,9 +4,11 @@ use crate::case::Case;
 use crate::launcher::Launcher;
 use crate::outcome::Outcome;
 use crate::process::Running;
+use rustix::net::sockopt::set_socket_reuseaddr;
+use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, socket_with};
 pub use rustix::process::Signal;
 use rustix::process::kill_process;
-use std::net::{Ipv4Addr, SocketAddrV4, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, SocketAddrV4, TcpStream};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -112,6 +114,56 @@ pub fn free_port() -> u16 {
     (0..count)
         .map(|_| start.wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed)) % count)
         .map(|at| PORTS.start + at as u16)
-        .find(|port| TcpListener::bind((Ipv4Addr::LOCALHOST, *port)).is_ok())
+        .find(|port| is_free(*port))
         .expect("loopback has a free port")
+}
+
+/// Whether `port` can be bound. The socket that tries never listens: a program that another thread starts just now has a copy
+/// until its `execve`, and a client would take that for the server that it waits for.
+fn is_free(port: u16) -> bool {
+    let socket = socket_with(
+        AddressFamily::INET,
+        SocketType::STREAM,
+        SocketFlags::CLOEXEC,
+        None,
+    )
+    .expect("a socket can be had");
+    // The copy is in nobody's way then.
+    set_socket_reuseaddr(&socket, true).expect("a socket's address may be used again");
+    bind(&socket, &SocketAddrV4::new(Ipv4Addr::LOCALHOST, port)).is_ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::TcpListener;
+    use std::process::Command;
+    use std::sync::atomic::AtomicBool;
+
+    #[test]
+    fn a_free_port_answers_nobody_while_programs_are_started() {
+        let is_over = AtomicBool::new(false);
+        let answered = thread::scope(|scope| {
+            for _ in 0..3 {
+                scope.spawn(|| {
+                    while !is_over.load(Ordering::Relaxed) {
+                        Command::new("/bin/true").status().expect("it runs");
+                    }
+                });
+            }
+            let answered = (0..2000)
+                .map(|_| free_port())
+                .filter(|port| TcpStream::connect((Ipv4Addr::LOCALHOST, *port)).is_ok())
+                .count();
+            is_over.store(true, Ordering::Relaxed);
+            answered
+        });
+        assert_eq!(answered, 0);
+    }
+
+    #[test]
+    fn a_port_with_a_server_is_not_free() {
+        let server = TcpListener::bind((Ipv4Addr::LOCALHOST, free_port())).expect("it is free");
+        assert!(!is_free(server.local_addr().expect("it has an address").port()));
+    }
 }
