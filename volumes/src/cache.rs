@@ -138,7 +138,7 @@ impl Cache {
         }
     }
 
-    /// Marks a block as written.
+    /// Marks a block as written; one that was to pass goes.
     pub fn clean(&mut self, id: &BlockId) {
         if let Some(&at) = self.index.get(id) {
             if self.slots[at].passing {

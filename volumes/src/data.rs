@@ -88,13 +88,12 @@ impl<S: Store> Volume<S> {
         let mut done = 0;
         while done < len {
             // A run of what is read together, and not more than the cache can hold at once.
-            let mut step = (len - done).min(STEP);
+            let step = (len - done).min(STEP);
             let at = offset + done as u64;
             if self.engine.passes(inode.size, at, step) {
                 let (pages, _) = out[done..done + step].as_chunks_mut();
-                step = pages.len() * BLOCK;
                 pass(&mut self.engine, ino, at / BLOCK as u64, pages)?;
-                done += step;
+                done += pages.len() * BLOCK;
                 continue;
             }
             prefetch(

@@ -16,7 +16,8 @@ use crate::sched::{Key, WaitQueue, Waker};
 pub(super) struct Item {
     this: Weak<Self>,
     epoll: Weak<Epoll>,
-    place: Place,
+    /// Where the set keeps it.
+    pub place: Place,
     open: Weak<OpenFile>,
     /// Asked for, with flags; no [`ready`] bits while disabled (removed, or told once).
     events: AtomicU32,

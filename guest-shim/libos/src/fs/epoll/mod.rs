@@ -109,7 +109,7 @@ impl Epoll {
             nesting::link(self, inner)?;
         }
         let item = Item::new(self.this.clone(), number, open, events, data);
-        if let Err(error) = self.insert(place(number, open), &item) {
+        if let Err(error) = self.insert(&item) {
             if let Some(inner) = nested {
                 nesting::unlink(self, inner);
             }
@@ -120,12 +120,12 @@ impl Epoll {
         Ok(())
     }
 
-    fn insert(&self, place: Place, item: &Arc<Item>) -> SysResult<()> {
+    fn insert(&self, item: &Arc<Item>) -> SysResult<()> {
         let mut items = self.items.lock();
-        if items.contains_key(&place) {
+        if items.contains_key(&item.place) {
             return Err(Errno::EEXIST);
         }
-        items.insert(place, item.clone());
+        items.insert(item.place, item.clone());
         Ok(())
     }
 
