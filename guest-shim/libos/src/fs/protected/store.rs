@@ -22,10 +22,10 @@ use crate::host::{Answer, CAPACITY, Pending, Request};
 const LOCK_SHARED: u64 = 1 | 4;
 const LOCK_ALONE: u64 = 2 | 4;
 /// Writes on their way at most.
-const DEPTH: usize = 4;
+const DEPTH: usize = 8;
 /// Bytes that are written before the host is told to begin with the disk's work on them. Fewer make more requests to the disk,
 /// more leave more to a flush.
-const WRITE_OUT: u64 = 4 << 20;
+const WRITE_OUT: u64 = 1 << 20;
 /// How [`HostOp::Sync`] works: `fdatasync`, with which the length is flushed, too.
 const DATA: u64 = 1;
 /// It begins to write out.
