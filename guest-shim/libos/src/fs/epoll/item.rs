@@ -24,7 +24,14 @@ pub(super) struct Item {
     data: AtomicU64,
     /// On the ready list.
     pub queued: AtomicBool,
-    key: Mutex<Option<Key>>,
+    registration: Mutex<Registration>,
+}
+
+/// Whether a file's queue has the item. One thread may retire it before another, which adds it, has come to register it.
+enum Registration {
+    NotYet,
+    Under(Key),
+    Over,
 }
 
 /// The items of an open file, which end when it does.
@@ -59,24 +66,26 @@ impl Item {
             events: AtomicU32::new(enabled(events)),
             data: AtomicU64::new(data),
             queued: AtomicBool::new(false),
-            key: Mutex::new(None),
+            registration: Mutex::new(Registration::NotYet),
         })
     }
 
+    /// Has `queue`, which is `open`'s, tell it, if it has not been retired meanwhile.
     pub fn register(&self, open: &OpenFile, queue: &WaitQueue) {
-        if let Some(this) = self.this.upgrade() {
+        let mut registration = self.registration.lock();
+        if let (Registration::NotYet, Some(this)) = (&*registration, self.this.upgrade()) {
             open.watchers.0.lock().push(self.this.clone());
-            *self.key.lock() = Some(queue.add(this));
+            *registration = Registration::Under(queue.add(this));
         }
     }
 
     /// Ends it: no more wake-ups, no more events.
     pub fn retire(&self, open: &OpenFile) {
-        open.watchers.0.lock().retain(|other| !other.ptr_eq(&self.this));
         self.events.store(0, Ordering::SeqCst);
-        let key = self.key.lock().take();
-        if let (Some(queue), Some(key)) = (open.file.wait_queue(), key) {
+        let before = core::mem::replace(&mut *self.registration.lock(), Registration::Over);
+        if let (Registration::Under(key), Some(queue)) = (before, open.file.wait_queue()) {
             queue.remove(key);
+            open.watchers.0.lock().retain(|other| !other.ptr_eq(&self.this));
         }
     }
 

@@ -118,6 +118,18 @@ fn nothing_stays_in_a_queue_that_outlives_the_file() {
     }
 }
 
+/// As when one thread removes what another has not finished to add.
+#[test]
+fn what_was_removed_before_it_is_registered_stays_out() {
+    let queue = Arc::new(Lasting(WaitQueue::new()));
+    let (set, file) = (Epoll::new(), OpenFile::new(queue.clone(), 0, Vec::new()));
+    let item = Item::new(Arc::downgrade(&set), 3, &file, ready::IN, 7);
+    set.insert(&item).expect("inserts");
+    set.remove(3, &file).expect("removes");
+    item.register(&file, &queue.0);
+    assert_eq!((queue.0.len(), file.watchers.len()), (0, 0));
+}
+
 struct Lasting(WaitQueue);
 
 impl File for Lasting {
