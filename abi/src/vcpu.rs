@@ -4,7 +4,7 @@
 //! can raise another exception. The libos is trusted with its own context only, so what the kernel reads
 //! here is checked like any argument.
 
-use core::sync::atomic::{AtomicU32, AtomicU64};
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use crate::kcall::PageOp;
 
@@ -72,6 +72,17 @@ pub enum VcpuState {
     Halted = 3,
 }
 
+impl VcpuState {
+    /// Marks a vCPU that is offline as one that polls, for who then starts it: true for one of those that find it offline at the
+    /// same time.
+    pub fn leave_offline(state: &AtomicU32) -> bool {
+        let [offline, polling] = [Self::Offline, Self::Polling].map(|state| state as u32);
+        state
+            .compare_exchange(offline, polling, Ordering::SeqCst, Ordering::Relaxed)
+            .is_ok()
+    }
+}
+
 /// Values written to [`crate::layout::monitor_port`]: low byte the call, the rest its argument. A vCPU is named by its
 /// context's number of it; no other context's vCPUs can be named.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -131,3 +142,38 @@ crate::tripwire!(
 );
 crate::tripwire!(core::mem::offset_of!(VcpuBlock, ops) == 128, "VcpuBlock.ops");
 crate::tripwire!(size_of::<VcpuBlock>() <= 4096, "VcpuBlock fits a page");
+
+#[cfg(test)]
+mod tests {
+    extern crate std;
+
+    use std::thread;
+    use std::vec::Vec;
+
+    use super::*;
+
+    /// Two threads go over many of them: who is behind has less to do, catches up, and meets the other at each one.
+    #[test]
+    fn one_thread_takes_a_vcpu_from_offline() {
+        let states: Vec<AtomicU32> = (0..1 << 20).map(|_| AtomicU32::new(0)).collect();
+        let take = || {
+            states
+                .iter()
+                .filter(|state| VcpuState::leave_offline(state))
+                .count()
+        };
+        for _ in 0..20 {
+            states
+                .iter()
+                .for_each(|state| state.store(VcpuState::Offline as u32, Ordering::SeqCst));
+            let took: usize = thread::scope(|scope| {
+                let threads = [scope.spawn(take), scope.spawn(take)];
+                threads
+                    .map(|thread| thread.join().expect("it counts"))
+                    .iter()
+                    .sum()
+            });
+            assert_eq!(took, states.len());
+        }
+    }
+}

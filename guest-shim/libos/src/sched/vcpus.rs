@@ -2,7 +2,7 @@
 
 use alloc::sync::Arc;
 use core::cell::{Cell, UnsafeCell};
-use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use cloak_abi::kcall::Kcall;
 use cloak_abi::layout::MAX_VCPUS;
@@ -156,19 +156,10 @@ pub(super) fn wake_a_vcpu() {
     }
     if let Some(halted) = (0..count).find(|i| state(i) == VcpuState::Halted as u32) {
         ring(halted);
-    } else if let Some(offline) = (0..count).find(|&i| leaves_offline(&arch::vcpu_block(i).state)) {
+    } else if let Some(offline) = (0..count).find(|&i| VcpuState::leave_offline(&arch::vcpu_block(i).state)) {
         set_state(offline, VcpuState::Polling);
         arch::kcall(Kcall::Start, offline as u64);
     }
-}
-
-/// Marks a vCPU that is offline as one that begins to poll: true for one of those that find it so at the same time, as it is
-/// started once.
-fn leaves_offline(state: &AtomicU32) -> bool {
-    let [offline, polling] = [VcpuState::Offline, VcpuState::Polling].map(|state| state as u32);
-    state
-        .compare_exchange(offline, polling, Ordering::SeqCst, Ordering::Relaxed)
-        .is_ok()
 }
 
 pub(super) fn host_state(index: usize) -> u32 {
@@ -204,28 +195,4 @@ pub(super) fn vcpu() -> &'static Vcpu {
 #[must_use]
 pub fn patience() -> u64 {
     vcpu().patience.load(Ordering::Relaxed)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use std::sync::Barrier;
-    use std::thread;
-
-    #[test]
-    fn a_vcpu_is_started_by_one() {
-        for _ in 0..200 {
-            let state = AtomicU32::new(VcpuState::Offline as u32);
-            let (start, begins) = (Barrier::new(4), AtomicU32::new(0));
-            thread::scope(|scope| {
-                for _ in 0..4 {
-                    scope.spawn(|| {
-                        start.wait();
-                        begins.fetch_add(u32::from(leaves_offline(&state)), Ordering::Relaxed);
-                    });
-                }
-            });
-            assert_eq!(begins.into_inner(), 1);
-        }
-    }
 }
