@@ -12,7 +12,7 @@ use cloak_abi::kcall::Kcall;
 use cloak_abi::layout::{LARGE, LIBOS_PHYS_VA, PAGE};
 use spin::{Mutex, Once};
 
-use super::extents::{Extents, Run};
+use super::extents::{Extents, Run, Taker};
 use crate::arch;
 use crate::errno::{Errno, SysResult};
 
@@ -25,8 +25,7 @@ fn with<R>(work: impl FnOnce(&mut Extents) -> R) -> Option<R> {
     OWNER.store(1 + arch::vcpu_index(), Ordering::Relaxed);
     let result = frames.as_mut().map(|frames| {
         let result = work(frames);
-        let (used, all) = frames.usage();
-        super::set_scarce(all - used < reserve(all) / 2);
+        super::set_scarce(frames.are_scarce());
         result
     });
     OWNER.store(0, Ordering::Relaxed);
@@ -161,27 +160,16 @@ pub fn window(gpa: u64) -> u64 {
     LIBOS_PHYS_VA + gpa
 }
 
-/// Part of all frames that programs leave to the libos, whose own needs can't be refused, and how many that is at most.
-const RESERVE: (u64, u64) = (32, (16 << 20) / PAGE);
-
-fn reserve(all: u64) -> u64 {
-    RESERVE.1.min(all / RESERVE.0)
-}
-
 /// Frames for what programs have.
 fn run(len: usize) -> SysResult<Run> {
-    with(|f| {
-        let (used, all) = f.usage();
-        (all - used >= len as u64 + reserve(all)).then(|| f.take(len))
-    })
-    .flatten()
-    .flatten()
-    .ok_or(Errno::ENOMEM)
+    with(|f| f.take(len, Taker::Program))
+        .flatten()
+        .ok_or(Errno::ENOMEM)
 }
 
 /// `len` contiguous frames with any content, for the libos itself: its heap, and page tables. None where there are none.
 pub fn take_own_run(len: usize) -> Option<u64> {
-    with(|f| f.take(len)).flatten().map(|run| run.gpa)
+    with(|f| f.take(len, Taker::Libos)).flatten().map(|run| run.gpa)
 }
 
 /// `len` contiguous frames, all zero; gives the guest-physical address.
