@@ -165,10 +165,12 @@ impl Extents {
         (self.total_frames / FRAMES as u64 / 32).clamp(1, 8)
     }
 
-    /// Whether the libos has begun more than half of what programs leave it.
+    /// Whether the libos has used more than half of what programs leave it.
     #[must_use]
     pub fn are_scarce(&self) -> bool {
-        self.wholes * 2 < self.reserve()
+        let reserved = self.partial[1].iter().map(|id| self.extents[*id as usize].free);
+        let left = self.wholes * FRAMES as u64 + reserved.map(u64::from).sum::<u64>();
+        left < self.reserve() * FRAMES as u64 / 2
     }
 
     /// Takes `len` contiguous frames (at least one).
