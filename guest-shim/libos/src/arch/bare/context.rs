@@ -1,10 +1,8 @@
 //! Switching threads: stack, callee-saved registers, FS base, vector state.
 
+use alloc::alloc::{Layout, alloc_zeroed, dealloc};
 use core::arch::{asm, global_asm};
-
-use cloak_abi::layout::PAGE;
-
-use crate::mem::frames;
+use core::ptr::NonNull;
 
 /// Most bytes of vector state that are kept (AVX-512 and PKRU; AMX tiles are not enabled).
 pub const XSAVE_MAX: usize = 4096;
@@ -39,34 +37,44 @@ impl Context {
     }
 }
 
-/// A libos stack. Its frames are counted as a program's: who starts threads is refused before the libos has none left.
+/// A libos stack.
 #[derive(Debug)]
 pub struct Stack {
-    gpa: u64,
+    base: NonNull<u8>,
 }
+
+// SAFETY: an owned allocation.
+unsafe impl Send for Stack {}
+// SAFETY: only its address is read.
+unsafe impl Sync for Stack {}
 
 impl Stack {
     /// Bytes of a libos stack.
     pub const SIZE: usize = 64 << 10;
-    const FRAMES: usize = Self::SIZE / PAGE as usize;
+
+    fn layout() -> Layout {
+        // A constant size and alignment: the error can't happen.
+        Layout::from_size_align(Self::SIZE, 4096).unwrap_or(Layout::new::<u128>())
+    }
 
     /// A fresh stack; `None` when memory is out.
     #[must_use]
     pub fn new() -> Option<Self> {
-        let gpa = frames::take_run(Self::FRAMES).ok()?;
-        Some(Self { gpa })
+        // SAFETY: not a zero size.
+        NonNull::new(unsafe { alloc_zeroed(Self::layout()) }).map(|base| Self { base })
     }
 
     /// First address above it.
     #[must_use]
     pub fn top(&self) -> u64 {
-        frames::window(self.gpa) + Self::SIZE as u64
+        self.base.as_ptr() as u64 + Self::SIZE as u64
     }
 }
 
 impl Drop for Stack {
     fn drop(&mut self) {
-        frames::give_run(self.gpa, Self::FRAMES);
+        // SAFETY: from `new`.
+        unsafe { dealloc(self.base.as_ptr(), Self::layout()) };
     }
 }
 
