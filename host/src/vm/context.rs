@@ -143,7 +143,6 @@ impl Context {
             below,
             ram,
         };
-        ticker.wake();
         thread::Builder::new()
             .name(format!("vcpu{}", self.placed.first_vcpu as usize + own))
             .stack_size(128 << 10)

@@ -37,6 +37,7 @@ pub struct Handle {
     pub wake: OwnedFd,
     kick: AtomicBool,
     stop: AtomicBool,
+    active: AtomicBool,
     thread: AtomicI32,
     immediate: AtomicU64,
     /// Exits to the monitor, for `--stats`.
@@ -51,6 +52,7 @@ impl Handle {
             wake,
             kick: AtomicBool::new(false),
             stop: AtomicBool::new(false),
+            active: AtomicBool::new(false),
             thread: AtomicI32::new(0),
             immediate: AtomicU64::new(0),
             exits: AtomicU64::new(0),
@@ -76,6 +78,21 @@ impl Handle {
     pub fn stop(&self) {
         self.stop.store(true, Ordering::SeqCst);
         self.kick();
+    }
+
+    /// Whether it runs, or is about to: its thread has started, and does not wait in a halt.
+    pub fn is_active(&self) -> bool {
+        self.active.load(Ordering::SeqCst)
+    }
+
+    pub(super) fn set_active(&self, active: bool) {
+        self.active.store(active, Ordering::SeqCst);
+    }
+
+    /// Whether a kick waits to be taken.
+    #[cfg(test)]
+    pub(super) fn is_kicked(&self) -> bool {
+        self.kick.load(Ordering::SeqCst)
     }
 
     /// Ends its halt, if it is in one.
@@ -119,6 +136,7 @@ impl Runner {
         self.handle
             .thread
             .store(unsafe { libc::gettid() }, Ordering::SeqCst);
+        self.enter();
         let event = loop {
             match self.step() {
                 Ok(None) => {}
@@ -126,9 +144,16 @@ impl Runner {
                 Err(error) => break Event::Failed(error),
             }
         };
+        self.handle.set_active(false);
         self.handle.thread.store(0, Ordering::SeqCst);
         // The receiver is gone only when the monitor is already ending.
         let _ = self.events.send((self.context, event));
+    }
+
+    /// It may run a program from now on.
+    fn enter(&self) {
+        self.handle.set_active(true);
+        self.ticker.wake();
     }
 
     fn step(&mut self) -> Result<Option<Event>, VmError> {
@@ -381,12 +406,13 @@ impl Runner {
         };
         let timeout = self.clock.until(deadline);
         let timeout = timeout.as_ref().map_or(std::ptr::null(), std::ptr::from_ref);
+        self.handle.set_active(false);
         // SAFETY: one pollfd, an optional timespec; a signal (EINTR) is as good as a wake-up.
         unsafe { libc::ppoll(&raw mut poll, 1, timeout, std::ptr::null()) };
         let mut drained = [0u8; 8];
         // SAFETY: a non-blocking eventfd; eight bytes.
         unsafe { libc::read(self.handle.wake.as_raw_fd(), drained.as_mut_ptr().cast(), 8) };
-        self.ticker.wake();
+        self.enter();
     }
 
     fn stuck(&self, what: String) -> VmError {
