@@ -106,6 +106,22 @@ fn processes_with_the_kernels_page_tables() {
     }
 }
 
+/// Natively it would be all of the host's memory, so what the program says of itself counts.
+#[test]
+fn who_takes_all_memory_ends_nobody_else() {
+    if !needs::kvm() {
+        return;
+    }
+    let program = built("memory_is_full", Linkage::Static).expect("gcc builds it");
+    for cpus in [1, 2] {
+        let case = Case::new(program.clone()).cpus(cpus).memory("128M");
+        let outcome = case.run(&Launcher::under_test());
+        let (said, why) = (outcome.text(), outcome.error_text());
+        assert!(said.ends_with("ok there is memory again\n"), "{said}{why}");
+        assert!(!said.contains("FAILED"), "{said}{why}");
+    }
+}
+
 /// A FIFO of a shared volume joins the context's own processes inside; the host, which has the name, hears nothing.
 #[test]
 fn fifos_on_a_shared_volume_stay_inside() {

@@ -8,6 +8,7 @@ use spin::Mutex;
 
 use super::File;
 use crate::errno::{Errno, SysResult};
+use crate::mem;
 use crate::process::Process;
 
 /// `O_NONBLOCK`.
@@ -211,8 +212,11 @@ impl FdTable {
     /// Gives `open` the lowest free number that is at least `least`.
     ///
     /// # Errors
-    /// EMFILE.
+    /// EMFILE; ENOMEM when the libos is short of memory: what a descriptor stands for takes some.
     pub fn insert(&self, open: Arc<OpenFile>, close_on_exec: bool, least: usize) -> SysResult<i32> {
+        if mem::is_scarce() {
+            return Err(Errno::ENOMEM);
+        }
         let limit = self.soft_limit.load(Ordering::Relaxed);
         let mut entries = self.entries.lock();
         let free = (least..entries.len())

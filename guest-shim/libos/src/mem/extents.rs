@@ -4,6 +4,10 @@
 //! clears them); using them last keeps
 //! the host's memory small. Each extent remembers which of its frames hold old content, so that a zero frame
 //! costs clearing only where something was written.
+//!
+//! Programs leave some extents to the libos ([`Extents::reserve`]), whose own needs can't be refused. Whole ones, as what it
+//! needs has to lie in one piece: of any number of frames that programs leave here and there it could make little. What it
+//! takes of these no program shares with it. Before that both take from the same extents, so that few are begun.
 
 use alloc::vec::Vec;
 
@@ -20,6 +24,8 @@ struct Extent {
     /// never given back.
     in_partial: bool,
     in_empty: bool,
+    /// One of those that programs leave: it is the libos's alone until it is wholly free again.
+    reserved: bool,
     used: [u64; FRAMES / 64],
     dirty: [u64; FRAMES / 64],
 }
@@ -31,6 +37,15 @@ pub struct Run {
     pub gpa: u64,
     /// Whether any of them may hold old content.
     pub dirty: bool,
+}
+
+/// Who takes frames.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Taker {
+    /// A program, or the libos for what a program may be refused.
+    Program,
+    /// The libos, for its heap and for page tables.
+    Libos,
 }
 
 /// All frames of the context.
@@ -45,8 +60,10 @@ pub struct Extents {
     index: Vec<u32>,
     /// Extents that are wholly free.
     empty: Vec<u32>,
-    /// Extents that are partly free; may hold stale entries.
-    partial: Vec<u32>,
+    /// Extents that are partly free, and those of them that are the libos's alone; may hold stale entries.
+    partial: [Vec<u32>; 2],
+    /// How many are wholly free, used before or not.
+    wholes: u64,
     used_frames: u64,
     total_frames: u64,
 }
@@ -116,7 +133,8 @@ impl Extents {
             extents: Vec::new(),
             index: Vec::new(),
             empty: Vec::new(),
-            partial: Vec::new(),
+            partial: [const { Vec::new() }; 2],
+            wholes: 0,
             used_frames: 0,
             total_frames: 0,
         }
@@ -128,6 +146,7 @@ impl Extents {
         if start < end {
             self.fresh.push((start, end));
             self.total_frames += (end - start) / PAGE;
+            self.wholes += (end - start) / LARGE;
             let slots = (end / LARGE) as usize;
             if self.index.len() < slots {
                 self.index.resize(slots, NONE);
@@ -141,49 +160,83 @@ impl Extents {
         (self.used_frames, self.total_frames)
     }
 
+    /// How many extents programs leave: one in 32, at least one and at most 16 MiB.
+    fn reserve(&self) -> u64 {
+        (self.total_frames / FRAMES as u64 / 32).clamp(1, 8)
+    }
+
+    /// Whether the libos has used more than half of what programs leave it.
+    #[must_use]
+    pub fn are_scarce(&self) -> bool {
+        let reserved = self.partial[1].iter().map(|id| self.extents[*id as usize].free);
+        let left = self.wholes * FRAMES as u64 + reserved.map(u64::from).sum::<u64>();
+        left < self.reserve() * FRAMES as u64 / 2
+    }
+
     /// Takes `len` contiguous frames (at least one).
-    pub fn take(&mut self, len: usize) -> Option<Run> {
+    pub fn take(&mut self, len: usize, taker: Taker) -> Option<Run> {
         debug_assert!(len > 0);
-        if len > FRAMES {
-            return self.take_long(len);
-        }
         if len < FRAMES {
-            // Newest first: its neighbours are warm.
-            for i in (0..self.partial.len()).rev() {
-                let id = self.partial[i];
-                let extent = &mut self.extents[id as usize];
-                if extent.free == 0 || extent.free as usize == FRAMES {
-                    extent.in_partial = false;
-                    self.partial.swap_remove(i);
-                    continue;
-                }
-                if let Some(start) = extent.find(len) {
-                    self.used_frames += len as u64;
-                    return Some(extent.take(start, len));
-                }
+            let reserved = (taker == Taker::Libos).then(|| self.take_of(1, len)).flatten();
+            if let Some(run) = reserved.or_else(|| self.take_of(0, len)) {
+                return Some(run);
             }
         }
+        let count = len.div_ceil(FRAMES);
+        if taker == Taker::Program && self.wholes < count as u64 + self.reserve() {
+            return None;
+        }
+        if len > FRAMES {
+            return self.take_long(len, taker);
+        }
         let id = self.whole()?;
+        Some(self.begin(id, len, taker))
+    }
+
+    /// Of an extent of `partial[list]`. Newest first: its neighbours are warm.
+    fn take_of(&mut self, list: usize, len: usize) -> Option<Run> {
+        for i in (0..self.partial[list].len()).rev() {
+            let id = self.partial[list][i];
+            let extent = &mut self.extents[id as usize];
+            if extent.free == 0 || extent.free as usize == FRAMES {
+                extent.in_partial = false;
+                self.partial[list].swap_remove(i);
+                continue;
+            }
+            if let Some(start) = extent.find(len) {
+                self.used_frames += len as u64;
+                return Some(extent.take(start, len));
+            }
+        }
+        None
+    }
+
+    /// Takes the first `len` frames of a wholly free extent.
+    fn begin(&mut self, id: u32, len: usize, taker: Taker) -> Run {
+        let reserved = taker == Taker::Libos && self.wholes <= self.reserve();
+        if reserved {
+            self.unlist(id);
+        }
+        self.wholes -= 1;
         self.used_frames += len as u64;
-        let run = self.extents[id as usize].take(0, len);
+        let extent = &mut self.extents[id as usize];
+        extent.reserved = reserved;
+        let run = extent.take(0, len);
         self.list_partial(id);
-        Some(run)
+        run
     }
 
     /// More than an extent: neighbours that are wholly free, the last perhaps in part. Rare, so it may look at all.
-    fn take_long(&mut self, len: usize) -> Option<Run> {
+    fn take_long(&mut self, len: usize, taker: Taker) -> Option<Run> {
         let count = len.div_ceil(FRAMES);
         let first = self.neighbours(count).or_else(|| self.fresh_ones(count))?;
         let mut dirty = false;
         let mut left = len;
         for slot in first..first + count {
-            let id = self.index[slot];
             let here = left.min(FRAMES);
-            dirty |= self.extents[id as usize].take(0, here).dirty;
-            self.list_partial(id);
+            dirty |= self.begin(self.index[slot], here, taker).dirty;
             left -= here;
         }
-        self.used_frames += len as u64;
         Some(Run {
             gpa: first as u64 * LARGE,
             dirty,
@@ -228,6 +281,7 @@ impl Extents {
             free: FRAMES as u32,
             in_partial: false,
             in_empty: false,
+            reserved: false,
             used: zero,
             dirty: zero,
         });
@@ -252,7 +306,15 @@ impl Extents {
         let extent = &mut self.extents[id as usize];
         if extent.free > 0 && !extent.in_partial {
             extent.in_partial = true;
-            self.partial.push(id);
+            self.partial[usize::from(extent.reserved)].push(id);
+        }
+    }
+
+    /// Takes an extent off the lists of partly free ones, as it changes from one to the other.
+    fn unlist(&mut self, id: u32) {
+        let extent = &mut self.extents[id as usize];
+        if core::mem::take(&mut extent.in_partial) {
+            self.partial[usize::from(extent.reserved)].retain(|other| *other != id);
         }
     }
 
@@ -272,11 +334,17 @@ impl Extents {
                 extent.used[w] &= !m;
             }
             extent.free += here as u32;
-            if extent.free as usize != FRAMES {
+            if extent.free as usize == FRAMES {
+                self.wholes += 1;
+                if !core::mem::replace(&mut extent.in_empty, true) {
+                    self.empty.push(id);
+                }
+                if self.extents[id as usize].reserved {
+                    self.unlist(id);
+                    self.extents[id as usize].reserved = false;
+                }
+            } else {
                 self.list_partial(id);
-            } else if !extent.in_empty {
-                extent.in_empty = true;
-                self.empty.push(id);
             }
             self.used_frames -= here as u64;
             gpa += here as u64 * PAGE;
@@ -287,6 +355,7 @@ impl Extents {
 
 #[cfg(test)]
 mod tests {
+    use super::Taker::{Libos, Program};
     use super::*;
 
     #[test]
@@ -309,10 +378,16 @@ mod tests {
                     1 => FRAMES + random(3 * FRAMES as u64) as usize,
                     _ => 1 + random(40) as usize,
                 };
-                if let Some(run) = extents.take(len) {
+                let (taker, before) = ([Program, Libos][random(2) as usize], extents.wholes);
+                if let Some(run) = extents.take(len, taker) {
                     for i in 0..len as u64 {
                         assert!(owned.insert(run.gpa + i * PAGE), "twice");
+                        let extent = extents.index[((run.gpa + i * PAGE) / LARGE) as usize];
+                        let reserved = extents.extents[extent as usize].reserved;
+                        assert!(taker == Libos || !reserved, "a program's in what is reserved");
                     }
+                    let left = extents.wholes == before || extents.wholes >= extents.reserve();
+                    assert!(taker == Libos || left, "a program began what it has to leave");
                     held.push((run.gpa, len));
                 }
             } else if !held.is_empty() {
@@ -323,29 +398,69 @@ mod tests {
                 }
             }
         }
-        assert!(extents.partial.len() <= extents.extents.len(), "listed once");
+        let listed = extents.partial[0].len() + extents.partial[1].len();
+        assert!(listed <= extents.extents.len(), "listed once");
         assert!(extents.empty.len() <= extents.extents.len(), "listed once");
         for (gpa, len) in held {
             extents.give(gpa, len);
         }
-        assert_eq!(extents.usage().0, 0);
-        let all: Vec<_> = std::iter::from_fn(|| extents.take(FRAMES)).collect();
-        assert_eq!(all.len(), 8);
+        assert_eq!((extents.usage().0, extents.wholes), (0, 8));
+        let programs: Vec<_> = std::iter::from_fn(|| extents.take(1, Program)).collect();
+        assert_eq!(
+            programs.len(),
+            7 * FRAMES,
+            "nothing is reserved any more but the last"
+        );
+        let all: Vec<_> = std::iter::from_fn(|| extents.take(FRAMES, Libos)).collect();
+        assert_eq!(all.len(), 1);
+    }
+
+    #[test]
+    fn programs_that_take_all_leave_the_libos_whole_extents() {
+        let mut extents = Extents::new(|_| {});
+        extents.add(0, 64 * LARGE);
+        let mut programs: Vec<_> = std::iter::from_fn(|| extents.take(1, Program)).collect();
+        assert_eq!(programs.len(), 62 * FRAMES);
+        assert!(!extents.are_scarce());
+        // Every other one comes back: no two lie beside each other.
+        let mut odd = 0..programs.len();
+        programs.retain(|run| {
+            let kept = odd.next().is_some_and(|i| i % 2 == 0);
+            if !kept {
+                extents.give(run.gpa, 1);
+            }
+            kept
+        });
+        let libos: Vec<_> = std::iter::from_fn(|| extents.take(2, Libos)).collect();
+        assert_eq!(libos.len(), FRAMES);
+        assert!(extents.are_scarce());
+        assert!(extents.take(2, Program).is_none());
+        for run in &libos {
+            extents.give(run.gpa, 2);
+            let others = extents.take(2, Program);
+            assert!(others.is_none(), "what the libos gives back is still its own");
+        }
+        assert!(!extents.are_scarce());
+        for run in programs.drain(..) {
+            extents.give(run.gpa, 1);
+        }
+        let programs: Vec<_> = std::iter::from_fn(|| extents.take(2, Program)).collect();
+        assert_eq!(programs.len(), 62 * FRAMES / 2);
     }
 
     #[test]
     fn more_than_an_extent_comes_in_one_piece_from_used_neighbours_first() {
         let mut extents = Extents::new(|_| {});
         extents.add(0, 8 * LARGE);
-        let long = extents.take(2 * FRAMES + 1).expect("fresh");
+        let long = extents.take(2 * FRAMES + 1, Libos).expect("fresh");
         assert_eq!(long, Run { gpa: 0, dirty: false });
-        let small = extents.take(1).expect("the rest of the third");
+        let small = extents.take(1, Libos).expect("the rest of the third");
         assert_eq!(small.gpa, 2 * LARGE + 4096);
-        assert!(extents.take(6 * FRAMES).is_none(), "five are left");
+        assert!(extents.take(6 * FRAMES, Libos).is_none(), "five are left");
         extents.give(long.gpa, 2 * FRAMES + 1);
-        let again = extents.take(2 * FRAMES).expect("the first two");
+        let again = extents.take(2 * FRAMES, Libos).expect("the first two");
         assert_eq!(again, Run { gpa: 0, dirty: true });
-        let fresh = extents.take(5 * FRAMES).expect("the last five");
+        let fresh = extents.take(5 * FRAMES, Libos).expect("the last five");
         assert_eq!(
             fresh,
             Run {
@@ -360,12 +475,12 @@ mod tests {
     fn only_used_frames_are_dirty() {
         let mut extents = Extents::new(|_| {});
         extents.add(0, LARGE);
-        let a = extents.take(2).expect("free");
+        let a = extents.take(2, Libos).expect("free");
         assert!(!a.dirty);
         extents.give(a.gpa, 2);
-        assert!(extents.take(1).expect("free").dirty);
-        let rest = extents.take(3).expect("free");
+        assert!(extents.take(1, Libos).expect("free").dirty);
+        let rest = extents.take(3, Libos).expect("free");
         assert!(rest.dirty, "overlaps the second frame of the first run");
-        assert!(!extents.take(4).expect("free").dirty);
+        assert!(!extents.take(4, Libos).expect("free").dirty);
     }
 }

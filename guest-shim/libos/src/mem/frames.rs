@@ -12,7 +12,7 @@ use cloak_abi::kcall::Kcall;
 use cloak_abi::layout::{LARGE, LIBOS_PHYS_VA, PAGE};
 use spin::{Mutex, Once};
 
-use super::extents::{Extents, Run};
+use super::extents::{Extents, Run, Taker};
 use crate::arch;
 use crate::errno::{Errno, SysResult};
 
@@ -23,7 +23,11 @@ static OWNER: AtomicUsize = AtomicUsize::new(0);
 fn with<R>(work: impl FnOnce(&mut Extents) -> R) -> Option<R> {
     let mut frames = FRAMES.lock();
     OWNER.store(1 + arch::vcpu_index(), Ordering::Relaxed);
-    let result = frames.as_mut().map(work);
+    let result = frames.as_mut().map(|frames| {
+        let result = work(frames);
+        super::set_scarce(frames.are_scarce());
+        result
+    });
     OWNER.store(0, Ordering::Relaxed);
     result
 }
@@ -156,8 +160,16 @@ pub fn window(gpa: u64) -> u64 {
     LIBOS_PHYS_VA + gpa
 }
 
+/// Frames for what programs have.
 fn run(len: usize) -> SysResult<Run> {
-    with(|f| f.take(len)).flatten().ok_or(Errno::ENOMEM)
+    with(|f| f.take(len, Taker::Program))
+        .flatten()
+        .ok_or(Errno::ENOMEM)
+}
+
+/// `len` contiguous frames with any content, for the libos itself: its heap, and page tables. None where there are none.
+pub fn take_own_run(len: usize) -> Option<u64> {
+    with(|f| f.take(len, Taker::Libos)).flatten().map(|run| run.gpa)
 }
 
 /// `len` contiguous frames, all zero; gives the guest-physical address.

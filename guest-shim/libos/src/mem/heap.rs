@@ -15,7 +15,7 @@ use super::frames;
 
 /// Block sizes. Alignment equals size up to 1024 (each slab starts on a page).
 const CLASSES: [usize; 14] = [16, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048];
-/// Frames that a class takes at a time.
+/// Frames that a class takes at a time, if there are so many beside each other.
 const SLAB: usize = 4;
 /// Bytes from which the frame allocator's own books are made.
 const ARENA: usize = 8 << 20;
@@ -29,8 +29,8 @@ struct Class {
     free: *mut u8,
     /// How many are in use.
     used: usize,
-    /// How many slabs they are made from.
-    slabs: usize,
+    /// How many frames they are made from.
+    frames: usize,
 }
 // SAFETY: a list of free blocks that only its lock's holder touches.
 unsafe impl Send for Class {}
@@ -38,7 +38,7 @@ unsafe impl Send for Class {}
 const NOTHING: Class = Class {
     free: ptr::null_mut(),
     used: 0,
-    slabs: 0,
+    frames: 0,
 };
 static LISTS: [Mutex<Class>; CLASSES.len()] = [const { Mutex::new(NOTHING) }; CLASSES.len()];
 /// Frames of blocks that are larger.
@@ -65,7 +65,7 @@ pub fn usage() -> Usage {
     for (size, class) in CLASSES.iter().zip(&LISTS) {
         let class = class.lock();
         usage.small += class.used * size;
-        usage.slabs += class.slabs * SLAB * PAGE as usize;
+        usage.slabs += class.frames * PAGE as usize;
     }
     usage
 }
@@ -135,11 +135,12 @@ fn small(class: usize) -> *mut u8 {
     let mut list = LISTS[class].lock();
     if list.free.is_null() {
         let size = CLASSES[class];
-        let Some(slab) = pages(SLAB) else {
+        let whole = pages(SLAB).map(|slab| (slab, SLAB));
+        let Some((slab, count)) = whole.or_else(|| Some((pages(1)?, 1))) else {
             return ptr::null_mut();
         };
-        list.slabs += 1;
-        for i in (0..SLAB * PAGE as usize / size).rev() {
+        list.frames += count;
+        for i in (0..count * PAGE as usize / size).rev() {
             // SAFETY: inside the fresh slab.
             unsafe {
                 let block = slab.add(i * size);
@@ -169,8 +170,7 @@ fn large(layout: Layout) -> *mut u8 {
 
 /// Contiguous pages.
 fn pages(count: usize) -> Option<*mut u8> {
-    let gpa = frames::take_run_dirty(count).ok()?;
-    Some(frames::window(gpa) as *mut u8)
+    frames::take_own_run(count).map(|gpa| frames::window(gpa) as *mut u8)
 }
 
 fn from_arena(bytes: usize) -> *mut u8 {

@@ -6,6 +6,8 @@ pub mod held;
 pub mod pages;
 pub mod swap;
 
+use core::sync::atomic::{AtomicBool, Ordering};
+
 #[cfg(feature = "bare")]
 mod calls;
 #[cfg(feature = "bare")]
@@ -20,3 +22,17 @@ pub mod heap;
 pub mod space;
 #[cfg(feature = "bare")]
 pub mod tables;
+
+static SCARCE: AtomicBool = AtomicBool::new(false);
+
+/// Whether programs took so much, and have the libos keep so much for them, that it should begin nothing more.
+#[must_use]
+pub fn is_scarce() -> bool {
+    SCARCE.load(Ordering::Relaxed)
+}
+
+/// The libos has used up half of what programs leave it, or has more again.
+#[cfg(feature = "bare")]
+fn set_scarce(scarce: bool) {
+    SCARCE.store(scarce, Ordering::Relaxed);
+}

@@ -555,7 +555,7 @@ fn with_tables<R>(
         arch::kcall(Kcall::Shoot, ALL_SPACES);
     };
     let more = || {
-        let first = super::frames::take_run_dirty(MORE_TABLES as usize).ok()?;
+        let first = super::frames::take_own_run(MORE_TABLES as usize)?;
         ADDED.fetch_add(MORE_TABLES, Ordering::Relaxed);
         Some((first, MORE_TABLES))
     };

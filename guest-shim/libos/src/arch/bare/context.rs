@@ -1,8 +1,10 @@
 //! Switching threads: stack, callee-saved registers, FS base, vector state.
 
-use alloc::alloc::{Layout, alloc_zeroed, dealloc};
 use core::arch::{asm, global_asm};
-use core::ptr::NonNull;
+
+use cloak_abi::layout::PAGE;
+
+use crate::mem::frames;
 
 /// Most bytes of vector state that are kept (AVX-512 and PKRU; AMX tiles are not enabled).
 pub const XSAVE_MAX: usize = 4096;
@@ -37,44 +39,34 @@ impl Context {
     }
 }
 
-/// A libos stack.
+/// A libos stack. Its frames are counted as a program's: who starts threads is refused before the libos has none left.
 #[derive(Debug)]
 pub struct Stack {
-    base: NonNull<u8>,
+    gpa: u64,
 }
-
-// SAFETY: an owned allocation.
-unsafe impl Send for Stack {}
-// SAFETY: only its address is read.
-unsafe impl Sync for Stack {}
 
 impl Stack {
     /// Bytes of a libos stack.
     pub const SIZE: usize = 64 << 10;
-
-    fn layout() -> Layout {
-        // A constant size and alignment: the error can't happen.
-        Layout::from_size_align(Self::SIZE, 4096).unwrap_or(Layout::new::<u128>())
-    }
+    const FRAMES: usize = Self::SIZE / PAGE as usize;
 
     /// A fresh stack; `None` when memory is out.
     #[must_use]
     pub fn new() -> Option<Self> {
-        // SAFETY: not a zero size.
-        NonNull::new(unsafe { alloc_zeroed(Self::layout()) }).map(|base| Self { base })
+        let gpa = frames::take_run(Self::FRAMES).ok()?;
+        Some(Self { gpa })
     }
 
     /// First address above it.
     #[must_use]
     pub fn top(&self) -> u64 {
-        self.base.as_ptr() as u64 + Self::SIZE as u64
+        frames::window(self.gpa) + Self::SIZE as u64
     }
 }
 
 impl Drop for Stack {
     fn drop(&mut self) {
-        // SAFETY: from `new`.
-        unsafe { dealloc(self.base.as_ptr(), Self::layout()) };
+        frames::give_run(self.gpa, Self::FRAMES);
     }
 }
 
