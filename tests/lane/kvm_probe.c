@@ -22,9 +22,10 @@
 
 /* Linux patches its own code when the first VM is made and when the last one goes (preempt_notifier_key, which every
  * switch of threads looks at; KVM's own keys for vCPUs without a local APIC and for those whose APIC is off): it writes an
- * INT3 over the instruction, and that is taken away last. QEMU's translation now and then goes on with the INT3 that is not
- * there any more: the handler finds nothing to do and returns to it, with interrupts off, for ever, soon on both CPUs, and the
- * emulated machine stands still. With a VM of both kinds kept, the code is patched once and not at each run. */
+ * INT3 over the instruction, and that is taken away last. QEMU's translation, where its CPUs run side by side, now and then
+ * goes on with the INT3 that is not there any more: the handler finds nothing to do and returns to it, with interrupts off,
+ * for ever, soon on both CPUs, and the emulated machine stands still. With a VM of both kinds kept, the code is patched once
+ * and not at each run, which is faster, too. */
 static int hold(void) {
     int kvm = open("/dev/kvm", O_RDWR | O_CLOEXEC);
     MUST("open /dev/kvm", kvm >= 0);
