@@ -63,6 +63,7 @@ conformance! {
     vector_registers: Dynamic Static;
     syscall_sites: Dynamic Static Musl;
     sites_of_threads: Static;
+    forks_while_patching: Dynamic Static;
     descriptors: Dynamic Static;
     name_ends: Dynamic;
     directories: Dynamic Static;

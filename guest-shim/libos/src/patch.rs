@@ -21,7 +21,7 @@
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
-use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use cloak_abi::kcall::Kcall;
 use cloak_abi::layout::MAX_VCPUS;
@@ -32,7 +32,7 @@ use crate::arch::{self, Frame};
 use crate::errno::{Errno, SysResult};
 use crate::mem::area::{Area, Protection};
 use crate::mem::{frames, space};
-use crate::sched;
+use crate::sched::{self, Guard, Lock};
 use crate::user;
 use crate::x86::jumps;
 
@@ -121,29 +121,14 @@ fn sites() -> MutexGuard<'static, State> {
     space::current().sites.0.lock()
 }
 
-/// While this lives, no site is being written.
-#[derive(Debug)]
-pub struct Still(());
-
-/// Waits until no site is being written, and lets none be.
-#[must_use]
-pub fn hold() -> Still {
-    while BUSY.swap(1, Ordering::Acquire) != 0 {
-        rest();
-        sched::yield_now();
-        core::hint::spin_loop();
-    }
-    Still(())
+/// Waits until no site is being written. While the guard lives none is.
+pub fn hold() -> Guard<'static, ()> {
+    WRITING.lock()
 }
 
-impl Drop for Still {
-    fn drop(&mut self) {
-        BUSY.store(0, Ordering::Release);
-    }
-}
-
-/// Held by whoever writes sites.
-static BUSY: AtomicU8 = AtomicU8::new(0);
+/// Held by whoever writes sites, who may wait for a page of the text meanwhile: vCPUs that only ask for it again and again
+/// would never look whether that has come.
+static WRITING: Lock<()> = Lock::new(());
 /// Set while a site is written: nobody goes to the program.
 static STOPPING: AtomicBool = AtomicBool::new(false);
 /// vCPUs that wait for that to end.
@@ -246,9 +231,12 @@ pub fn visit(rip: u64) {
         n if n == HOT_SMALL.0 => text_around(rip).is_ok_and(|(start, end)| end - start <= HOT_SMALL.1),
         _ => false,
     };
-    if !due || BUSY.swap(1, Ordering::Acquire) != 0 {
+    if !due {
         return;
     }
+    let Some(_writing) = WRITING.try_lock() else {
+        return;
+    };
     let hot = count.is_multiple_of(HOT) || count == HOT_SMALL.0;
     match patch(rip, hot) {
         // Another vCPU did not come out of the program: after some more traps.
@@ -256,7 +244,6 @@ pub fn visit(rip: u64) {
         Err(_) if hot => drop(sites().seen.insert(rip, NEVER)),
         _ => {}
     }
-    BUSY.store(0, Ordering::Release);
 }
 
 /// Whether other processes have the text at `rip`, too: to patch it takes a copy of the page, which a process that
