@@ -333,10 +333,13 @@ fn number(json: &str, field: &str) -> f64 {
     rest[..end].parse().expect("a number")
 }
 
-/// A program that rewrites a page on each line of its input.
+/// A program that rewrites a page on each line of its input. Filled in parts: where a whole copy was and is free again, its
+/// text would be found, too.
 const REWRITES: &str = r#"
 import sys
-kept = bytearray(b"the first content of this page, " * 4096)
+kept = bytearray(32 * 4096)
+for at in range(0, len(kept), 32):
+    kept[at : at + 32] = b"the first content of this page, "
 print("filled", flush=True)
 for line in sys.stdin:
     kept[:] = (b"round " + line.strip().encode() + b" of its contents; ").ljust(32, b".") * 4096
