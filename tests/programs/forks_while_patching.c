@@ -8,7 +8,6 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#define PAGE 4096ul
 /* Further than what is read ahead. */
 #define STRIDE (1ul << 20)
 #define SITES 48
