@@ -72,7 +72,7 @@ impl ProtectedVm {
     /// # Errors
     /// The kernel's answer.
     pub fn tsc_khz(&self) -> io::Result<u64> {
-        const KVM_GET_TSC_KHZ: libc::c_ulong = 0xaea3;
+        const KVM_GET_TSC_KHZ: libc::Ioctl = 0xaea3;
         // SAFETY: the VM's own descriptor; the request takes no argument.
         let khz = unsafe { libc::ioctl(self.vm.as_raw_fd(), KVM_GET_TSC_KHZ, 0) };
         u64::try_from(khz).map_err(|_| io::Error::last_os_error())
