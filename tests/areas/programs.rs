@@ -56,6 +56,7 @@ conformance! {
     big_file: Dynamic Static;
     lengths: Dynamic Static;
     futex_ops: Dynamic Static;
+    futex_crowds: Static;
     readiness: Dynamic Static Musl;
     timers_fd: Dynamic;
     timers_posix: Dynamic;

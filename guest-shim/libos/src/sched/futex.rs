@@ -32,11 +32,21 @@ struct Waiter {
 
 static TABLE: [Mutex<VecDeque<Arc<Waiter>>>; BUCKETS] = [const { Mutex::new(VecDeque::new()) }; BUCKETS];
 
+/// Places that an empty queue keeps. A crowd's next process waits elsewhere, so its room here would never be used.
+const KEPT: usize = 32;
+
 /// Held while a waiter is between two queues, and by whoever withdraws one.
 static MOVING: Mutex<()> = Mutex::new(());
 
 fn bucket(key: u64) -> &'static Mutex<VecDeque<Arc<Waiter>>> {
     &TABLE[(key.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 56) as usize]
+}
+
+/// Frees what an empty queue holds beyond [`KEPT`].
+fn give_back(queue: &mut VecDeque<Arc<Waiter>>) {
+    if queue.is_empty() && queue.capacity() > KEPT {
+        *queue = VecDeque::new();
+    }
 }
 
 /// What identifies the futex at `address`: the frame for shared memory, else the address space and the address.
@@ -108,6 +118,7 @@ fn withdraw(waiter: &Arc<Waiter>) -> bool {
     let _moving = MOVING.lock();
     let mut queue = bucket(waiter.key.load(Ordering::SeqCst)).lock();
     queue.retain(|w| !Arc::ptr_eq(w, waiter));
+    give_back(&mut queue);
     !waiter.woken.load(Ordering::SeqCst)
 }
 
@@ -130,6 +141,7 @@ pub fn wake(key: u64, count: usize, bits: u32) -> usize {
                 i += 1;
             }
         }
+        give_back(&mut queue);
     }
     woken.iter().for_each(|w| w.thread.unpark());
     woken.len()
@@ -171,6 +183,7 @@ pub fn requeue(
             let at = queue.iter().position(|w| w.key.load(Ordering::Relaxed) == from);
             match at.and_then(|i| queue.remove(i)) {
                 Some(waiter) => {
+                    give_back(&mut queue);
                     waiter.key.store(to, Ordering::SeqCst);
                     waiter
                 }
