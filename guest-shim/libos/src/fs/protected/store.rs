@@ -123,10 +123,6 @@ impl Container {
         }
     }
 
-    fn is_being_written(&self, start: u64, end: u64) -> bool {
-        self.writing.iter().any(|writing| writing.touches(start, end))
-    }
-
     /// Reads, and waits for it.
     fn read_now(&mut self, offset: u64, out: &mut [u8]) -> Result<(), StoreError> {
         let end = offset.saturating_add(out.len() as u64);
@@ -251,11 +247,8 @@ impl Store for Container {
         if there < out.len() {
             self.read_now(offset.saturating_add(there as u64), &mut out[there..])?;
         }
-        if let Some((next, last)) = self.ahead.wants(offset, end)
-            && !self.is_being_written(next, last)
-        {
-            self.ahead.begin(&self.fd, next);
-        }
+        let touched = |start, end| self.writing.iter().any(|writing| writing.touches(start, end));
+        self.ahead.go_on(&self.fd, (offset, end), there, touched);
         Ok(())
     }
 

@@ -540,6 +540,18 @@ fn what_is_read_in_a_row_is_asked_for_ahead_and_what_changed_meanwhile_is_read_a
     let served = fake::SERVED.load(Ordering::Relaxed) - before;
     assert!(served <= 14 + 11, "{served} requests");
 
+    // A row that goes on is asked for further ahead than what is used next.
+    let before = fake::SERVED.load(Ordering::Relaxed);
+    let requests = || fake::SERVED.load(Ordering::Relaxed) - before;
+    for at in [0, PIECE, 2 * PIECE] {
+        read(&mut container, at, PIECE).expect("there");
+    }
+    let since = std::time::Instant::now();
+    while requests() < 4 {
+        assert!(since.elapsed().as_secs() < 20, "{} requests", requests());
+        std::thread::yield_now();
+    }
+
     let in_a_row = |container: &mut Container| {
         read(container, 0, BLOCK).expect("there");
         read(container, BLOCK, BLOCK).expect("there");
