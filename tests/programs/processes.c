@@ -284,6 +284,55 @@ static int on_own_stack(void *arg) {
     return 3;
 }
 
+/* A process whose end nobody is told of. */
+static pid_t silent_child(unsigned long flags, int status) {
+    pid_t child = syscall(SYS_clone, flags, NULL, NULL, NULL, 0);
+    if (child == 0)
+        _exit(status);
+    siginfo_t info;
+    if (!(flags & CLONE_PARENT))
+        MUST(waitid(P_PID, child, &info, WEXITED | WNOWAIT | __WALL) == 0);
+    return child;
+}
+
+/* Nor its sibling, or its heir, would wait for it, if that were so for them as well. */
+static void silent_ends(void) {
+    sigset_t set;
+    siginfo_t info = {0};
+    int status, waited = 0, sum = 0;
+    sigemptyset(&set);
+    sigaddset(&set, SIGCHLD);
+    sigprocmask(SIG_BLOCK, &set, NULL);
+    prctl(PR_SET_CHILD_SUBREAPER, 1);
+    /* Where this program is the first one, it has inherited by now. */
+    while (waitpid(-1, &status, WNOHANG | __WALL) > 0)
+        ;
+    struct timespec limit = {.tv_sec = 20};
+    if (fork() == 0) {
+        silent_child(0, 21);
+        _exit(20);
+    }
+    CHECK("its heir is told of an end before", sigtimedwait(&set, &info, &limit) == SIGCHLD && info.si_status == 21);
+    while (waited < 2 && wait(&status) > 0)
+        waited++, sum += WEXITSTATUS(status);
+    CHECK_WITH("and waits for it", waited == 2 && sum == 41, sum);
+    prctl(PR_SET_CHILD_SUBREAPER, 0);
+    if (fork() == 0) {
+        silent_child(CLONE_PARENT, 22);
+        _exit(20);
+    }
+    for (waited = sum = 0; waited < 2 && wait(&status) > 0;)
+        waited++, sum += WEXITSTATUS(status);
+    CHECK_WITH("a sibling's end is told as the process's own", waited == 2 && sum == 42, sum);
+    if (syscall(SYS_clone, 0, NULL, NULL, NULL, 0) == 0) {
+        execl("/bin/sh", "sh", "-c", "exit 23", NULL);
+        _exit(24);
+    }
+    MUST(waitid(P_ALL, 0, &info, WEXITED | WNOWAIT | __WALL) == 0);
+    CHECK("a program that was begun is waited for", wait(&status) > 0 && WEXITSTATUS(status) == 23);
+    sigprocmask(SIG_UNBLOCK, &set, NULL);
+}
+
 static void clone_shapes(void) {
     static char stack[65536] __attribute__((aligned(16)));
     int add = 5;
@@ -472,6 +521,7 @@ int main(int argc, char **argv) {
     orphans();
     pidfds();
     clone_shapes();
+    silent_ends();
     descriptors(argv[1]);
     with_threads();
     in_a_row();

@@ -11,7 +11,7 @@ use crate::fs::flags::AT_FDCWD;
 use crate::fs::{fd, locks};
 use crate::mem::space::Space;
 use crate::sched::{self, VectorArea, futex};
-use crate::signal::number::SIGKILL;
+use crate::signal::number::{SIGCHLD, SIGKILL};
 use crate::signal::{AltStack, bit};
 use crate::syscall::{Args, Entry, full, partial};
 use crate::user;
@@ -194,6 +194,8 @@ fn replace(space: alloc::sync::Arc<Space>, executable: Executable) -> SysResult<
     };
     process.family.executed.store(true, Ordering::Relaxed);
     process.family.undumpable.store(changed, Ordering::Relaxed);
+    // Another program's parent waits for it as for any child.
+    process.family.exit_signal.store(SIGCHLD, Ordering::Relaxed);
     let killed = thread.process.signals.pending.bits() & bit(SIGKILL) != 0;
     if killed {
         return Err(Errno::EINTR);

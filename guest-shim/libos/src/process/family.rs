@@ -176,7 +176,13 @@ impl Family {
         family.parent.store(above, Ordering::Relaxed);
         family.group.store(from.group(), Ordering::Relaxed);
         family.session.store(from.session(), Ordering::Relaxed);
-        family.exit_signal.store(exit_signal, Ordering::Relaxed);
+        // Who gets a sibling is told of it as of the process itself.
+        let told_by = if sibling {
+            from.exit_signal.load(Ordering::Relaxed)
+        } else {
+            exit_signal
+        };
+        family.exit_signal.store(told_by, Ordering::Relaxed);
         let no_new = from.no_new_privileges.load(Ordering::Relaxed);
         family.no_new_privileges.store(no_new, Ordering::Relaxed);
         let undumpable = from.undumpable.load(Ordering::Relaxed);
@@ -366,21 +372,24 @@ fn orphaned_by(tree: &BTreeMap<i32, Arc<Process>>, ended: &Process) -> Vec<i32> 
 
 /// The process has ended and has given up everything else: its children get another parent, its own learns of it.
 pub fn ended(process: &Process, remains: Remains) {
-    let (bereaved, deaths, parent, forgotten, orphans) = {
+    let (heir, inherited, deaths, parent, forgotten, orphans) = {
         let mut tree = TREE.lock();
         let orphans = orphaned_by(&tree, process);
         let heir = reaper(&tree, process);
-        let mut deaths = Vec::new();
-        let mut bereaved = false;
+        let (mut deaths, mut inherited) = (Vec::new(), Vec::new());
         for child in tree.values().filter(|p| p.family.parent() == process.pid) {
             child.family.parent.store(heir, Ordering::Relaxed);
-            bereaved |= child.family.has_ended();
+            // Whatever signal its first parent wanted: an heir waits for it as for its own.
+            child.family.exit_signal.store(SIGCHLD, Ordering::Relaxed);
+            if child.family.has_ended() {
+                inherited.push(child.clone());
+            }
             let signal = child.family.death_signal.load(Ordering::Relaxed);
             if signal != 0 {
                 deaths.push((child.clone(), signal));
             }
         }
-        let heir = bereaved.then(|| tree.get(&heir).cloned()).flatten();
+        let heir = tree.get(&heir).cloned().filter(|_| !inherited.is_empty());
         let parent = tree.get(&process.family.parent()).cloned();
         *process.family.remains.lock() = Some(remains.clone());
         let orphans: Vec<i32> = orphans
@@ -393,7 +402,7 @@ pub fn ended(process: &Process, remains: Remains) {
         if forgotten {
             tree.remove(&process.pid);
         }
-        (heir, deaths, parent, forgotten, orphans)
+        (heir, inherited, deaths, parent, forgotten, orphans)
     };
     for group in orphans {
         crate::signal::send_group(group, SIGHUP);
@@ -404,7 +413,13 @@ pub fn ended(process: &Process, remains: Remains) {
     for (child, signal) in deaths {
         send_process(&child, sender(process, signal));
     }
-    if let Some(heir) = bereaved {
+    if let Some(heir) = heir {
+        for child in inherited {
+            if let Some(remains) = child.family.remains() {
+                let (code, status) = remains.status.code();
+                tell(&heir, &child, SIGCHLD, code, status);
+            }
+        }
         reap_unwanted(&heir);
         heir.family.children_changed.wake_all(0);
     }
